@@ -1,0 +1,16 @@
+"""The pack's socket types. Imported by nodes.py modules only: algorithms know the plain classes behind them."""
+
+from comfy_api.latest import io
+
+from .diffusion.trajectory import Trajectory
+from .plug_and_play.features import Features
+
+
+@io.comfytype(io_type="PAL_TRAJECTORY")
+class TrajectoryIO(io.ComfyTypeIO):
+    Type = Trajectory
+
+
+@io.comfytype(io_type="PAL_FEATURES")
+class FeaturesIO(io.ComfyTypeIO):
+    Type = Features
