@@ -51,7 +51,7 @@ def enter_comfyui() -> None:
     except Missing as missing:
         raise pytest.UsageError(str(missing)) from None
     if not (comfyui / "main.py").is_file():
-        raise pytest.UsageError(f"No ComfyUI at {comfyui}: `make test` fetches it, or set COMFYUI_PATH to one you have.")
+        raise pytest.UsageError(f"No ComfyUI at {comfyui}: `make test` fetches it; COMFYUI_PATH names one you have.")
     sys.path.insert(0, str(comfyui))
     from comfy.cli_args import args  # reads no command line unless asked to
 

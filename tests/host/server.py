@@ -57,7 +57,7 @@ class Server:
         return ANSI.sub("", (self.base / "server.log").read_text(errors="replace"))
 
     def link_model(self, kind: str, file: Path, name: str | None = None) -> str:
-        """Let the server see `file` among its models of a kind ("checkpoints", ...); returns the name nodes know it by."""
+        """Put a model file into models/<kind> ("checkpoints", ...) by a link; returns the name nodes know it by."""
         link = self.base / "models" / kind / (name or file.name)
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.exists():
@@ -81,7 +81,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A shell without job control starts its background commands deaf to SIGINT, which is how we stop this one.
+                # What a shell runs in the background is born deaf to SIGINT, and SIGINT is how this one is stopped.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )
         try:
