@@ -1,0 +1,58 @@
+import pytest
+import torch
+from palimpsest.nodes.diffusion.trajectory import ModelFingerprint, Trajectory, require_descending_to_zero
+
+pytestmark = pytest.mark.unit
+
+MODEL = ModelFingerprint("BaseModel", "SD15", ("EPS", "ModelSamplingDiscrete"), 14.6)
+
+
+def trajectory(sigmas: list[float]) -> Trajectory:
+    steps = len(sigmas) - 1
+    return Trajectory(
+        latents=torch.zeros(steps + 1, 1, 4, 8, 8),
+        sigmas=torch.tensor(sigmas),
+        positive=[[torch.zeros(1, 77, 8), {}]],
+        model=MODEL,
+        method="ddim",
+        residuals=torch.zeros(steps),
+    )
+
+
+def test_step_of_finds_grid_levels_only():
+    path = trajectory([14.6, 3.0, 0.5, 0.0])
+    assert [path.step_of(s) for s in (14.6, 3.0, 0.5, 0.0)] == [0, 1, 2, 3]
+    assert path.step_of(3.0 * (1 + 1e-6)) == 1
+    assert path.step_of(1.2) is None
+    assert path.step_of(0.01) is None
+
+
+def test_require_steps_accepts_a_part_of_the_schedule_and_names_another_one():
+    path = trajectory([14.6, 3.0, 0.5, 0.0])
+    path.require_steps(torch.tensor([3.0, 0.5, 0.0]))
+    with pytest.raises(ValueError, match=r"sigmas: expected levels of the trajectory, which has 3 steps.*first 2\.0000"):
+        path.require_steps(torch.tensor([14.6, 2.0, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "message"),
+    [
+        ([1.0], "at least one step"),
+        ([0.0, 1.0], "strictly descending"),
+        ([2.0, 2.0, 0.0], "strictly descending"),
+        ([2.0, 1.0], "end at 0"),
+        ([float("nan"), 0.0], "finite"),
+    ],
+)
+def test_schedules_no_trajectory_can_have_are_refused(sigmas: list[float], message: str):
+    with pytest.raises(ValueError, match=f"sigmas: expected .*{message}"):
+        require_descending_to_zero(torch.tensor(sigmas))
+
+
+def test_a_trajectory_checks_its_own_shapes():
+    with pytest.raises(ValueError, match="one per latent"):
+        Trajectory(torch.zeros(3, 1, 4, 8, 8), torch.tensor([1.0, 0.0]), [], MODEL, "ddim", torch.zeros(1))
+    with pytest.raises(ValueError, match="float32"):
+        Trajectory(torch.zeros(2, 1, 4, 8, 8).half(), torch.tensor([1.0, 0.0]), [], MODEL, "ddim", torch.zeros(1))
+    with pytest.raises(ValueError, match="one per step"):
+        Trajectory(torch.zeros(2, 1, 4, 8, 8), torch.tensor([1.0, 0.0]), [], MODEL, "ddim", torch.zeros(2))
