@@ -77,12 +77,16 @@ class Trajectory:
 
     def __post_init__(self) -> None:
         if self.latents.ndim != 5 or self.latents.dtype != torch.float32:
-            raise ValueError(f"latents: expected float32 [T+1,B,C,H,W], got {self.latents.dtype} {tuple(self.latents.shape)}")
+            raise ValueError(
+                f"latents: expected float32 [T+1,B,C,H,W], got {self.latents.dtype} {tuple(self.latents.shape)}"
+            )
         require_descending_to_zero(self.sigmas)
         if len(self.sigmas) != len(self.latents):
             raise ValueError(f"sigmas: expected {len(self.latents)} values, one per latent, got {len(self.sigmas)}")
         if self.residuals.shape != (self.steps,):
-            raise ValueError(f"residuals: expected {self.steps} values, one per step, got {tuple(self.residuals.shape)}")
+            raise ValueError(
+                f"residuals: expected {self.steps} values, one per step, got {tuple(self.residuals.shape)}"
+            )
 
     @property
     def steps(self) -> int:

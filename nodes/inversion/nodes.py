@@ -1,1 +1,328 @@
-NODES = []
+import logging
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sample
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..feedback import show_on_node
+from ..types import TrajectoryIO
+from . import comparison
+from .ddim import METHODS, convergence_report, invert
+from .noise import trajectory_latent, trajectory_noise
+from .preview import preview_strip
+from .recording import sample_trajectory
+from .trajectory_io import SUFFIX, load_trajectory, save_trajectory
+
+log = logging.getLogger("palimpsest")
+
+CATEGORY = "palimpsest/inversion"
+TRAJECTORY_TOOLTIP = (
+    "The path from noise to the picture: one latent for each step. Editing nodes read it; save it to edit again later."
+)
+
+
+class DDIMInvert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_DDIMInvert",
+            display_name="DDIM Invert",
+            category=CATEGORY,
+            description=(
+                "Opens a picture in the model: finds the noise, and the whole path to it, that sampling with the same sigmas "
+                "turns back into the picture (DDIM inversion, 2010.02502)."
+            ),
+            search_aliases=["ddim inversion", "unsampler", "invert image", "noise inversion", "null-text", "renoise"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The model to open the picture in. LoRAs and ControlNets apply as in sampling."
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="What the picture shows. Leave the text empty for Plug-and-Play, describe the picture for prompt-to-prompt.",
+                ),
+                io.Latent.Input("latent_image", tooltip="The picture, from VAE Encode. Any size, any batch."),
+                io.Sigmas.Input(
+                    "sigmas",
+                    tooltip="The schedule the sampler will use, as a scheduler gives it (do not flip it). ddim_uniform with 50 steps is a good one.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default="fixed_point",
+                    tooltip=(
+                        "fixed_point: solves each step so that sampling retraces the path exactly; up to `iterations` model calls a step. "
+                        "ddim: one call a step, approximate, as null-text inversion and pnp-diffusers do. "
+                        "euler: one call a step at the lower noise level, as the first Plug-and-Play code did."
+                    ),
+                ),
+                io.Int.Input(
+                    "iterations",
+                    default=5,
+                    min=1,
+                    max=50,
+                    tooltip="Model calls a step at most, for fixed_point only. Steps that have converged stop earlier.",
+                ),
+            ],
+            outputs=[
+                TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP),
+                io.Noise.Output(
+                    "noise",
+                    tooltip="For SamplerCustomAdvanced with the same sigmas and euler: it starts exactly where the path starts.",
+                ),
+                io.Latent.Output(
+                    "latent",
+                    tooltip="The same start as a latent, for KSampler (Advanced) with add_noise disabled.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model, positive, latent_image, sigmas, method, iterations) -> io.NodeOutput:
+        trajectory = invert(model, positive, latent_image["samples"], sigmas, method, iterations)
+        report, converged = convergence_report(trajectory)
+        show_on_node(cls.hidden.unique_id, report)
+        if not converged:
+            log.warning("DDIM Invert: %s", report)
+        latent = {**latent_image, "samples": trajectory_latent(model, trajectory)}
+        return io.NodeOutput(trajectory, trajectory_noise(model, trajectory), latent)
+
+
+class SampleTrajectory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_SampleTrajectory",
+            display_name="Sample Trajectory",
+            category=CATEGORY,
+            description="Samples like SamplerCustomAdvanced and keeps the whole path, so that a generated picture can be edited like an inverted one.",
+            search_aliases=["record sampling", "sampler custom advanced", "trajectory from noise"],
+            inputs=[
+                io.Noise.Input("noise", tooltip="The noise to start from."),
+                io.Guider.Input(
+                    "guider",
+                    tooltip="Model, prompts and guidance. Its positive prompt becomes the trajectory's source prompt.",
+                ),
+                io.Sampler.Input("sampler", tooltip="A sampler that follows one deterministic path. euler is DDIM."),
+                io.Sigmas.Input("sigmas", tooltip="The schedule, down to 0. Later edits use the same one."),
+                io.Latent.Input("latent_image", tooltip="An empty latent of the size to make, or a picture's latent."),
+            ],
+            outputs=[
+                io.Latent.Output("latent", tooltip="The sampled latent, the same as SamplerCustomAdvanced gives."),
+                TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, noise, guider, sampler, sigmas, latent_image) -> io.NodeOutput:
+        samples = comfy.sample.fix_empty_latent_channels(
+            guider.model_patcher, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
+        )
+        latent = {**latent_image, "samples": samples}
+        latent.pop("downscale_ratio_spacial", None)
+        disable_pbar = not comfy.utils.PROGRESS_BAR_ENABLED
+        samples, trajectory = sample_trajectory(guider, noise, sampler, sigmas, latent, disable_pbar)
+        latent["samples"] = samples.to(comfy.model_management.intermediate_device())
+        return io.NodeOutput(latent, trajectory)
+
+
+class TrajectoryStart(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_TrajectoryStart",
+            display_name="Trajectory Start",
+            category=CATEGORY,
+            description="The noise a trajectory starts from, for one that was loaded from a file or recorded while sampling.",
+            search_aliases=["trajectory noise", "inverted noise"],
+            inputs=[
+                io.Model.Input("model", tooltip="The model that will sample."),
+                TrajectoryIO.Input("trajectory", tooltip="A trajectory of that model."),
+            ],
+            outputs=[
+                io.Noise.Output("noise", tooltip="For SamplerCustomAdvanced with the trajectory's sigmas."),
+                io.Latent.Output(
+                    "latent", tooltip="The same start as a latent, for KSampler (Advanced) with add_noise disabled."
+                ),
+                io.Sigmas.Output("sigmas", tooltip="The trajectory's own schedule."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, trajectory) -> io.NodeOutput:
+        trajectory.model.require_match(model)
+        latent = {"samples": trajectory_latent(model, trajectory)}
+        return io.NodeOutput(trajectory_noise(model, trajectory), latent, trajectory.sigmas)
+
+
+class SaveTrajectory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_SaveTrajectory",
+            display_name="Save Trajectory",
+            category=CATEGORY,
+            description="Writes a trajectory to the output folder as one safetensors file, so that a picture is inverted once and edited many times.",
+            search_aliases=["export trajectory", "save inversion"],
+            inputs=[
+                TrajectoryIO.Input("trajectory", tooltip="The trajectory to keep."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="trajectories/palimpsest",
+                    tooltip="Folder and name below the output folder; a counter is added.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, trajectory, filename_prefix) -> io.NodeOutput:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
+            filename_prefix, folder_paths.get_output_directory()
+        )
+        file = f"{name}_{counter:05}_{SUFFIX}"
+        save_trajectory(trajectory, Path(folder) / file)
+        return io.NodeOutput(ui={"trajectories": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
+
+
+class LoadTrajectory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_LoadTrajectory",
+            display_name="Load Trajectory",
+            category=CATEGORY,
+            description="Reads a trajectory that Save Trajectory wrote, from the output or the input folder.",
+            search_aliases=["import trajectory", "open inversion"],
+            inputs=[
+                io.Combo.Input(
+                    "trajectory_file",
+                    options=_trajectory_files(),
+                    tooltip="A file of the output or input folder. Refresh the list (R) after saving a new one.",
+                ),
+            ],
+            outputs=[TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP)],
+        )
+
+    @classmethod
+    def validate_inputs(cls, trajectory_file) -> bool | str:
+        if trajectory_file not in _trajectory_files():
+            return f"trajectory_file: {trajectory_file!r} is not in the output or input folder. Pick one of the list."
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, trajectory_file) -> str:
+        stat = _resolve(trajectory_file).stat()
+        return f"{trajectory_file} {stat.st_size} {stat.st_mtime_ns}"
+
+    @classmethod
+    def execute(cls, trajectory_file) -> io.NodeOutput:
+        return io.NodeOutput(load_trajectory(_resolve(trajectory_file)))
+
+
+class PreviewTrajectory(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_PreviewTrajectory",
+            display_name="Preview Trajectory",
+            category=CATEGORY,
+            description="Shows the path from noise to picture as a strip.",
+            search_aliases=["trajectory strip", "inversion preview"],
+            inputs=[
+                TrajectoryIO.Input("trajectory", tooltip="The trajectory to look at."),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Decodes the frames. Without it the latent's own colours are shown, which costs nothing.",
+                ),
+                io.Int.Input(
+                    "frames", default=8, min=2, max=100, tooltip="Pictures in the strip, evenly spaced over the steps."
+                ),
+            ],
+            outputs=[io.Image.Output("image", tooltip="One strip for each picture of the batch, noise on the left.")],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, trajectory, frames, vae=None) -> io.NodeOutput:
+        strip = preview_strip(trajectory, frames, vae.decode if vae is not None else None)
+        return io.NodeOutput(strip, ui=ui.PreviewImage(strip, cls=cls))
+
+
+class CompareImages(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_CompareImages",
+            display_name="Compare Images",
+            category=CATEGORY,
+            description="Measures how close two pictures are, and where they differ.",
+            search_aliases=["psnr", "ssim", "image difference", "reconstruction error"],
+            inputs=[
+                io.Image.Input("image_a", tooltip="A picture."),
+                io.Image.Input("image_b", tooltip="The picture to compare with, of the same size."),
+                io.Float.Input(
+                    "gain",
+                    default=4.0,
+                    min=1.0,
+                    max=100.0,
+                    step=0.5,
+                    tooltip="Brightens the picture of the error; the figures are not affected.",
+                ),
+            ],
+            outputs=[
+                io.Float.Output(
+                    "psnr", tooltip="Peak signal-to-noise ratio in dB; higher is closer, infinite when equal."
+                ),
+                io.Float.Output("ssim", tooltip="Structural similarity, 1 when equal."),
+                io.Image.Output("error", tooltip="Absolute difference, brightened by gain."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, image_a, image_b, gain) -> io.NodeOutput:
+        a, b = comparison.match(image_a, image_b)
+        psnr, ssim, error = comparison.psnr(a, b), comparison.ssim(a, b), comparison.error_image(a, b, gain)
+        text = f"PSNR {psnr:.2f} dB   SSIM {ssim:.4f}"
+        show_on_node(cls.hidden.unique_id, text)
+        return io.NodeOutput(psnr, ssim, error, ui={**ui.PreviewImage(error, cls=cls).as_dict(), "text": (text,)})
+
+
+def _trajectory_files() -> list[str]:
+    """Files of the output and input folders, as names that folder_paths resolves: "folder/name.trajectory.safetensors [output]"."""
+    files = []
+    for kind, directory in (
+        ("output", folder_paths.get_output_directory()),
+        ("input", folder_paths.get_input_directory()),
+    ):
+        root = Path(directory).resolve()
+        found = (path for path in root.rglob(f"*{SUFFIX}") if path.resolve().is_relative_to(root) and path.is_file())
+        files += sorted(f"{path.relative_to(root).as_posix()} [{kind}]" for path in found)
+    return files
+
+
+def _resolve(trajectory_file: str) -> Path:
+    if trajectory_file not in _trajectory_files():
+        raise ValueError(
+            f"trajectory_file: {trajectory_file!r} is not in the output or input folder. Pick one of the list."
+        )
+    name, directory = folder_paths.annotated_filepath(trajectory_file)
+    return Path(directory) / name.strip()
+
+
+NODES = [
+    DDIMInvert,
+    SampleTrajectory,
+    TrajectoryStart,
+    SaveTrajectory,
+    LoadTrajectory,
+    PreviewTrajectory,
+    CompareImages,
+]

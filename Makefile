@@ -1,0 +1,55 @@
+# `make test` and `make demo` need only Python 3.10 or newer, pip and make: what they run is installed into .venv and
+# .comfyui, here, once. COMFYUI_PATH=<checkout> uses a ComfyUI of your own (PYTHON=<its python> names its environment).
+
+PYTHON ?= python3
+RUN = $(PYTHON) tests/host/provision.py
+PYTEST = $(RUN) -m pytest -ra --timeout 900
+OLDEST = 0.16.3
+
+.PHONY: test test-unit test-model test-server test-browser test-oldest demo toy evidence bench golden lint clean
+
+test: test-unit test-hosted test-oldest
+
+test-unit:
+	$(PYTEST) -m unit
+
+test-hosted:
+	$(PYTEST) -m "model or server or browser"
+
+test-model:
+	$(PYTEST) -m model
+
+test-server:
+	$(PYTEST) -m server
+
+test-browser:
+	$(PYTEST) -m browser
+
+# The same environment, the oldest ComfyUI that pyproject.toml promises. A ComfyUI of your own is tested once, above.
+test-oldest:
+ifndef COMFYUI_PATH
+	COMFYUI_VERSION=$(OLDEST) $(PYTEST) -m "model or server"
+endif
+
+# CHECKPOINT=<file> PHOTO=<file> PROMPT="..." edit a picture of your own with a checkpoint of your own.
+demo:
+	CHECKPOINT='$(CHECKPOINT)' PHOTO='$(PHOTO)' PROMPT='$(PROMPT)' $(RUN) tests/demo.py
+
+toy:
+	$(RUN) tests/toy/train.py
+
+evidence:
+	$(RUN) tests/evidence.py
+
+bench:
+	$(RUN) tests/benchmarks/run.py
+
+# Rewrite tests/server/object_info.json after a change of the nodes' sockets that is meant.
+golden:
+	$(RUN) tests/server/golden.py
+
+lint:
+	$(RUN) -m ruff check .
+
+clean:
+	rm -rf .venv .comfyui demo_output bench_output

@@ -1,0 +1,47 @@
+"""A trajectory as pictures: a strip from noise to picture for each row of the batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import comfy.latent_formats
+import torch
+import torch.nn.functional as F
+
+from ..diffusion.trajectory import Trajectory
+
+Decoder = Callable[[torch.Tensor], torch.Tensor]  # latents as a VAE takes them [N, C, H, W] -> images [N, H, W, 3]
+
+
+def preview_strip(trajectory: Trajectory, frames: int, decode: Decoder | None) -> torch.Tensor:
+    """[B, H, frames * W, 3] in 0..1: evenly spaced states, each scaled to unit variance; latent colours without a decoder."""
+    steps = torch.linspace(0, trajectory.steps, min(frames, trajectory.steps + 1)).round().long().unique()
+    sigmas = trajectory.sigmas[steps].view(-1, 1, 1, 1, 1)
+    flow = "CONST" in trajectory.model.sampling
+    x = trajectory.latents[steps] if flow else trajectory.latents[steps] / (sigmas**2 + 1).sqrt()
+    latents = x.transpose(0, 1).flatten(0, 1)  # [B * frames, C, H, W], rows of the batch first
+    if decode is not None:
+        images = decode(_latent_format(trajectory).process_out(latents))[..., :3].float().cpu()
+    else:
+        images = _latent_colours(trajectory, latents)
+    images = images.unflatten(0, (trajectory.batch, len(steps)))  # [B, frames, H, W, 3]
+    return torch.cat(images.unbind(1), dim=2).clamp(0, 1)
+
+
+def _latent_colours(trajectory: Trajectory, latents: torch.Tensor) -> torch.Tensor:
+    fmt = _latent_format(trajectory)
+    if fmt.latent_rgb_factors is None or len(fmt.latent_rgb_factors) != latents.shape[1]:
+        raise ValueError(f"vae: {trajectory.model.latent_format} latents have no quick preview. Connect the VAE.")
+    bias = torch.zeros(3) if fmt.latent_rgb_factors_bias is None else torch.tensor(fmt.latent_rgb_factors_bias)
+    colours = latents.movedim(1, -1) @ torch.tensor(fmt.latent_rgb_factors) + bias
+    images = (colours + 1) / 2
+    return F.interpolate(images.movedim(-1, 1), scale_factor=8, mode="nearest").movedim(1, -1)
+
+
+def _latent_format(trajectory: Trajectory) -> comfy.latent_formats.LatentFormat:
+    fmt = getattr(comfy.latent_formats, trajectory.model.latent_format, None)
+    if fmt is None:
+        raise ValueError(
+            f"trajectory: unknown latent format {trajectory.model.latent_format!r}; this ComfyUI may be too old."
+        )
+    return fmt()

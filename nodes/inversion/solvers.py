@@ -1,0 +1,112 @@
+"""One upward step of an inversion: from a latent at one noise level to the latent at the next higher one.
+
+All three solve the same equation of DDIM with eta 0, which in sigma space is Euler's step (2010.02502 eq. 12; 2206.00364):
+x(low) = x(high) + d(x(high), sigma(high)) * (sigma(low) - sigma(high)), with d(x, sigma) = (x - denoised(x, sigma)) / sigma.
+They differ in where d is evaluated while x(high) is still unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import comfy.model_sampling
+import torch
+
+Denoiser = Callable[[torch.Tensor, float], torch.Tensor]  # (x [B, ...], sigma) -> denoised [B, ...]
+
+
+@dataclass(frozen=True)
+class Level:
+    """One step of the inversion: x at `low` (0 at the picture) is carried up to `high`."""
+
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        return self.high - self.low
+
+
+def slope(x: torch.Tensor, denoised: torch.Tensor, sigma: float) -> torch.Tensor:
+    return (x - denoised) / sigma
+
+
+def euler_step(denoise: Denoiser, x: torch.Tensor, level: Level) -> torch.Tensor:
+    """d at the source level, as CompVis' PnP and DDPM_inversion do. At sigma 0, where d has no value, at the target level."""
+    sigma = level.low if level.low > 0 else level.high
+    return x + slope(x, denoise(x, sigma), sigma) * level.width
+
+
+def ddim_step(denoise: Denoiser, x: torch.Tensor, level: Level, sampling: comfy.model_sampling.EPS) -> torch.Tensor:
+    """d from the source latent at the target timestep, as null-text inversion, pnp-diffusers and diffusers' DDIMInverseScheduler do.
+
+    The network sees exactly the input it would see at `low` with the timestep of `high`; its raw output is then read at `low`.
+    """
+    one = torch.ones((), dtype=x.dtype, device=x.device)
+    low, high = one * level.low, one * level.high
+    # calculate_input is linear in x for every prediction type: rescale x so that the network's input stays that of `low`.
+    x_high = x * (sampling.calculate_input(low, one) / sampling.calculate_input(high, one))
+    d = slope(x_high, denoise(x_high, level.high), level.high)
+    if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+        # d = v / sqrt(sigma^2 + 1) + x sigma / (sigma^2 + 1) at the level where v is read (sigma_data = 1).
+        v = (d - x_high * level.high / (level.high**2 + 1)) * (level.high**2 + 1) ** 0.5
+        d = v / (level.low**2 + 1) ** 0.5 + x * level.low / (level.low**2 + 1)
+    return x + d * level.width
+
+
+@dataclass(frozen=True)
+class Solution:
+    x: torch.Tensor
+    residual: float  # relative error by which one Euler step from the last guess missed the latent below; x is one update better
+    d: torch.Tensor  # slope last evaluated; the first guess of the next step
+    evaluations: int
+
+
+def fixed_point_step(
+    denoise: Denoiser, x: torch.Tensor, level: Level, d: torch.Tensor | None, iterations: int, tolerance: float
+) -> Solution:
+    """Solve y = x + d(y, high) * width for y: the exact inverse of the Euler step down from `high`.
+
+    Fixed-point iteration (2312.12540; ReNoise 2403.14602) with Anderson mixing (Walker & Ni 2011, type II): plain iteration
+    contracts only like 1 - low/high, which is slow where sigma drops by a large factor in one step.
+    `d` is a guess of the slope. Spends at most `iterations` evaluations and stops early below `tolerance`.
+    """
+    y = x if d is None else x + d * level.width
+    mixing = AndersonMixing(depth=3)
+    for evaluations in range(1, iterations + 1):
+        d = slope(y, denoise(y, level.high), level.high)
+        mapped = x + d * level.width
+        residual = relative_error(y, mapped)
+        if residual <= tolerance:
+            return Solution(mapped, residual, d, evaluations)
+        y = mixing.next(y, mapped)
+    return Solution(y, residual, d, iterations)
+
+
+class AndersonMixing:
+    """Anderson acceleration of y <- g(y), for each row of the batch on its own, so that rows cannot influence each other."""
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self.history: list[tuple[torch.Tensor, torch.Tensor]] = []  # (g(y), g(y) - y), each [B, N]
+
+    def next(self, y: torch.Tensor, mapped: torch.Tensor) -> torch.Tensor:
+        flat = mapped.flatten(1)
+        residual = flat - y.flatten(1)
+        self.history = [*self.history[-self.depth :], (flat, residual)]
+        if len(self.history) == 1:
+            return mapped
+        d_residual = torch.stack([residual - r for _, r in self.history[:-1]], dim=2)  # [B, N, k]
+        d_mapped = torch.stack([flat - g for g, _ in self.history[:-1]], dim=2)
+        gram = (d_residual.mT @ d_residual).double()
+        ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).amax(1).clamp_min(1e-300)
+        gram = gram + torch.diag_embed(ridge[:, None].expand(-1, gram.shape[1]))
+        gamma = torch.linalg.solve(gram, (d_residual.mT @ residual[:, :, None]).double()).to(flat.dtype)
+        return (flat - (d_mapped @ gamma)[:, :, 0]).view_as(mapped)
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Largest over the batch of |a - b| / |b|, Euclidean norms per row."""
+    difference = torch.linalg.vector_norm((a - b).flatten(1), dim=1)
+    return float((difference / torch.linalg.vector_norm(b.flatten(1), dim=1).clamp_min(1e-12)).max())
