@@ -1,0 +1,115 @@
+"""One evaluation of a source picture's row, keeping what chosen UNet sites saw, and the same sites' replacement.
+
+A source pass is marked in transformer_options, so that every injection, this pack's or a second one, leaves it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import comfy.model_patcher
+import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+
+from .unet_sites import Sites
+
+if TYPE_CHECKING:
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+    from comfy.model_base import BaseModel
+
+MARK = "palimpsest.source_pass"
+
+# ("feature", block, 0): [B, C, H, W] that out_layers gave; ("query", block, depth): [B, N, C], the normalised input of
+# to_q, and of to_k unless another pack's patch made that differ, which is then under "key".
+Record = dict[tuple[str, int, int], torch.Tensor]
+ModelOptions = dict[str, Any]
+
+
+def mark_source_pass(model_options: ModelOptions) -> ModelOptions:
+    options = comfy.model_patcher.create_model_options_clone(model_options)
+    options.setdefault("transformer_options", {})[MARK] = True
+    return options
+
+
+def is_source_pass(transformer_options: dict[str, Any]) -> bool:
+    return MARK in transformer_options
+
+
+def record_source(
+    calc_cond_batch: Callable,
+    model: BaseModel,
+    conds: list[dict],
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    model_options: ModelOptions,
+    sites: Sites,
+) -> tuple[Record, torch.Tensor]:
+    """What `sites` see when the UNet evaluates x [B, C, H, W] at sigma [B] under conds, and the denoised prediction.
+
+    calc_cond_batch: comfy.samplers.calc_cond_batch, or the executor of a wrapper around it.
+    """
+    recorder = _Recorder(sites)
+    options = attach(mark_source_pass(model_options), recorder)
+    (denoised,) = calc_cond_batch(model, [conds], x, sigma, options)
+    if recorder.rows != 1:
+        raise ValueError(
+            f"source: expected one prompt for the whole picture at every step, got {recorder.rows} active ones at sigma "
+            f"{float(sigma[0]):.4f}. Connect a plain or empty prompt to `source`."
+        )
+    return recorder.record, denoised
+
+
+class _Recorder:
+    def __init__(self, sites: Sites):
+        self.sites = sites
+        self.record: Record = {}
+        self.rows = 0
+
+    def attn1_patch(self, n: torch.Tensor, context: torch.Tensor, value: torch.Tensor, options: dict) -> tuple:
+        site = attention_site(options)
+        if site in self.sites.attention:
+            self.record[("query", *site)] = n
+            if context is not n:
+                self.record[("key", *site)] = context
+        return n, context, value
+
+    def diffusion_model(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+        self.rows += len(transformer_options["uuids"])
+        with on_features(executor.class_obj, self.sites.features, self._keep_feature):
+            return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+    def _keep_feature(self, block: int, output: torch.Tensor) -> None:
+        self.record["feature", block, 0] = output
+
+
+def attach(model_options: ModelOptions, patch) -> ModelOptions:
+    """Add `patch.attn1_patch` and `patch.diffusion_model`, after all others, to options the caller owns, and return them."""
+    transformer_options = model_options.setdefault("transformer_options", {})
+    transformer_options.setdefault("patches", {}).setdefault("attn1_patch", []).append(patch.attn1_patch)
+    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "palimpsest", patch.diffusion_model, transformer_options)
+    return model_options
+
+
+def attention_site(options: dict) -> tuple[int, int] | None:
+    """(output block, depth) of the self-attention an attn1_patch is called for, None outside the decoder."""
+    side, block = options["block"]
+    return (block, options["block_index"]) if side == "output" else None
+
+
+@contextmanager
+def on_features(
+    unet: UNetModel, blocks: tuple[int, ...], use: Callable[[int, torch.Tensor], torch.Tensor | None]
+) -> Iterator[None]:
+    """While this context lasts, call use(block, out_layers output) in `unet`; what it returns, if anything, replaces it."""
+    handles = []
+    try:
+        for block in blocks:
+            # The last layer, because a ResBlock with scale-shift norm does not call out_layers as a whole.
+            last = unet.output_blocks[block][0].out_layers[-1]
+            handles.append(last.register_forward_hook(lambda module, args, output, block=block: use(block, output)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
