@@ -85,7 +85,7 @@ class DDIMInvert(io.ComfyNode):
     def execute(cls, model, positive, latent_image, sigmas, method, iterations) -> io.NodeOutput:
         trajectory = invert(model, positive, latent_image["samples"], sigmas, method, iterations)
         report, converged = convergence_report(trajectory)
-        show_on_node(cls.hidden.unique_id, report)
+        show_on_node(cls, report)
         if not converged:
             log.warning("DDIM Invert: %s", report)
         latent = {**latent_image, "samples": trajectory_latent(model, trajectory)}
@@ -291,7 +291,7 @@ class CompareImages(io.ComfyNode):
         a, b = comparison.match(image_a, image_b)
         psnr, ssim, error = comparison.psnr(a, b), comparison.ssim(a, b), comparison.error_image(a, b, gain)
         text = f"PSNR {psnr:.2f} dB   SSIM {ssim:.4f}"
-        show_on_node(cls.hidden.unique_id, text)
+        show_on_node(cls, text)
         return io.NodeOutput(psnr, ssim, error, ui={**ui.PreviewImage(error, cls=cls).as_dict(), "text": (text,)})
 
 

@@ -133,7 +133,7 @@ class CaptureFeatures(io.ComfyNode):
         windows = Windows.of(feature_end, attention_end, trajectory.steps)
         callback = latent_preview.prepare_callback(model, windows.last)
         features = capture(model, trajectory, sites, windows, DTYPES[dtype], source, callback)
-        show_on_node(cls.hidden.unique_id, f"{features.nbytes / 2**20:.1f} MB, {windows.last} steps")
+        show_on_node(cls, f"{features.nbytes / 2**20:.1f} MB, {windows.last} steps")
         return io.NodeOutput(features)
 
 
