@@ -46,7 +46,7 @@ bench:
 
 # Rewrite tests/server/object_info.json after a change of the nodes' sockets that is meant.
 golden:
-	$(RUN) tests/server/golden.py
+	PYTHONPATH=tests $(RUN) -m host.golden
 
 lint:
 	$(RUN) -m ruff check .
