@@ -36,9 +36,12 @@ def render(nodes: dict[str, dict]) -> str:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as base, Server(comfyui_location(), Path(base)) as server:
-        with Client(server.address) as client:
-            nodes = pack_nodes(client.object_info())
+    with (
+        tempfile.TemporaryDirectory() as base,
+        Server(comfyui_location(), Path(base)) as server,
+        Client(server.address) as client,
+    ):
+        nodes = pack_nodes(client.object_info())
     FILE.write_text(render(nodes), encoding="utf-8")
     print(f"{FILE}: {len(nodes)} nodes")
 

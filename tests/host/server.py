@@ -35,7 +35,7 @@ class Server:
         base: Path,
         packs: dict[str, Path] | None = None,
         arguments: tuple[str, ...] = (),
-        timeout: float = 180,
+        timeout: float = 300,
     ):
         self.comfyui = comfyui
         self.base = base

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from host import golden
 from host.client import Client
+from host.server import Server
 
 pytestmark = pytest.mark.server
 
@@ -14,9 +15,10 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 
 
-@pytest.fixture
-def nodes(client: Client) -> dict[str, dict]:
-    found = golden.pack_nodes(client.object_info())
+@pytest.fixture(scope="module")
+def nodes(server: Server) -> dict[str, dict]:
+    with Client(server.address) as client:
+        found = golden.pack_nodes(client.object_info())
     assert found, "the pack registers no node"
     return found
 
@@ -24,6 +26,10 @@ def nodes(client: Client) -> dict[str, dict]:
 def test_sockets_equal_the_golden_file(nodes: dict[str, dict]):
     """A change here breaks saved workflows unless it only adds; when it is meant: `make golden`."""
     assert nodes == json.loads(golden.FILE.read_text(encoding="utf-8"))
+
+
+def test_no_core_node_is_replaced(nodes: dict[str, dict]):
+    assert [node_id for node_id in nodes if not node_id.startswith("PAL_")] == []
 
 
 def test_every_node_says_what_it_is(nodes: dict[str, dict]):
