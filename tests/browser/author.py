@@ -1,7 +1,7 @@
 """Build a workflow in the real frontend from a short description and save it as the frontend writes it.
 
 with Server(...) as server, launch() as browser, open_frontend(browser, server.address) as frontend:
-    save_workflow(frontend, Workflow("Name", nodes=[...], links=[...]), folder)
+    save_workflow(frontend, Workflow("Name", nodes=[...], links=[...]), folder, api_folder)
 """
 
 from __future__ import annotations
@@ -105,16 +105,24 @@ class Workflow:
     groups: list[Group] = field(default_factory=list)
 
 
-def save_workflow(frontend: Frontend, workflow: Workflow, folder: Path) -> Path:
-    """Write `<name>.json` and its thumbnail `<name>.jpg` to `folder`; the same description gives the same JSON."""
+def save_workflow(frontend: Frontend, workflow: Workflow, folder: Path, api_folder: Path) -> Path:
+    """Write `<name>.json` and its thumbnail `<name>.jpg` to `folder`, and the API format to `api_folder`.
+
+    The same description gives the same files.
+    """
     page = frontend.page
     page.evaluate(BUILD, asdict(workflow))
-    saved = page.evaluate("() => app.graph.serialize()")
+    saved = json.loads(page.evaluate("() => JSON.stringify(app.graph.serialize())"))
     saved["id"] = str(uuid.uuid5(NAMESPACE, workflow.name))
     saved["extra"] = {}
     if unknown := frontend.load(saved):
         raise ValueError(f"The frontend does not know {', '.join(unknown)}.")
     file = folder / f"{workflow.name}.json"
-    file.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(file, saved)
+    write_json(api_folder / file.name, frontend.api_format())
     page.screenshot(path=file.with_suffix(".jpg"), clip=frontend.frame_graph(), type="jpeg", quality=85)
     return file
+
+
+def write_json(file: Path, content: dict) -> None:
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -65,7 +65,7 @@ class Frontend:
 
     def api_format(self) -> dict[str, dict]:
         """The loaded workflow as the frontend would send it to /prompt."""
-        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+        return json.loads(self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).output)"))
 
     def set_widgets(self, values: dict[str, object]) -> None:
         """Give every widget whose name is a key of `values` that value, in all nodes."""
@@ -136,6 +136,7 @@ def open_frontend(browser: Browser, address: str, vue_nodes: bool = False) -> It
     try:
         frontend.page.goto(f"http://{address}/", timeout=120_000)
         frontend.page.wait_for_function(READY, timeout=180_000)
+        frontend.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
         yield frontend
     finally:
         context.close()

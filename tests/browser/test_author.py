@@ -13,7 +13,7 @@ pytestmark = pytest.mark.browser
 STOCK = Workflow(
     "Stock text to image",
     nodes=[
-        NodeSpec("model", "CheckpointLoaderSimple", (0, 0)),
+        NodeSpec("model", "CheckpointLoaderSimple", (0, 0), {"ckpt_name": "my checkpoint.safetensors"}),
         NodeSpec("positive", "CLIPTextEncode", (340, 0), {"text": "a red circle"}, title="What to paint"),
         NodeSpec("negative", "CLIPTextEncode", (340, 240), {"text": ""}),
         NodeSpec("latent", "EmptyLatentImage", (340, 480), {"width": 64, "height": 64}),
@@ -40,18 +40,23 @@ STOCK = Workflow(
 def test_a_described_workflow_is_saved_reopened_and_run(
     browser: Browser, server: Server, client: Client, sd15: str, tmp_path: Path, screenshots: Path
 ):
+    api = tmp_path / "api"
+    api.mkdir()
     with open_frontend(browser, server.address) as frontend:
-        file = save_workflow(frontend, STOCK, tmp_path)
-        again = save_workflow(frontend, STOCK, screenshots)
-        assert file.read_bytes() == again.read_bytes()
-        saved = json.loads(file.read_text())
-        assert frontend.load(saved) == []
-        frontend.set_widgets({"ckpt_name": sd15})
+        file = save_workflow(frontend, STOCK, tmp_path, api)
+        written = file.read_bytes()
+        assert save_workflow(frontend, STOCK, tmp_path, api).read_bytes() == written
+        file.with_suffix(".jpg").replace(screenshots / f"{file.stem}.jpg")
+        assert frontend.load(json.loads(written)) == []
         graph = frontend.api_format()
 
+    assert graph == json.loads((api / file.name).read_text())
     assert {node["class_type"] for node in graph.values()} == {node.type for node in STOCK.nodes}
     [sampler] = [node["inputs"] for node in graph.values() if node["class_type"] == "KSampler"]
     assert (sampler["seed"], sampler["steps"]) == (7, 2)
+    [loader] = [node["inputs"] for node in graph.values() if node["class_type"] == "CheckpointLoaderSimple"]
+    assert loader.pop("ckpt_name") == "my checkpoint.safetensors"
+    loader["ckpt_name"] = sd15
     assert client.run(graph).status == "success"
     assert frontend.outside == []
 
@@ -66,5 +71,5 @@ def test_a_described_workflow_is_saved_reopened_and_run(
 )
 def test_a_wrong_description_is_said(browser: Browser, server: Server, tmp_path: Path, broken: Workflow, message: str):
     with open_frontend(browser, server.address) as frontend, pytest.raises(Exception, match=message):
-        save_workflow(frontend, broken, tmp_path)
+        save_workflow(frontend, broken, tmp_path, tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[2]
+API = Path(__file__).with_name("api_format")
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 
 
@@ -36,6 +37,7 @@ def test_a_shipped_workflow_loads_and_runs(
     with open_frontend(browser, server.address, vue_nodes) as frontend:
         assert frontend.load(json.loads(file.read_text(encoding="utf-8"))) == []
         shipped = frontend.api_format()
+        assert shipped == json.loads((API / file.name).read_text(encoding="utf-8"))
         frontend.set_widgets(small)
         graph = frontend.api_format()
         assert set(graph) == set(shipped)
