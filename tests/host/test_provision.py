@@ -52,7 +52,7 @@ def test_a_wrong_comfyui_is_told_before_anything_is_installed(elsewhere: Path, m
 
 def test_a_missing_venv_module_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(provision.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Missing, match="venv module is missing.*apt install python3-venv"):
+    with pytest.raises(Missing, match=r"venv module is missing.*apt install python3-venv"):
         provision.provide_environment()
 
 
@@ -64,7 +64,7 @@ def test_a_missing_pip_is_told(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_failed_installation_is_told_and_tried_again(elsewhere: Path):
     for _ in range(2):
-        with pytest.raises(Missing, match="pip could not install tests/requirements.txt"):
+        with pytest.raises(Missing, match=r"pip could not install tests/requirements\.txt"):
             provision.provide_environment()
     (elsewhere / "requirements.txt").write_text("# nothing\n")
     python = provision.provide_environment()
