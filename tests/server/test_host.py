@@ -1,4 +1,8 @@
+import signal
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -7,6 +11,8 @@ from host.client import Client, Graph
 from host.server import Server, ServerFailed
 
 pytestmark = pytest.mark.server
+
+TESTS = Path(__file__).resolve().parents[1]
 
 
 def test_the_pack_loads_and_the_log_has_nothing_else_to_say_of_it(server: Server):
@@ -42,6 +48,26 @@ def test_shutdown_leaves_nothing_behind(comfyui: Path, tmp_path: Path):
     with socket.socket() as probe:
         assert probe.connect_ex((host, int(port))) != 0
     assert not list((tmp_path / "temp").glob("*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process that its parent died")
+def test_the_server_dies_with_the_process_that_started_it(comfyui: Path, tmp_path: Path):
+    script = (
+        "import os, pathlib, signal, sys\n"
+        "from host.server import Server\n"
+        "Server.wait_until_ready = lambda self: None\n"
+        "server = Server(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
+        "server.start()\n"
+        "print(server.process.pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = [sys.executable, "-c", script, comfyui, tmp_path]
+    killed = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    deadline = time.monotonic() + 30
+    while psutil.pid_exists(int(killed.stdout)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not psutil.pid_exists(int(killed.stdout))
 
 
 def test_a_server_that_cannot_start_shows_its_log(comfyui: Path, tmp_path: Path):
