@@ -23,12 +23,20 @@ NODE_KEYS = (
 )
 
 
+# Combos that list the files a server has.
+FILE_LISTS = (("PAL_LoadTrajectory", "trajectory_file"),)
+
+
 def pack_nodes(object_info: dict[str, dict]) -> dict[str, dict]:
-    return {
+    nodes = {
         node_id: {key: info[key] for key in NODE_KEYS}
         for node_id, info in sorted(object_info.items())
         if info["python_module"] == "custom_nodes.palimpsest"
     }
+    for node_id, name in FILE_LISTS:
+        if node_id in nodes:
+            nodes[node_id]["input"]["required"][name][1]["options"] = []
+    return nodes
 
 
 def render(nodes: dict[str, dict]) -> str:
