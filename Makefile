@@ -31,9 +31,10 @@ ifndef COMFYUI_PATH
 	COMFYUI_VERSION=$(OLDEST) $(PYTEST) -m "model or server"
 endif
 
-# CHECKPOINT=<file> PHOTO=<file> PROMPT="..." edit a picture of your own with a checkpoint of your own.
+# `make demo CHECKPOINT=<file> PHOTO=<file> PROMPT="..."` edits a picture of your own with a checkpoint of your own;
+# make hands such variables on in the environment.
 demo:
-	CHECKPOINT='$(CHECKPOINT)' PHOTO='$(PHOTO)' PROMPT='$(PROMPT)' $(RUN) tests/demo.py
+	$(RUN) tests/demo.py
 
 toy:
 	$(RUN) tests/toy/train.py
@@ -46,7 +47,7 @@ bench:
 
 # Rewrite tests/server/object_info.json after a change of the nodes' sockets that is meant.
 golden:
-	$(RUN) tests/server/golden.py
+	PYTHONPATH=tests $(RUN) -m host.golden
 
 lint:
 	$(RUN) -m ruff check .

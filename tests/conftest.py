@@ -71,6 +71,14 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield running
 
 
+@pytest.fixture(scope="session")
+def sd15(server: Server) -> str:
+    """The name of a random SD1.5 checkpoint, as the server's CheckpointLoaderSimple lists it."""
+    from fixtures.checkpoints import sd15  # builds on ComfyUI's classes, which only some rings have
+
+    return server.link_model("checkpoints", sd15())
+
+
 @pytest.fixture
 def client(server: Server) -> Iterator[Client]:
     with Client(server.address) as connected:

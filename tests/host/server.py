@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import urllib.request
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[2]
+PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal a process gets when its parent dies
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # No library of the server may reach out: all that the tests and the demo use is on this machine.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
@@ -35,7 +37,7 @@ class Server:
         base: Path,
         packs: dict[str, Path] | None = None,
         arguments: tuple[str, ...] = (),
-        timeout: float = 180,
+        timeout: float = 300,
     ):
         self.comfyui = comfyui
         self.base = base
@@ -81,8 +83,7 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # What a shell runs in the background is born deaf to SIGINT, and SIGINT is how this one is stopped.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+                preexec_fn=tie_to_parent,
             )
         try:
             self.wait_until_ready()
@@ -125,6 +126,14 @@ class Server:
 
     def tail(self, lines: int = 40) -> str:
         return "\n".join(self.log.splitlines()[-lines:])
+
+
+def tie_to_parent() -> None:
+    """Run in the server's process before it becomes ComfyUI."""
+    # What a shell runs in the background is born deaf to SIGINT, and SIGINT is how the server is stopped.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def free_port() -> int:

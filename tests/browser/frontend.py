@@ -1,0 +1,148 @@
+"""ComfyUI's real frontend in an installed Chromium or Chrome."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+MACOS = tuple(f"/Applications/{name}.app/Contents/MacOS/{name}" for name in ("Google Chrome", "Chromium"))
+HOW_TO_GET_ONE = (
+    "No Chromium or Chrome found: install one (Debian: apt install chromium) or name it with CHROMIUM=<program>."
+)
+FLAGS = (
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"),
+)
+READY = "() => window.app?.graph && window.app.vueAppReady && window.LiteGraph?.registered_node_types?.KSampler"
+
+
+def find_browser() -> str | None:
+    if named := os.environ.get("CHROMIUM"):
+        return shutil.which(named)
+    found = [path for name in NAMES if (path := shutil.which(name))]
+    return next(iter(found + [path for path in MACOS if Path(path).exists()]), None)
+
+
+@dataclass
+class Frontend:
+    """A page that shows the frontend, and what it did that a test may want to forbid."""
+
+    page: Page
+    errors: list[str] = field(default_factory=list)  # uncaught errors, and console errors of the pack's own files
+    outside: list[str] = field(default_factory=list)  # requests that left this machine
+
+    def note_console(self, message: ConsoleMessage) -> None:
+        if message.type == "error" and "/extensions/palimpsest/" in message.location.get("url", "") + message.text:
+            self.errors.append(message.text)
+
+    def note_request(self, request: Request) -> None:
+        url = urlsplit(request.url)
+        if url.scheme in ("http", "https", "ws", "wss") and url.hostname != "127.0.0.1":
+            self.outside.append(request.url)
+
+    def load(self, workflow: dict) -> list[str]:
+        """Open a workflow as a user would; returns the node types the frontend does not know."""
+        return self.page.evaluate(
+            """async workflow => {
+                await app.loadGraphData(workflow)
+                const graphs = [app.graph, ...(app.graph.subgraphs?.values() ?? [])]
+                const nodes = graphs.flatMap(graph => graph.nodes)
+                return nodes.filter(node => !node.isSubgraphNode?.() && !LiteGraph.registered_node_types[node.type])
+                    .map(node => node.type)
+            }""",
+            workflow,
+        )
+
+    def api_format(self) -> dict[str, dict]:
+        """The loaded workflow as the frontend would send it to /prompt."""
+        return json.loads(self.page.evaluate("async () => JSON.stringify((await app.graphToPrompt()).output)"))
+
+    def set_widgets(self, values: dict[str, object]) -> None:
+        """Give every widget whose name is a key of `values` that value, in all nodes."""
+        self.page.evaluate(
+            """values => {
+                for (const node of app.graph.nodes)
+                    for (const widget of node.widgets ?? [])
+                        if (widget.name in values) widget.value = values[widget.name]
+            }""",
+            values,
+        )
+
+    def queue(self) -> None:
+        """Press Run."""
+        self.page.evaluate("async () => { await app.queuePrompt(0, 1) }")
+
+    def frame_graph(self, margin: int = 40) -> dict:
+        """Bring the whole graph into view; returns the part of the window it fills, for a screenshot."""
+        clip = self.page.evaluate(
+            """margin => {
+                const items = [...app.graph.nodes.map(node => node.boundingRect ?? node.getBounding()),
+                    ...app.graph.groups.map(group => [...group.pos, ...group.size])]
+                const left = Math.min(...items.map(r => r[0])), top = Math.min(...items.map(r => r[1]))
+                const width = Math.max(...items.map(r => r[0] + r[2])) - left
+                const height = Math.max(...items.map(r => r[1] + r[3])) - top
+                const view = app.canvas.canvas.getBoundingClientRect()
+                const scale = Math.min((view.width - 2 * margin) / width, (view.height - 2 * margin) / height, 1)
+                app.canvas.ds.scale = scale
+                app.canvas.ds.offset[0] = margin / scale - left
+                app.canvas.ds.offset[1] = margin / scale - top
+                app.canvas.setDirty(true, true)
+                return {x: view.x, y: view.y, width: width * scale + 2 * margin, height: height * scale + 2 * margin}
+            }""",
+            margin,
+        )
+        self.page.wait_for_timeout(500)
+        return clip
+
+
+@contextmanager
+def launch() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_browser(), args=list(FLAGS))
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def open_frontend(browser: Browser, address: str, vue_nodes: bool = False) -> Iterator[Frontend]:
+    """A new profile at the frontend of the server at `address`, classic canvas or Nodes 2.0, alone on the screen."""
+    store_settings(
+        address,
+        {
+            "Comfy.TutorialCompleted": True,
+            "Comfy.VueNodes.Enabled": vue_nodes,
+            "Comfy.VueNodes.AutoScaleLayout": False,
+            "Comfy.Graph.CanvasMenu": False,
+            "Comfy.Minimap.Visible": False,
+        },
+    )
+    context = browser.new_context(viewport={"width": 1920, "height": 1200})
+    frontend = Frontend(context.new_page())
+    frontend.page.on("console", frontend.note_console)
+    frontend.page.on("pageerror", lambda error: frontend.errors.append(str(error)))
+    context.on("request", frontend.note_request)
+    try:
+        frontend.page.goto(f"http://{address}/", timeout=120_000)
+        frontend.page.wait_for_function(READY, timeout=180_000)
+        frontend.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+        yield frontend
+    finally:
+        context.close()
+
+
+def store_settings(address: str, settings: dict[str, object]) -> None:
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"http://{address}/settings", json.dumps(settings).encode(), headers)
+    urllib.request.urlopen(request, timeout=30).close()

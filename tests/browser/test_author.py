@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+
+import pytest
+from browser.author import Group, NodeSpec, Note, Workflow, save_workflow
+from browser.frontend import open_frontend
+from host.client import Client
+from host.server import Server
+from playwright.sync_api import Browser
+
+pytestmark = pytest.mark.browser
+
+STOCK = Workflow(
+    "Stock text to image",
+    nodes=[
+        NodeSpec("model", "CheckpointLoaderSimple", (0, 0), {"ckpt_name": "my checkpoint.safetensors"}),
+        NodeSpec("positive", "CLIPTextEncode", (340, 0), {"text": "a red circle"}, title="What to paint"),
+        NodeSpec("negative", "CLIPTextEncode", (340, 240), {"text": ""}),
+        NodeSpec("latent", "EmptyLatentImage", (340, 480), {"width": 64, "height": 64}),
+        NodeSpec("sampler", "KSampler", (800, 0), {"seed": 7, "control_after_generate": "fixed", "steps": 2}),
+        NodeSpec("decode", "VAEDecode", (1140, 0)),
+        NodeSpec("save", "PreviewImage", (1140, 100)),
+    ],
+    links=[
+        ("model", "MODEL", "sampler", "model"),
+        ("model", "CLIP", "positive", "clip"),
+        ("model", "CLIP", "negative", "clip"),
+        ("model", "VAE", "decode", "vae"),
+        ("positive", 0, "sampler", "positive"),
+        ("negative", 0, "sampler", "negative"),
+        ("latent", "LATENT", "sampler", "latent_image"),
+        ("sampler", "LATENT", "decode", "samples"),
+        ("decode", "IMAGE", "save", "images"),
+    ],
+    notes=[Note("Write what you want to **see**.", (340, -200))],
+    groups=[Group("Prompt", (330, -50), (430, 500))],
+)
+
+
+def test_a_described_workflow_is_saved_reopened_and_run(
+    browser: Browser, server: Server, client: Client, sd15: str, tmp_path: Path, screenshots: Path
+):
+    api = tmp_path / "api"
+    api.mkdir()
+    with open_frontend(browser, server.address) as frontend:
+        file = save_workflow(frontend, STOCK, tmp_path, api)
+        written = file.read_bytes()
+        assert save_workflow(frontend, STOCK, tmp_path, api).read_bytes() == written
+        file.with_suffix(".jpg").replace(screenshots / f"{file.stem}.jpg")
+        assert frontend.load(json.loads(written)) == []
+        graph = frontend.api_format()
+
+    assert graph == json.loads((api / file.name).read_text())
+    assert {node["class_type"] for node in graph.values()} == {node.type for node in STOCK.nodes}
+    [sampler] = [node["inputs"] for node in graph.values() if node["class_type"] == "KSampler"]
+    assert (sampler["seed"], sampler["steps"]) == (7, 2)
+    [loader] = [node["inputs"] for node in graph.values() if node["class_type"] == "CheckpointLoaderSimple"]
+    assert loader.pop("ckpt_name") == "my checkpoint.safetensors"
+    loader["ckpt_name"] = sd15
+    assert client.run(graph).status == "success"
+    assert frontend.outside == []
+
+
+@pytest.mark.parametrize(
+    "broken, message",
+    [
+        (Workflow("x", [NodeSpec("a", "NoSuchNode", (0, 0))], []), "Unknown node type NoSuchNode"),
+        (Workflow("x", [NodeSpec("a", "KSampler", (0, 0), {"stepz": 1})], []), "KSampler has no widget stepz"),
+        (Workflow("x", STOCK.nodes, [("model", "VAE", "sampler", "model")]), "model.VAE does not fit sampler.model"),
+    ],
+)
+def test_a_wrong_description_is_said(browser: Browser, server: Server, tmp_path: Path, broken: Workflow, message: str):
+    with open_frontend(browser, server.address) as frontend, pytest.raises(Exception, match=message):
+        save_workflow(frontend, broken, tmp_path, tmp_path)
+    assert list(tmp_path.iterdir()) == []
