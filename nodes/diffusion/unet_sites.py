@@ -50,9 +50,7 @@ def decoder_depths(model: ModelPatcher) -> tuple[int, ...]:
         )
     return tuple(
         sum(
-            not attention.disable_self_attn
-            for layer in block
-            for attention in getattr(layer, "transformer_blocks", ())
+            not attention.disable_self_attn for layer in block for attention in getattr(layer, "transformer_blocks", ())
         )
         for block in blocks
     )
@@ -76,7 +74,9 @@ def parse_sites(blocks: str, depths: Sequence[int]) -> Sites:
             )
         chosen[kind] = sorted({block for token in tokens for block in _numbers(token, section, len(depths))})
     if not chosen:
-        raise ValueError(f"blocks: expected 'auto' or block numbers, such as 'features 4; attention 4-11', got {blocks!r}.")
+        raise ValueError(
+            f"blocks: expected 'auto' or block numbers, such as 'features 4; attention 4-11', got {blocks!r}."
+        )
     bare = [block for block in chosen.get("attention", ()) if depths[block] == 0]
     if bare:
         with_attention = ", ".join(str(block) for block, depth in enumerate(depths) if depth)

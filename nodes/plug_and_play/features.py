@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import comfy.samplers
+import latent_preview
 import torch
 
 from ..diffusion.source_pass import Record, mark_source_pass, record_source
@@ -68,7 +68,6 @@ def capture(
     windows: Windows,
     dtype: torch.dtype,
     source: Conditioning | None = None,
-    callback: Callable | None = None,
 ) -> Features:
     """Run the source pass of 2211.12572 over every step in `windows`; `source` defaults to the trajectory's conditioning."""
     trajectory.model.require_match(model)
@@ -77,6 +76,7 @@ def capture(
     guider.inner_set_conds({"positive": trajectory.positive if source is None else source})
     guider.model_options = mark_source_pass(guider.model_options)
     latent = model.model.process_latent_out(trajectory.latents[-1])
+    callback = latent_preview.prepare_callback(model, windows.last)
     guider.sample(torch.zeros_like(latent), latent, sampler, trajectory.sigmas, callback=callback, seed=0)
     return Features(tuple(sampler.records), ModelFingerprint.of(model), digest(trajectory), sites, windows)
 
@@ -106,6 +106,5 @@ class _CaptureSampler(comfy.samplers.Sampler):
                 self.windows.active(self.sites, i),
             )
             self.records.append({site: tensor.to("cpu", self.dtype) for site, tensor in record.items()})
-            if callback is not None:
-                callback(i, denoised, x, self.windows.last)
+            callback(i, denoised, x, self.windows.last)
         return latent_image

@@ -84,7 +84,16 @@ class _Edit:
     source: Conditioning | None
 
     def sampler_sample(
-        self, executor, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+        self,
+        executor,
+        model_wrap,
+        sigmas,
+        extra_args,
+        callback,
+        noise,
+        latent_image=None,
+        denoise_mask=None,
+        disable_pbar=False,
     ) -> torch.Tensor:
         if is_source_pass(extra_args["model_options"]["transformer_options"]):
             return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
@@ -145,7 +154,13 @@ class _Run:
         self.records: dict[Area, Record] = {}  # of this step
 
     def calc_cond_batch(
-        self, executor, model: BaseModel, conds: list, x_in: torch.Tensor, timestep: torch.Tensor, model_options: ModelOptions
+        self,
+        executor,
+        model: BaseModel,
+        conds: list,
+        x_in: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: ModelOptions,
     ) -> list[torch.Tensor]:
         if is_source_pass(model_options["transformer_options"]):
             return executor(model, conds, x_in, timestep, model_options)
@@ -177,7 +192,13 @@ class _Run:
         )
 
     def _source_values(
-        self, executor, model: BaseModel, area: Area, x_in: torch.Tensor, timestep: torch.Tensor, model_options: ModelOptions
+        self,
+        executor,
+        model: BaseModel,
+        area: Area,
+        x_in: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: ModelOptions,
     ) -> Record:
         edit = self.edit
         sites = edit.windows.active(edit.sites, self.step)

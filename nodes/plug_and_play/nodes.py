@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import latent_preview
 from comfy_api.latest import io
 
 from ..diffusion.unet_sites import decoder_depths, parse_sites
@@ -73,7 +72,9 @@ class PlugAndPlay(io.ComfyNode):
             description=f"Keeps the layout and shapes of an inverted picture while a new prompt redraws everything else. {PAPER}.",
             search_aliases=[*ALIASES, "style transfer"],
             inputs=[
-                io.Model.Input("model", tooltip="SD1.x, SD2.x or SDXL: the kind of model the trajectory was made with."),
+                io.Model.Input(
+                    "model", tooltip="SD1.x, SD2.x or SDXL: the kind of model the trajectory was made with."
+                ),
                 _trajectory_input(),
                 *_window_inputs(),
                 FeaturesIO.Input(
@@ -92,7 +93,9 @@ class PlugAndPlay(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, trajectory, feature_end, attention_end, blocks, features=None, source=None) -> io.NodeOutput:
+    def execute(
+        cls, model, trajectory, feature_end, attention_end, blocks, features=None, source=None
+    ) -> io.NodeOutput:
         sites = parse_sites(blocks, decoder_depths(model))
         windows = Windows.of(feature_end, attention_end, trajectory.steps)
         return io.NodeOutput(plug_and_play(model, trajectory, sites, windows, features, source))
@@ -122,7 +125,9 @@ class CaptureFeatures(io.ComfyNode):
                 _source_input(),
             ],
             outputs=[
-                FeaturesIO.Output(display_name="features", tooltip="Connect to Plug-and-Play, with the same trajectory and blocks.")
+                FeaturesIO.Output(
+                    display_name="features", tooltip="Connect to Plug-and-Play, with the same trajectory and blocks."
+                )
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -131,8 +136,7 @@ class CaptureFeatures(io.ComfyNode):
     def execute(cls, model, trajectory, feature_end, attention_end, blocks, dtype, source=None) -> io.NodeOutput:
         sites = parse_sites(blocks, decoder_depths(model))
         windows = Windows.of(feature_end, attention_end, trajectory.steps)
-        callback = latent_preview.prepare_callback(model, windows.last)
-        features = capture(model, trajectory, sites, windows, DTYPES[dtype], source, callback)
+        features = capture(model, trajectory, sites, windows, DTYPES[dtype], source)
         show_on_node(cls, f"{features.nbytes / 2**20:.1f} MB, {windows.last} steps")
         return io.NodeOutput(features)
 
@@ -175,7 +179,9 @@ class NegativeSchedule(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="negative", tooltip="Connect to the negative input of a sampler or guider.")
+                io.Conditioning.Output(
+                    display_name="negative", tooltip="Connect to the negative input of a sampler or guider."
+                )
             ],
         )
 

@@ -1,4 +1,3 @@
-import comfy.samplers
 import pytest
 import torch
 from fixtures.sampling import random_trajectory, sample
@@ -25,7 +24,14 @@ def test_equals_published_batch_of_three_rows(batch):
     timesteps = model.get_model_object("model_sampling").timestep(trajectory.sigmas[:-1])
     text = torch.cat([rows[0][0].repeat(batch, 1, 1) for rows in (source, negative, positive)])
     expected = PublishedPlugAndPlay(sd15_twin(model)).denoise(
-        trajectory.start, trajectory.latents, trajectory.sigmas, timesteps, text, CFG, feature_steps=8, attention_steps=5
+        trajectory.start,
+        trajectory.latents,
+        trajectory.sigmas,
+        timesteps,
+        text,
+        CFG,
+        feature_steps=8,
+        attention_steps=5,
     )
 
     assert len(path) == len(expected) == 11

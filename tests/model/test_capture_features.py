@@ -1,0 +1,126 @@
+import dataclasses
+
+import comfy.model_management
+import pytest
+import torch
+from fixtures.sampling import random_trajectory, sample
+from fixtures.tiny_models import conditioning, flow_dit, sd15
+from fixtures.unet_probe import UNetProbe, same
+from palimpsest.nodes.diffusion.unet_sites import decoder_depths, parse_sites
+from palimpsest.nodes.plug_and_play.features import capture
+from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
+from palimpsest.nodes.plug_and_play.windows import Windows
+
+pytestmark = pytest.mark.model
+
+CFG = 7.5
+STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sd15()
+
+
+@pytest.fixture(scope="module")
+def trajectory(model):
+    return random_trajectory(model, conditioning(model, 1), STEPS)
+
+
+def captured(model, trajectory, feature_end=0.8, attention_end=0.4, blocks="auto", dtype=torch.float32, source=None):
+    sites = parse_sites(blocks, decoder_depths(model))
+    windows = Windows.of(feature_end, attention_end, trajectory.steps)
+    return capture(model, trajectory, sites, windows, dtype, source)
+
+
+def edit(model, trajectory, feature_end=0.8, attention_end=0.4, blocks="auto", **optional):
+    patched = PlugAndPlay.execute(model, trajectory, feature_end, attention_end, blocks, **optional)[0]
+    positive, negative = conditioning(model, 2), conditioning(model, 3)
+    return sample(patched, trajectory.start, positive, negative, CFG, trajectory.sigmas)[-1]
+
+
+def test_edits_equal_those_with_a_live_source_and_never_evaluate_it(model, trajectory):
+    features = captured(model, trajectory)
+    with UNetProbe(model) as probe:
+        result = edit(model, trajectory, features=features)
+    assert [len(call.x) for call in probe.calls] == [2] * STEPS
+    assert torch.equal(result, edit(model, trajectory))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 1e-2), (torch.bfloat16, 5e-2)])
+def test_half_precision_storage_is_close(model, trajectory, dtype, tolerance):
+    features = captured(model, trajectory, dtype=dtype)
+    assert {value.dtype for record in features.records for value in record.values()} == {dtype}
+    assert same(edit(model, trajectory, features=features), edit(model, trajectory), tolerance)
+
+
+def test_a_longer_capture_serves_shorter_windows_and_fewer_blocks(model, trajectory):
+    features = captured(model, trajectory, 1.0, 1.0)
+    for choice in ((0.8, 0.4, "auto"), (0.2, 0.6, "auto"), (0.0, 1.0, "attention 5,7"), (1.0, 0.0, "features 4")):
+        assert torch.equal(edit(model, trajectory, *choice, features=features), edit(model, trajectory, *choice))
+
+
+def test_holds_one_tensor_per_site_and_step_and_nothing_more(model, trajectory):
+    features = captured(model, trajectory, dtype=torch.float16)
+    assert [len(record) for record in features.records] == [9, 9, 1, 1]
+    # Blocks 4, 5 at 4x4 with 128 channels, 6-8 at 8x8 with 64, 9-11 at 16x16 with 32; the feature is block 4's.
+    attention = 2 * 16 * 128 + 3 * 64 * 64 + 3 * 256 * 32
+    assert features.nbytes == 2 * (2 * attention + 4 * 16 * 128)
+    assert {value.device.type for record in features.records for value in record.values()} == {"cpu"}
+
+
+def test_batches_keep_their_rows(model):
+    trajectory = random_trajectory(model, conditioning(model, 1), STEPS, batch=2)
+    features = captured(model, trajectory)
+    assert torch.equal(edit(model, trajectory, features=features), edit(model, trajectory))
+
+
+def test_source_prompt_may_be_another_than_the_trajectory_s(model, trajectory):
+    source = conditioning(model, 9)
+    features = captured(model, trajectory, source=source)
+    assert torch.equal(edit(model, trajectory, features=features), edit(model, trajectory, source=source))
+    assert not same(edit(model, trajectory, features=features), edit(model, trajectory))
+
+
+def test_interrupted_capture_leaves_the_model_as_it_was(model, trajectory):
+    before = edit(model, trajectory)
+    unet = model.model.diffusion_model
+    handle = unet.input_blocks[0][0].register_forward_hook(
+        lambda *_: comfy.model_management.interrupt_current_processing()
+    )
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        captured(model, trajectory)
+    handle.remove()
+    assert sum(len(module._forward_hooks) for module in unet.modules()) == 0
+    assert model.wrappers == {} and model.model_options == {"transformer_options": {}}
+    assert torch.equal(edit(model, trajectory), before)
+
+
+def test_refuses_what_was_not_captured(model, trajectory):
+    features = captured(model, trajectory)
+    other = dataclasses.replace(trajectory, latents=trajectory.latents + 1e-6)
+    cases = [
+        ({"trajectory": other}, "captured along another one"),
+        ({"blocks": "features 4; attention 3-11"}, "blocks that include 'features 4; attention 3,4"),
+        ({"feature_end": 1.0}, "feature values of the first 5 steps, got 4"),
+        ({"attention_end": 0.6}, "attention values of the first 3 steps, got 2"),
+    ]
+    for change, says in cases:
+        with pytest.raises(ValueError, match=f"^features: expected .*{says}"):
+            edit(**{"model": model, "trajectory": trajectory, "features": features, **change})
+    with pytest.raises(ValueError, match=r"^source: expected nothing beside `features`"):
+        edit(model, trajectory, features=features, source=conditioning(model, 1))
+
+
+def test_refuses_areas_nothing_was_captured_for(model, trajectory):
+    corner = [[conditioning(model, 4)[0][0], {"area": (8, 8, 4, 2), "strength": 1.0}]]
+    patched = PlugAndPlay.execute(model, trajectory, 0.8, 0.4, "auto", features=captured(model, trajectory))[0]
+    with pytest.raises(ValueError, match=r"^features: expected conditioning for the whole picture"):
+        sample(patched, trajectory.start, corner, conditioning(model, 3), CFG, trajectory.sigmas)
+
+
+def test_refuses_other_models_and_sources_of_several_prompts(model, trajectory):
+    with pytest.raises(ValueError, match=r"^model: expected an image model with a UNet"):
+        captured(flow_dit(), trajectory)
+    with pytest.raises(ValueError, match=r"^source: expected one prompt .* got 2 active"):
+        captured(model, trajectory, source=conditioning(model, 1) + conditioning(model, 2))

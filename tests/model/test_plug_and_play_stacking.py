@@ -1,0 +1,207 @@
+"""Plug-and-Play beside core's own model patches: each keeps its effect, in either order."""
+
+import comfy.cldm.cldm
+import comfy.controlnet
+import pytest
+import torch
+from comfy_extras.nodes_freelunch import FreeU_V2
+from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from fixtures.sampling import random_trajectory, sample
+from fixtures.tiny_models import CPU, SD1_UNET, conditioning, sd15
+from fixtures.unet_probe import UNetProbe, rows_equal, same
+from palimpsest.nodes.diffusion.unet_sites import decoder_depths, parse_sites
+from palimpsest.nodes.plug_and_play.features import capture
+from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
+from palimpsest.nodes.plug_and_play.windows import Windows
+
+from nodes import ControlNetApplyAdvanced
+
+pytestmark = pytest.mark.model
+
+CFG = 7.5
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sd15()
+
+
+@pytest.fixture(scope="module")
+def trajectory(model):
+    return random_trajectory(model, conditioning(model, 1), STEPS)
+
+
+def plug_and_play(model, trajectory, blocks="auto", **optional):
+    return PlugAndPlay.execute(model, trajectory, 1.0, 1.0, blocks, **optional)[0]
+
+
+def capture_all(model, trajectory, **optional):
+    sites = parse_sites("auto", decoder_depths(model))
+    return capture(model, trajectory, sites, Windows(STEPS, STEPS), torch.float32, **optional)
+
+
+def run(model, trajectory, positive=None, negative=None):
+    """Away from the source's own start, so that the source's calls are known by their input."""
+    positive, negative = positive or conditioning(model, 2), negative or conditioning(model, 3)
+    return sample(model, trajectory.start.flip(-1), positive, negative, CFG, trajectory.sigmas)[-1]
+
+
+def lora(model):
+    """Weights of an injected block and of a to_q, as a LoRA loader patches them."""
+    patched = model.clone()
+    generator = torch.Generator().manual_seed(5)
+    weights = model.model.state_dict()
+    names = [
+        "diffusion_model.output_blocks.4.0.out_layers.3.weight",
+        "diffusion_model.output_blocks.5.1.transformer_blocks.0.attn1.to_q.weight",
+    ]
+    patches = {name: (0.05 * torch.randn(weights[name].shape, generator=generator),) for name in names}
+    assert sorted(patched.add_patches({name: ("diff", patch) for name, patch in patches.items()})) == sorted(names)
+    return patched
+
+
+def free_u(model):
+    return FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2)[0]
+
+
+def perturbed_attention(model):
+    return PerturbedAttentionGuidance.execute(model, 3.0)[0]
+
+
+def hyper_tile(model):
+    return HyperTile.execute(model, 32, 1, 0, False)[0]
+
+
+def image_prompt(model):
+    """attn2_replace, as IPAdapter does: attends to tokens of its own beside the prompt's."""
+    patched = model.clone()
+    tokens = torch.randn(1, 4, 128, generator=torch.Generator().manual_seed(6))
+
+    def attend(q, k, v, extra_options):
+        extra = tokens.expand(len(q), -1, -1)
+        heads = [t.unflatten(-1, (extra_options["n_heads"], -1)).transpose(1, 2) for t in (q, k, v, extra)]
+        own, added = (
+            torch.nn.functional.scaled_dot_product_attention(heads[0], *pair)
+            for pair in ((heads[1], heads[2]), (heads[3], heads[3]))
+        )
+        return (own + added).transpose(1, 2).flatten(2)
+
+    patched.set_model_attn2_replace(attend, "output", 4)
+    return patched
+
+
+def sharpened_attention(model):
+    """attn1_replace at a site that is injected."""
+    patched = model.clone()
+
+    def attend(q, k, v, extra_options):
+        heads = [t.unflatten(-1, (extra_options["n_heads"], -1)).transpose(1, 2) for t in (2.0 * q, k, v)]
+        return torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+
+    patched.set_model_attn1_replace(attend, "output", 5)
+    return patched
+
+
+def reference_tokens(model):
+    """attn1_patch that lets the decoder's self-attention see more keys than the picture has."""
+    patched = model.clone()
+
+    def extend(n, context, value, extra_options):
+        return n, torch.cat([context, context.mean(1, keepdim=True)], 1), torch.cat([value, value[:, :1]], 1)
+
+    patched.set_model_attn1_patch(extend)
+    return patched
+
+
+OTHERS = [lora, free_u, perturbed_attention, hyper_tile, image_prompt, sharpened_attention, reference_tokens]
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_keeps_its_effect_and_ours_in_either_order(model, trajectory, other):
+    with UNetProbe(model, attention=7) as probe:
+        after = run(plug_and_play(other(model), trajectory), trajectory)
+    source, *targets = probe.calls[: 3 if other is perturbed_attention else 2]
+    for target in targets:
+        assert rows_equal(target.query, source.query)
+        assert rows_equal(target.key, source.key)
+        assert rows_equal(target.feature, source.feature)
+    assert torch.equal(after, run(other(plug_and_play(model, trajectory)), trajectory))
+    assert not same(after, run(plug_and_play(model, trajectory), trajectory), 1e-3)
+    assert not same(after, run(other(model), trajectory), 1e-3)
+
+
+@pytest.mark.parametrize("other", OTHERS)
+def test_captured_values_equal_the_live_source_s(model, trajectory, other):
+    patched = other(model)
+    features = capture_all(patched, trajectory)
+    live = run(plug_and_play(patched, trajectory), trajectory)
+    assert torch.equal(run(plug_and_play(patched, trajectory, features=features), trajectory), live)
+
+
+def test_perturbed_call_reuses_the_source_of_its_step(model, trajectory):
+    with UNetProbe(model) as probe:
+        run(plug_and_play(perturbed_attention(model), trajectory), trajectory)
+    assert [len(call.x) for call in probe.calls] == [1, 2, 1] * STEPS
+
+
+def test_second_node_wins_where_both_inject(model, trajectory):
+    other = random_trajectory(model, conditioning(model, 4), STEPS, seed=8)
+    both = run(plug_and_play(plug_and_play(model, trajectory), other), trajectory)
+    assert torch.equal(both, run(plug_and_play(model, other), trajectory))
+
+
+@pytest.mark.parametrize("blocks", [("features 4", "attention 4-11"), ("attention 4-11", "features 4")])
+def test_two_nodes_share_the_work_of_one(model, trajectory, blocks):
+    first, second = blocks
+    both = run(plug_and_play(plug_and_play(model, trajectory, first), trajectory, second), trajectory)
+    assert torch.equal(both, run(plug_and_play(model, trajectory), trajectory))
+
+
+def test_capture_from_a_patched_model_is_the_plain_source(model, trajectory):
+    other = random_trajectory(model, conditioning(model, 4), STEPS, seed=8)
+    plain, patched = (capture_all(m, trajectory) for m in (model, plug_and_play(model, other)))
+    for ours, theirs in zip(patched.records, plain.records, strict=True):
+        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@pytest.fixture(scope="module")
+def control_net():
+    config = {key: value for key, value in SD1_UNET.items() if key not in ("out_channels", "transformer_depth_output")}
+    torch.manual_seed(11)
+    net = comfy.cldm.cldm.ControlNet(**config, num_heads=4, hint_channels=3, dtype=torch.float32, device=CPU)
+    for weight in net.parameters():
+        weight.data.normal_(std=1.0 / max(weight[0].numel(), 4) ** 0.5)
+    return comfy.controlnet.ControlNet(net.eval(), load_device=CPU)
+
+
+def with_control(control_net, positive, negative, strength=1.0):
+    hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(12))
+    return ControlNetApplyAdvanced().apply_controlnet(positive, negative, control_net, hint, strength, 0.0, 1.0)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_control_net_on_the_target(model, trajectory, control_net, both):
+    positive, negative = conditioning(model, 2), conditioning(model, 3)
+    controlled, controlled_negative = with_control(control_net, positive, negative)
+    patched = plug_and_play(model, trajectory)
+    with UNetProbe(model) as probe:
+        result = run(patched, trajectory, controlled, controlled_negative if both else negative)
+    assert [len(call.x) for call in probe.calls] == ([1, 2] if both else [1, 1, 1]) * STEPS
+    for i in probe.source_calls(trajectory.latents, trajectory.sigmas):
+        assert rows_equal(probe.calls[i + 1].query, probe.calls[i].query)
+        assert rows_equal(probe.calls[i + 1].feature, probe.calls[i].feature)
+    assert not same(result, run(patched, trajectory, positive, negative), 1e-3)
+
+
+def test_control_net_on_the_source(model, trajectory, control_net):
+    source, _ = with_control(control_net, conditioning(model, 1), [])
+    patched = plug_and_play(model, trajectory, source=source)
+    assert [m.model for m in patched.get_nested_additional_models()] == [control_net.control_model]
+    result = run(patched, trajectory)
+    assert source[0][1]["control"].model_sampling_current is None
+    assert torch.equal(run(patched, trajectory), result)
+    assert not same(result, run(plug_and_play(model, trajectory), trajectory), 1e-3)
+    features = capture_all(model, trajectory, source=source)
+    assert torch.equal(run(plug_and_play(model, trajectory, features=features), trajectory), result)

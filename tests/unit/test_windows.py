@@ -1,0 +1,26 @@
+import pytest
+from palimpsest.nodes.diffusion.unet_sites import Sites
+from palimpsest.nodes.plug_and_play.windows import Windows
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("ends", "steps", "expected"),
+    [
+        ((0.8, 0.5), 50, (40, 25)),
+        ((0.0, 0.0), 50, (0, 0)),
+        ((1.0, 1.0), 50, (50, 50)),
+        ((0.29, 0.57), 100, (29, 57)),
+        ((0.5, 0.99), 3, (1, 2)),
+    ],
+)
+def test_counts_whole_steps(ends, steps, expected):
+    assert Windows.of(*ends, steps) == Windows(*expected)
+
+
+def test_end_is_exclusive():
+    sites, windows = Sites((4,), ((4, 0),)), Windows(feature=3, attention=1)
+    assert [bool(windows.active(sites, i).features) for i in range(5)] == [True, True, True, False, False]
+    assert [bool(windows.active(sites, i).attention) for i in range(5)] == [True, False, False, False, False]
+    assert windows.last == 3
