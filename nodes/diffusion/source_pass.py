@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from comfy.model_base import BaseModel
 
 MARK = "palimpsest.source_pass"
+WHAT_TO_DO = "Connect a plain or empty prompt to `source`."
 
 # ("feature", block, 0): [B, C, H, W] that out_layers gave; ("query", block, depth): [B, N, C], the normalised input of
 # to_q, and of to_k unless another pack's patch made that differ, which is then under "key".
 Record = dict[tuple[str, int, int], torch.Tensor]
 ModelOptions = dict[str, Any]
+Area = tuple[int, ...] | None  # height, width, y, x in latent pixels, as core's conditions have it
 
 
 def mark_source_pass(model_options: ModelOptions) -> ModelOptions:
@@ -45,18 +47,25 @@ def record_source(
     sigma: torch.Tensor,
     model_options: ModelOptions,
     sites: Sites,
+    area: Area = None,
 ) -> tuple[Record, torch.Tensor]:
     """What `sites` see when the UNet evaluates x [B, C, H, W] at sigma [B] under conds, and the denoised prediction.
 
+    With an area they see that part of x only.
+
     calc_cond_batch: comfy.samplers.calc_cond_batch, or the executor of a wrapper around it.
     """
+    if any("area" in cond for cond in conds):
+        raise ValueError(f"source: expected one prompt for the whole picture, got one with an area. {WHAT_TO_DO}")
+    if area is not None:
+        conds = [{**cond, "area": area} for cond in conds]
     recorder = _Recorder(sites)
     options = attach(mark_source_pass(model_options), recorder)
     (denoised,) = calc_cond_batch(model, [conds], x, sigma, options)
     if recorder.rows != 1:
         raise ValueError(
             f"source: expected one prompt for the whole picture at every step, got {recorder.rows} active ones at sigma "
-            f"{float(sigma[0]):.4f}. Connect a plain or empty prompt to `source`."
+            f"{float(sigma[0]):.4f}. {WHAT_TO_DO}"
         )
     return recorder.record, denoised
 

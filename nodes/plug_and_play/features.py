@@ -12,7 +12,6 @@ import torch
 
 from ..diffusion.source_pass import Record, mark_source_pass, record_source
 from ..diffusion.trajectory import Conditioning, ModelFingerprint, Trajectory
-from ..diffusion.unet_sites import Sites
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -28,23 +27,22 @@ class Features:
     records: tuple[Record, ...] = field(repr=False)
     model: ModelFingerprint
     trajectory: str  # digest
-    sites: Sites
     windows: Windows
 
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for record in self.records for tensor in record.values())
 
-    def require_match(self, trajectory: Trajectory, sites: Sites, windows: Windows) -> None:
+    def require_match(self, trajectory: Trajectory, windows: Windows) -> None:
         """Raise ValueError unless these features hold all that an edit of `trajectory` with these settings reads."""
         if self.trajectory != digest(trajectory):
             raise ValueError(
                 "features: expected those of the connected trajectory, got some captured along another one. "
                 "Connect one trajectory to both nodes."
             )
-        if not self.sites.covers(sites):
+        if not self.windows.sites.covers(windows.sites):
             raise ValueError(
-                f"features: expected captured blocks that include '{sites}', got '{self.sites}'. "
+                f"features: expected captured blocks that include '{windows.sites}', got '{self.windows.sites}'. "
                 "Write the same blocks in both nodes."
             )
         for kind in ("feature", "attention"):
@@ -64,29 +62,27 @@ def digest(trajectory: Trajectory) -> str:
 def capture(
     model: ModelPatcher,
     trajectory: Trajectory,
-    sites: Sites,
     windows: Windows,
     dtype: torch.dtype,
     source: Conditioning | None = None,
 ) -> Features:
     """Run the source pass of 2211.12572 over every step in `windows`; `source` defaults to the trajectory's conditioning."""
     trajectory.model.require_match(model)
-    sampler = _CaptureSampler(trajectory, sites, windows, dtype)
+    sampler = _CaptureSampler(trajectory, windows, dtype)
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": trajectory.positive if source is None else source})
     guider.model_options = mark_source_pass(guider.model_options)
     latent = model.model.process_latent_out(trajectory.latents[-1])
     callback = latent_preview.prepare_callback(model, windows.last)
     guider.sample(torch.zeros_like(latent), latent, sampler, trajectory.sigmas, callback=callback, seed=0)
-    return Features(tuple(sampler.records), ModelFingerprint.of(model), digest(trajectory), sites, windows)
+    return Features(tuple(sampler.records), ModelFingerprint.of(model), digest(trajectory), windows)
 
 
 class _CaptureSampler(comfy.samplers.Sampler):
     """Visits the trajectory instead of stepping, inside ComfyUI's own loading, conditions, progress and cancel."""
 
-    def __init__(self, trajectory: Trajectory, sites: Sites, windows: Windows, dtype: torch.dtype):
+    def __init__(self, trajectory: Trajectory, windows: Windows, dtype: torch.dtype):
         self.trajectory = trajectory
-        self.sites = sites
         self.windows = windows
         self.dtype = dtype
         self.records: list[Record] = []
@@ -103,7 +99,7 @@ class _CaptureSampler(comfy.samplers.Sampler):
                 x,
                 sigmas[i].expand(len(x)),
                 extra_args["model_options"],
-                self.windows.active(self.sites, i),
+                self.windows.at(i),
             )
             self.records.append({site: tensor.to("cpu", self.dtype) for site, tensor in record.items()})
             callback(i, denoised, x, self.windows.last)

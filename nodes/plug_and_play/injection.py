@@ -16,6 +16,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..diffusion.samplers import require_deterministic, sampler_name
 from ..diffusion.source_pass import (
+    Area,
     ModelOptions,
     Record,
     attach,
@@ -34,13 +35,11 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 KEY = "palimpsest.plug_and_play"
-Area = tuple[int, ...] | None
 
 
 def plug_and_play(
     model: ModelPatcher,
     trajectory: Trajectory,
-    sites: Sites,
     windows: Windows,
     features: Features | None = None,
     source: Conditioning | None = None,
@@ -57,7 +56,7 @@ def plug_and_play(
                 "conditioning. Disconnect one of the two."
             )
         features.model.require_match(model)
-        features.require_match(trajectory, sites, windows)
+        features.require_match(trajectory, windows)
     else:
         source = trajectory.positive if source is None else source
         if comfy.sampler_helpers.cond_has_hooks(source):
@@ -68,7 +67,7 @@ def plug_and_play(
         conds = {"source": comfy.sampler_helpers.convert_cond(source)}
         models, _ = comfy.sampler_helpers.get_additional_models(conds, patched.model_dtype())
         patched.set_additional_models(KEY, patched.get_additional_models_with_key(KEY) + models)
-    edit = _Edit(trajectory, sites, windows, features, source)
+    edit = _Edit(trajectory, windows, features, source)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, edit.sampler_sample)
     return patched
 
@@ -78,7 +77,6 @@ class _Edit:
     """What stays on the patcher between runs: settings only."""
 
     trajectory: Trajectory
-    sites: Sites
     windows: Windows
     features: Features | None
     source: Conditioning | None
@@ -169,11 +167,11 @@ class _Run:
             return executor(model, conds, x_in, timestep, model_options)
         if step != self.step:
             self.step, self.records = step, {}
-        areas = {cond["uuid"]: _area(cond) for rows in conds if rows is not None for cond in rows}
+        areas = {cond["uuid"]: _area(cond) for rows in conds for cond in rows or ()}
         for area in set(areas.values()) - self.records.keys():
             self.records[area] = self._source_values(executor, model, area, x_in, timestep, model_options)
         injection = _Injection(
-            self.edit.windows.active(self.edit.sites, step),
+            self.edit.windows.at(step),
             {uuid: self.records[area] for uuid, area in areas.items()},
         )
         options = attach(comfy.model_patcher.create_model_options_clone(model_options), injection)
@@ -201,11 +199,10 @@ class _Run:
         model_options: ModelOptions,
     ) -> Record:
         edit = self.edit
-        sites = edit.windows.active(edit.sites, self.step)
+        sites = edit.windows.at(self.step)
         if edit.features is None:
             x = edit.trajectory.latents[self.step].to(x_in)
-            conds = [_with_area(cond, area) for cond in self.source]
-            record, _ = record_source(executor, model, conds, x, timestep[: len(x)], model_options, sites)
+            record, _ = record_source(executor, model, self.source, x, timestep[: len(x)], model_options, sites, area)
             return record
         if area is not None:
             raise ValueError(
@@ -221,14 +218,6 @@ class _Run:
 
 def _area(cond: dict[str, Any]) -> Area:
     return tuple(cond["area"]) if "area" in cond else None
-
-
-def _with_area(cond: dict[str, Any], area: Area) -> dict[str, Any]:
-    if "area" in cond:
-        raise ValueError(
-            "source: expected one prompt for the whole picture, got one with an area. Connect a plain or empty prompt to `source`."
-        )
-    return cond if area is None else {**cond, "area": area}
 
 
 class _Injection:

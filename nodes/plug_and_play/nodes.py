@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..diffusion.trajectory import Trajectory
 from ..diffusion.unet_sites import decoder_depths, parse_sites
 from ..feedback import show_on_node
 from ..types import FeaturesIO, TrajectoryIO
@@ -62,6 +64,12 @@ def _source_input() -> io.Input:
     )
 
 
+def _windows(
+    model: ModelPatcher, trajectory: Trajectory, feature_end: float, attention_end: float, blocks: str
+) -> Windows:
+    return Windows.of(parse_sites(blocks, decoder_depths(model)), feature_end, attention_end, trajectory.steps)
+
+
 class PlugAndPlay(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -96,9 +104,8 @@ class PlugAndPlay(io.ComfyNode):
     def execute(
         cls, model, trajectory, feature_end, attention_end, blocks, features=None, source=None
     ) -> io.NodeOutput:
-        sites = parse_sites(blocks, decoder_depths(model))
-        windows = Windows.of(feature_end, attention_end, trajectory.steps)
-        return io.NodeOutput(plug_and_play(model, trajectory, sites, windows, features, source))
+        windows = _windows(model, trajectory, feature_end, attention_end, blocks)
+        return io.NodeOutput(plug_and_play(model, trajectory, windows, features, source))
 
 
 class CaptureFeatures(io.ComfyNode):
@@ -134,10 +141,16 @@ class CaptureFeatures(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, trajectory, feature_end, attention_end, blocks, dtype, source=None) -> io.NodeOutput:
+<<<<<<< HEAD
         sites = parse_sites(blocks, decoder_depths(model))
         windows = Windows.of(feature_end, attention_end, trajectory.steps)
         features = capture(model, trajectory, sites, windows, DTYPES[dtype], source)
         show_on_node(cls, f"{features.nbytes / 2**20:.1f} MB, {windows.last} steps")
+=======
+        windows = _windows(model, trajectory, feature_end, attention_end, blocks)
+        features = capture(model, trajectory, windows, DTYPES[dtype], source)
+        show_on_node(cls.hidden.unique_id, f"{features.nbytes / 2**20:.1f} MB, {windows.last} steps")
+>>>>>>> pnp
         return io.NodeOutput(features)
 
 

@@ -1,4 +1,4 @@
-"""How long features and self-attention are injected."""
+"""Where the source's values are injected, and for how long."""
 
 from __future__ import annotations
 
@@ -10,22 +10,31 @@ from ..diffusion.unet_sites import Sites
 
 @dataclass(frozen=True)
 class Windows:
-    """Steps from the noisy end, exclusive: feature 40 means steps 0..39, as pnp-diffusers counts them."""
+    """Counts of steps from the noisy end, exclusive: feature 40 means steps 0..39, as pnp-diffusers counts them."""
 
+    sites: Sites
     feature: int
     attention: int
 
     @classmethod
-    def of(cls, feature_end: float, attention_end: float, steps: int) -> Windows:
-        # 0.29 * 100 is 28.999999999999996.
-        return cls(*(math.floor(end * steps + 1e-6) for end in (feature_end, attention_end)))
+    def of(cls, sites: Sites, feature_end: float, attention_end: float, steps: int) -> Windows:
+        """Windows of `steps` steps; a kind without sites has none."""
+
+        def count(end: float) -> int:
+            return math.floor(end * steps + 1e-6)  # 0.29 * 100 is 28.999999999999996
+
+        return cls(
+            sites,
+            feature=count(feature_end) if sites.features else 0,
+            attention=count(attention_end) if sites.attention else 0,
+        )
 
     @property
     def last(self) -> int:
         return max(self.feature, self.attention)
 
-    def active(self, sites: Sites, step: int) -> Sites:
+    def at(self, step: int) -> Sites:
         return Sites(
-            features=sites.features if step < self.feature else (),
-            attention=sites.attention if step < self.attention else (),
+            features=self.sites.features if step < self.feature else (),
+            attention=self.sites.attention if step < self.attention else (),
         )

@@ -26,7 +26,7 @@ class ServerFailed(RuntimeError):
 
 
 class Server:
-    """`main.py --cpu` of the ComfyUI at `comfyui`, with a base directory of its own at `base`.
+    """`main.py` of the ComfyUI at `comfyui`, with a base directory of its own at `base`.
 
     `packs` maps a folder name under custom_nodes to the folder linked there; `arguments` are added to the command line.
     """
@@ -38,12 +38,14 @@ class Server:
         packs: dict[str, Path] | None = None,
         arguments: tuple[str, ...] = (),
         timeout: float = 300,
+        cpu: bool = True,
     ):
         self.comfyui = comfyui
         self.base = base
         self.packs = packs or {"palimpsest": PACK}
         self.arguments = arguments
         self.timeout = timeout
+        self.cpu = cpu
         self.process: subprocess.Popen | None = None
         self.address = ""
 
@@ -93,7 +95,8 @@ class Server:
 
     def command(self, port: int) -> list[str]:
         return [
-            *(sys.executable, str(self.comfyui / "main.py"), "--cpu"),
+            *(sys.executable, str(self.comfyui / "main.py")),
+            *(["--cpu"] if self.cpu else []),
             *("--listen", "127.0.0.1", "--port", str(port)),
             *("--base-directory", str(self.base)),
             *("--database-url", f"sqlite:///{self.base / 'user' / 'comfyui.db'}"),

@@ -29,8 +29,8 @@ def trajectory(model):
 
 def captured(model, trajectory, feature_end=0.8, attention_end=0.4, blocks="auto", dtype=torch.float32, source=None):
     sites = parse_sites(blocks, decoder_depths(model))
-    windows = Windows.of(feature_end, attention_end, trajectory.steps)
-    return capture(model, trajectory, sites, windows, dtype, source)
+    windows = Windows.of(sites, feature_end, attention_end, trajectory.steps)
+    return capture(model, trajectory, windows, dtype, source)
 
 
 def edit(model, trajectory, feature_end=0.8, attention_end=0.4, blocks="auto", **optional):
@@ -122,5 +122,7 @@ def test_refuses_areas_nothing_was_captured_for(model, trajectory):
 def test_refuses_other_models_and_sources_of_several_prompts(model, trajectory):
     with pytest.raises(ValueError, match=r"^model: expected an image model with a UNet"):
         captured(flow_dit(), trajectory)
-    with pytest.raises(ValueError, match=r"^source: expected one prompt .* got 2 active"):
-        captured(model, trajectory, source=conditioning(model, 1) + conditioning(model, 2))
+    area = [[conditioning(model, 4)[0][0], {"area": (8, 8, 4, 2), "strength": 1.0}]]
+    for source, says in ((conditioning(model, 1) + conditioning(model, 2), "got 2 active"), (area, "one with an area")):
+        with pytest.raises(ValueError, match=rf"^source: expected one prompt .*{says}"):
+            captured(model, trajectory, source=source)

@@ -18,7 +18,7 @@ def test_equals_published_batch_of_three_rows(batch):
     source, negative, positive = (conditioning(model, seed) for seed in (1, 2, 3))
     trajectory = random_trajectory(model, source, steps=10, batch=batch)
     sites = parse_sites("auto", decoder_depths(model))
-    patched = plug_and_play(model, trajectory, sites, Windows.of(0.8, 0.5, 10))
+    patched = plug_and_play(model, trajectory, Windows.of(sites, 0.8, 0.5, 10))
     path = sample(patched, trajectory.start, positive, negative, CFG, trajectory.sigmas)
 
     timesteps = model.get_model_object("model_sampling").timestep(trajectory.sigmas[:-1])

@@ -39,7 +39,7 @@ def plug_and_play(model, trajectory, blocks="auto", **optional):
 
 def capture_all(model, trajectory, **optional):
     sites = parse_sites("auto", decoder_depths(model))
-    return capture(model, trajectory, sites, Windows(STEPS, STEPS), torch.float32, **optional)
+    return capture(model, trajectory, Windows(sites, STEPS, STEPS), torch.float32, **optional)
 
 
 def run(model, trajectory, positive=None, negative=None):

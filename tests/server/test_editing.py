@@ -97,7 +97,9 @@ def expect_error(client: Client, graph: Graph, node: Node, message: str) -> None
     assert message in run.error.message
 
 
-def test_inverting_shows_progress_and_previews_and_a_second_edit_inverts_nothing(client: Client, sd15: str, photo: Path):
+def test_inverting_shows_progress_and_previews_and_a_second_edit_inverts_nothing(
+    client: Client, sd15: str, photo: Path
+):
     made = inversion(client, sd15, photo, method="fixed_point")
     edit = add_edit(made)
     shown = made.sample(made.guider(edit[0]))
@@ -144,7 +146,9 @@ def test_a_trajectory_saved_in_one_run_is_loaded_in_the_next(client: Client, ser
 
     path = server.base / "output" / "paths" / file["filename"]
     path.write_bytes(path.read_bytes()[:-100])
-    expect_error(client, graph, loader, "portrait_00001_.trajectory.safetensors is not a trajectory this version can read")
+    expect_error(
+        client, graph, loader, "portrait_00001_.trajectory.safetensors is not a trajectory this version can read"
+    )
 
 
 def test_loading_reads_nothing_outside_the_folders(client: Client, server: Server):
@@ -186,7 +190,9 @@ def test_compare_images_gives_figures_and_shows_them(client: Client, photo: Path
 
 
 @pytest.mark.parametrize("node", ["PAL_DDIMInvert", "PAL_CaptureFeatures"])
-def test_after_an_interrupt_the_next_run_is_as_if_nothing_had_happened(client: Client, sd15: str, photo: Path, node: str):
+def test_after_an_interrupt_the_next_run_is_as_if_nothing_had_happened(
+    client: Client, sd15: str, photo: Path, node: str
+):
     def build(steps: int) -> tuple[Graph, Node, Node]:
         made = inversion(client, sd15, photo, steps=steps)
         captured = made.graph.add(
@@ -240,7 +246,9 @@ def test_a_latent_of_another_size_is_refused(client: Client, sd15: str, photo: P
     expect_error(client, made.graph, node, "latent_image: expected the trajectory's")
 
 
-def test_a_model_without_unet_blocks_and_one_of_another_kind_are_refused(client: Client, sd15: str, dit: str, photo: Path):
+def test_a_model_without_unet_blocks_and_one_of_another_kind_are_refused(
+    client: Client, sd15: str, dit: str, photo: Path
+):
     made = inversion(client, sd15, photo)
     loader = made.graph.add("UNETLoader", unet_name=dit, weight_dtype="default")
     edit = made.graph.add(
@@ -259,7 +267,8 @@ def test_a_model_without_unet_blocks_and_one_of_another_kind_are_refused(client:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "message"), [("features 99", "99"), ("attention 0", "0"), ("colours 4", "colours"), ("features 4-", "4-")]
+    ("blocks", "message"),
+    [("features 99", "99"), ("attention 0", "0"), ("colours 4", "colours"), ("features 4-", "4-")],
 )
 def test_blocks_that_do_not_exist_are_named(client: Client, sd15: str, photo: Path, blocks: str, message: str):
     made = inversion(client, sd15, photo)
@@ -272,7 +281,10 @@ def test_blocks_that_do_not_exist_are_named(client: Client, sd15: str, photo: Pa
 def test_flipped_or_cut_sigmas_and_an_empty_latent_are_refused_by_the_inversion(client: Client, sd15: str, photo: Path):
     for change, message in (
         (lambda made: made.graph.add("FlipSigmas", sigmas=made.sigmas[0])[0], "sigmas: expected strictly descending"),
-        (lambda made: made.graph.add("SplitSigmas", sigmas=made.sigmas[0], step=1)[0], "expected the schedule to end at 0"),
+        (
+            lambda made: made.graph.add("SplitSigmas", sigmas=made.sigmas[0], step=1)[0],
+            "expected the schedule to end at 0",
+        ),
     ):
         made = inversion(client, sd15, photo)
         made.graph[made.invert.id]["inputs"]["sigmas"] = change(made)

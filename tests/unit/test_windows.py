@@ -5,6 +5,9 @@ from palimpsest.nodes.plug_and_play.windows import Windows
 pytestmark = pytest.mark.unit
 
 
+SITES = Sites((4,), ((4, 0),))
+
+
 @pytest.mark.parametrize(
     ("ends", "steps", "expected"),
     [
@@ -16,11 +19,16 @@ pytestmark = pytest.mark.unit
     ],
 )
 def test_counts_whole_steps(ends, steps, expected):
-    assert Windows.of(*ends, steps) == Windows(*expected)
+    assert Windows.of(SITES, *ends, steps) == Windows(SITES, *expected)
+
+
+def test_a_kind_without_sites_has_no_steps():
+    assert Windows.of(Sites((4,), ()), 0.5, 1.0, 10).last == 5
+    assert Windows.of(Sites((), ((4, 0),)), 1.0, 0.5, 10).last == 5
 
 
 def test_end_is_exclusive():
-    sites, windows = Sites((4,), ((4, 0),)), Windows(feature=3, attention=1)
-    assert [bool(windows.active(sites, i).features) for i in range(5)] == [True, True, True, False, False]
-    assert [bool(windows.active(sites, i).attention) for i in range(5)] == [True, False, False, False, False]
+    windows = Windows(SITES, feature=3, attention=1)
+    assert [bool(windows.at(i).features) for i in range(5)] == [True, True, True, False, False]
+    assert [bool(windows.at(i).attention) for i in range(5)] == [True, False, False, False, False]
     assert windows.last == 3
