@@ -141,16 +141,9 @@ class CaptureFeatures(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, trajectory, feature_end, attention_end, blocks, dtype, source=None) -> io.NodeOutput:
-<<<<<<< HEAD
-        sites = parse_sites(blocks, decoder_depths(model))
-        windows = Windows.of(feature_end, attention_end, trajectory.steps)
-        features = capture(model, trajectory, sites, windows, DTYPES[dtype], source)
-        show_on_node(cls, f"{features.nbytes / 2**20:.1f} MB, {windows.last} steps")
-=======
         windows = _windows(model, trajectory, feature_end, attention_end, blocks)
         features = capture(model, trajectory, windows, DTYPES[dtype], source)
-        show_on_node(cls.hidden.unique_id, f"{features.nbytes / 2**20:.1f} MB, {windows.last} steps")
->>>>>>> pnp
+        show_on_node(cls, f"{features.nbytes / 2**20:.1f} MB, {windows.last} steps")
         return io.NodeOutput(features)
 
 
