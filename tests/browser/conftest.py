@@ -21,7 +21,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A photograph small enough for the random checkpoint."""
+    """A photograph of 64x64 pixels, quick to edit with the random checkpoint."""
     file = tmp_path_factory.mktemp("photo") / "photo.png"
     Image.fromarray(data.astronaut()).resize((64, 64)).save(file)
     return file

@@ -92,7 +92,7 @@ class Frontend:
                 const width = Math.max(...items.map(r => r[0] + r[2])) - left
                 const height = Math.max(...items.map(r => r[1] + r[3])) - top
                 const view = app.canvas.canvas.getBoundingClientRect()
-                const scale = Math.min((view.width - 2 * margin) / width, (view.height - 2 * margin) / height, 1)
+                const scale = Math.min((view.width - 4 * margin) / width, (view.height - 2 * margin) / height, 1)
                 app.canvas.ds.scale = scale
                 app.canvas.ds.offset[0] = margin / scale - left
                 app.canvas.ds.offset[1] = margin / scale - top
@@ -124,6 +124,7 @@ def open_frontend(browser: Browser, address: str, vue_nodes: bool = False) -> It
             "Comfy.TutorialCompleted": True,
             "Comfy.VueNodes.Enabled": vue_nodes,
             "Comfy.VueNodes.AutoScaleLayout": False,
+            "Comfy.Graph.CanvasInfo": False,
             "Comfy.Graph.CanvasMenu": False,
             "Comfy.Minimap.Visible": False,
         },

@@ -156,10 +156,10 @@ class Client:
     def interrupt(self) -> None:
         self.post("/interrupt", {})
 
-    def upload_image(self, file: Path) -> str:
+    def upload_image(self, file: Path, name: str | None = None) -> str:
         """Put a picture into the server's input folder; returns the name LoadImage knows it by."""
         boundary = uuid.uuid4().hex
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{file.name}"\r\n\r\n'
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name or file.name}"\r\n\r\n'
         body = head.encode() + file.read_bytes() + f"\r\n--{boundary}--\r\n".encode()
         headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
         request = urllib.request.Request(f"http://{self.address}/upload/image", body, headers)
