@@ -6,7 +6,7 @@ RUN = $(PYTHON) tests/host/provision.py
 PYTEST = $(RUN) -m pytest -ra --timeout 900
 OLDEST = 0.16.3
 
-.PHONY: test test-unit test-model test-server test-browser test-oldest demo toy evidence bench golden lint clean
+.PHONY: test test-unit test-model test-server test-browser test-oldest demo toy evidence bench golden workflows lint clean
 
 test: test-unit test-hosted test-oldest
 
@@ -48,6 +48,10 @@ bench:
 # Rewrite tests/server/object_info.json after a change of the nodes' sockets that is meant.
 golden:
 	PYTHONPATH=tests $(RUN) -m host.golden
+
+# Rewrite example_workflows/ in the real frontend after a change of tests/browser/shipped.py or of the nodes.
+workflows:
+	PYTHONPATH=tests $(RUN) -m browser.shipped
 
 lint:
 	$(RUN) -m ruff check .
