@@ -74,9 +74,9 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="session")
 def sd15(server: Server) -> str:
     """The name of a random SD1.5 checkpoint, as the server's CheckpointLoaderSimple lists it."""
-    from fixtures.checkpoints import sd15  # builds on ComfyUI's classes, which only some rings have
+    from fixtures import checkpoints  # builds on ComfyUI's classes, which only some rings have
 
-    return server.link_model("checkpoints", sd15())
+    return server.link_model("checkpoints", checkpoints.sd15())
 
 
 @pytest.fixture

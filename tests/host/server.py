@@ -117,7 +117,7 @@ class Server:
                 time.sleep(0.2)
         raise ServerFailed(f"ComfyUI did not answer at {self.address} within {self.timeout:.0f} s:\n{self.tail()}")
 
-    def stop(self, timeout: float = 30) -> int:
+    def stop(self, timeout: float = 60) -> int:
         """End the server as Ctrl-C does, or by force after `timeout` seconds; returns its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)

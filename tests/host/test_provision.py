@@ -1,6 +1,8 @@
 """What a machine can lack, and what provisioning says of it."""
 
+import importlib.util
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -23,7 +25,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("COMFYUI_PATH", "COMFYUI_VERSION", "PYTHON", "PIP_FIND_LINKS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     (tmp_path / "requirements.txt").write_text(f"{provision.TOOLS_HEADING}\npytest==1\nplaywright==1\n\n")
     return tmp_path
 
@@ -60,6 +62,15 @@ def test_a_missing_pip_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(provision, "runs", lambda command: False)
     with pytest.raises(Missing, match=r"pip \(22\.3 or newer\) is missing"):
         provision.pip(Path(sys.executable))
+
+
+def test_without_ensurepip_the_pip_outside_fills_the_environment(elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
+    (elsewhere / "requirements.txt").write_text("# nothing\n")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ensurepip" else find_spec(name))
+    python = provision.provide_environment()
+    assert not provision.runs([python, "-m", "pip", "--version"])
+    assert "--python" in provision.pip(python)
 
 
 def test_a_failed_installation_is_told_and_tried_again(elsewhere: Path):
