@@ -51,9 +51,8 @@ def record_source(
 ) -> tuple[Record, torch.Tensor]:
     """What `sites` see when the UNet evaluates x [B, C, H, W] at sigma [B] under conds, and the denoised prediction.
 
-    With an area they see that part of x only.
-
     calc_cond_batch: comfy.samplers.calc_cond_batch, or the executor of a wrapper around it.
+    area: the only part of x they are to see.
     """
     if any("area" in cond for cond in conds):
         raise ValueError(f"source: expected one prompt for the whole picture, got one with an area. {WHAT_TO_DO}")

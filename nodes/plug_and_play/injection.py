@@ -16,6 +16,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..diffusion.samplers import require_deterministic, sampler_name
 from ..diffusion.source_pass import (
+    WHAT_TO_DO,
     Area,
     ModelOptions,
     Record,
@@ -61,12 +62,12 @@ def plug_and_play(
         source = trajectory.positive if source is None else source
         if comfy.sampler_helpers.cond_has_hooks(source):
             raise ValueError(
-                "source: expected conditioning without hooks, got some. Connect an empty prompt to `source`, or capture the "
-                "features first."
+                f"source: expected conditioning without hooks, which only a sampler's own prompts can have, got some. {WHAT_TO_DO}"
             )
         conds = {"source": comfy.sampler_helpers.convert_cond(source)}
         models, _ = comfy.sampler_helpers.get_additional_models(conds, patched.model_dtype())
-        patched.set_additional_models(KEY, patched.get_additional_models_with_key(KEY) + models)
+        if models:
+            patched.set_additional_models(KEY, patched.get_additional_models_with_key(KEY) + models)
     edit = _Edit(trajectory, windows, features, source)
     patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, KEY, edit.sampler_sample)
     return patched

@@ -1,6 +1,7 @@
 import dataclasses
 import hashlib
 
+import comfy.hooks
 import comfy.model_management
 import pytest
 import torch
@@ -295,6 +296,13 @@ def test_refuses_sources_that_are_no_single_prompt(model):
         patched = plug_and_play(model, trajectory, source=source)
         with pytest.raises(ValueError, match=rf"^source: expected .* {says}"):
             sample(patched, trajectory.start, positive, negative, CFG, trajectory.sigmas)
+
+
+def test_refuses_hooks_on_the_source(model):
+    trajectory = random_trajectory(model, conditioning(model, 1), steps=2)
+    hooked = [[conditioning(model, 1)[0][0], {"hooks": comfy.hooks.HookGroup()}]]
+    with pytest.raises(ValueError, match=r"^source: expected conditioning without hooks"):
+        plug_and_play(model, trajectory, source=hooked)
 
 
 def test_depths_are_the_loaded_unet_s(model):
