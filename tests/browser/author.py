@@ -31,6 +31,7 @@ BUILD = """workflow => {
         }
         if (spec.title) node.title = spec.title
         if (spec.color) node.color = spec.color
+        if (spec.muted) node.mode = LiteGraph.NEVER
         if (spec.size) node.setSize(spec.size)
         made[spec.key] = node
     }
@@ -74,6 +75,7 @@ class NodeSpec:
     size: tuple[int, int] | None = None
     title: str | None = None
     color: str | None = None
+    muted: bool = False
 
 
 @dataclass(frozen=True)
