@@ -125,6 +125,7 @@ def open_frontend(browser: Browser, address: str, vue_nodes: bool = False) -> It
             "Comfy.VueNodes.Enabled": vue_nodes,
             "Comfy.VueNodes.AutoScaleLayout": False,
             "Comfy.Graph.CanvasMenu": False,
+            "Comfy.Graph.CanvasInfo": False,
             "Comfy.Minimap.Visible": False,
         },
     )

@@ -11,11 +11,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from host.provision import comfyui_location
-from host.server import Server
-
 from browser.author import Group, NodeSpec, Note, Workflow, save_workflow
 from browser.frontend import launch, open_frontend
+from host.provision import comfyui_location
+from host.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "example_workflows"
@@ -23,7 +22,7 @@ API = Path(__file__).with_name("api_format")
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 PICTURE = "example.png"  # comes with ComfyUI
-BLUE, GREEN, GOLD, PURPLE, CYAN = "#3f789e", "#8A8", "#b58b2a", "#a1309b", "#8AA"
+BLUE, GREEN, GOLD, RED, CYAN = "#3f789e", "#8A8", "#b58b2a", "#A88", "#8AA"
 POSITIVE, NEGATIVE = "#232", "#322"  # title colours, as artists paint their prompts
 
 
@@ -31,7 +30,7 @@ def load_picture() -> tuple[list[NodeSpec], list[tuple[str, str, str, str]]]:
     """From a checkpoint and any photograph to the latent of its middle, 512 x 512."""
     nodes = [
         NodeSpec("model", "CheckpointLoaderSimple", (0, 0), {"ckpt_name": CHECKPOINT}, size=(300, 100)),
-        NodeSpec("picture", "LoadImage", (0, 170), {"image": PICTURE}, size=(300, 330), title="Your picture"),
+        NodeSpec("picture", "LoadImage", (0, 190), {"image": PICTURE}, size=(300, 310), title="Your picture"),
         NodeSpec(
             "resize",
             "ImageScale",
@@ -60,9 +59,7 @@ def invert_picture(x: int) -> tuple[list[NodeSpec], list[tuple[str, str, str, st
             {"scheduler": "ddim_uniform", "steps": 50, "denoise": 1.0},
             size=(320, 110),
         ),
-        NodeSpec(
-            "invert", "PAL_DDIMInvert", (x, 360), {"method": "fixed_point", "iterations": 5}, size=(320, 180)
-        ),
+        NodeSpec("invert", "PAL_DDIMInvert", (x, 360), {"method": "fixed_point", "iterations": 5}, size=(320, 180)),
     ]
     links = [
         ("model", "CLIP", "empty", "clip"),
@@ -102,7 +99,11 @@ def invert_and_reconstruct() -> Workflow:
             ),
             NodeSpec("decode_vae", "VAEDecode", (1160, 590), size=(330, 46), title="The VAE alone"),
             NodeSpec(
-                "compare_vae", "PAL_CompareImages", (1540, 590), size=(330, 460), title="The VAE alone against the picture"
+                "compare_vae",
+                "PAL_CompareImages",
+                (1540, 590),
+                size=(330, 460),
+                title="The VAE alone against the picture",
             ),
         ],
         links=[
@@ -128,7 +129,10 @@ def invert_and_reconstruct() -> Workflow:
             ("decode_vae", "IMAGE", "compare_vae", "image_a"),
             ("resize", "IMAGE", "compare_vae", "image_b"),
         ],
-        notes=[Note(RECONSTRUCT_NOTE, (-420, 0), (360, 1050), "Read me")],
+        notes=[
+            Note(RECONSTRUCT_NOTE, (-420, 0), (360, 560), "Read me"),
+            Note(FIGURES_NOTE, (1160, 720), (330, 330), "The figures"),
+        ],
         groups=[
             Group("1  Load", (-20, -70), (340, 920), BLUE),
             Group("2  Invert", (360, -70), (360, 680), GREEN),
@@ -148,13 +152,18 @@ whether a picture survives the trip, which every edit depends on.
 - the **checkpoint**: any SD1.5 model
 - **Your picture**: its middle is cut to 512 x 512
 
-Then press Run. 50 steps cost about 250 model calls to invert and 50 to draw.
+Then press Run. 50 steps cost at most 250 model calls to invert and 50 to draw.
 
-### Read
-**DDIM Invert** shows its *residual*: below 0.002 the path is retraced exactly. When it says that it did not converge, \
-raise `iterations`.
+### Keep
+- **Guidance stays at 1**: Basic Guider has none. With a CFG above 1 the model leaves the path, and the picture changes.
+- **The same scheduler, steps and prompt** for DDIM Invert and the sampler, and the sampler *euler*.
 
-**Reconstruction against the picture** shows the PSNR:
+The path is saved in the output folder, under *trajectories*; Load Trajectory opens it again."""
+
+FIGURES_NOTE = """**DDIM Invert** shows its residual. Below 2e-3 the path is retraced; when it says that it did not \
+converge, raise *iterations*.
+
+**PSNR** of two pictures:
 
 | dB | means |
 |---|---|
@@ -162,15 +171,7 @@ raise `iterations`.
 | 25 to 35 | fine detail is lost |
 | below 20 | another picture |
 
-**The VAE alone** is the best that can be had: the picture encoded and decoded, without the model between. When both \
-figures are equal, inversion lost nothing.
-
-### Keep
-- The **guidance stays at 1**: Basic Guider has none. With a CFG above 1 the model leaves the path, and the picture \
-changes.
-- The **same scheduler, steps and prompt** for DDIM Invert and the sampler, and the sampler `euler`.
-
-The path is saved to `output/trajectories`; Load Trajectory opens it again."""
+**The VAE alone** is the best there is to have. When both figures are equal, inversion lost nothing."""
 
 
 def plug_and_play_on_a_photo() -> Workflow:
@@ -199,9 +200,7 @@ def plug_and_play_on_a_photo() -> Workflow:
                 title="What it looks like now",
                 color=NEGATIVE,
             ),
-            NodeSpec(
-                "fade", "PAL_NegativeSchedule", (780, 370), {"alpha": 1.0, "schedule": "linear"}, size=(320, 150)
-            ),
+            NodeSpec("fade", "PAL_NegativeSchedule", (780, 370), {"alpha": 1.0, "schedule": "linear"}, size=(320, 150)),
             NodeSpec(
                 "capture",
                 "PAL_CaptureFeatures",
@@ -248,12 +247,15 @@ def plug_and_play_on_a_photo() -> Workflow:
             ("resize", "IMAGE", "before", "images"),
             ("decode", "IMAGE", "save", "images"),
         ],
-        notes=[Note(PLUG_AND_PLAY_NOTE, (-440, 0), (380, 1260), "Read me")],
+        notes=[
+            Note(PLUG_AND_PLAY_NOTE, (-440, 0), (380, 830), "Read me"),
+            Note(TUNING_NOTE, (-440, 940), (1160, 320), "When the edit is not what you want"),
+        ],
         groups=[
             Group("1  Load", (-20, -70), (340, 920), BLUE),
             Group("2  Invert", (360, -70), (360, 680), GREEN),
             Group("3  Say what it becomes", (760, -70), (360, 680), GOLD),
-            Group("4  Keep the layout", (1160, -70), (340, 680), PURPLE),
+            Group("4  Keep the layout", (1160, -70), (340, 680), RED),
             Group("5  Edit", (1540, -70), (340, 680), BLUE),
             Group("6  Compare", (760, 630), (1120, 650), CYAN),
         ],
@@ -272,24 +274,26 @@ animal, light.
 not *make it snow*
 - **What it looks like now**: a few words for the old look, such as *a photo of a cat*, or nothing
 
-Then press Run. The first run inverts the picture; the next ones only draw, as long as you change nothing left of the \
-prompts.
-
-### When the edit is not what you want
-- **Too much of the old picture**: lower `attention_end` first, then `feature_end`; in both nodes.
-- **The shapes drift**: raise them. `feature_end` holds the shapes, `attention_end` the layout. 1 keeps both to the end.
-- **The old colours stay**: write them into *What it looks like now*. Negative Schedule fades these words in, from the \
-empty prompt in the first step to all of them in the last. `alpha` 0 uses them from the start, which is stronger.
-- **Too weak or too harsh**: `cfg`, 7.5 here.
+Then press Run. The first run inverts the picture; the next ones only draw, as long as only the prompts change.
 
 ### Keep
-- The **same scheduler and steps** for DDIM Invert and the sampler: both take them from one node. 50 steps, `euler`.
-- The source prompt **empty**.
+- **The same scheduler and steps** for DDIM Invert and the sampler: both take them from one node. 50 steps, *euler*.
+- The **source prompt empty**.
 
 ### Capture Features is optional
-It reads the source once and keeps what Plug-and-Play needs, about 340 MB of memory for this size, so that further \
-edits cost no more than plain sampling. Delete it when you make only one edit or memory is short: the picture \
-stays the same but for rounding."""
+It reads the source once and keeps what Plug-and-Play needs, about 340 MB of memory at this size; each edit then costs \
+no more than plain sampling. Delete it when you make only one edit or when memory is short: the picture stays the same \
+but for rounding."""
+
+TUNING_NOTE = """- **Too much of the old picture**: lower *attention_end* first, then *feature_end*, in Capture Features \
+and in Plug-and-Play.
+- **The shapes drift**: raise them in both. *feature_end* holds the shapes, *attention_end* the layout; at 1 they are \
+held to the last step.
+- **The old colours stay**: write them into **What it looks like now**. Negative Schedule fades these words in, from \
+the empty prompt in the first step to the words alone in the last. Its *alpha* at 0 uses the words from the first step, \
+which is stronger.
+- **Too weak or too harsh**: change *cfg*, 7.5 here.
+- **The picture is noise or a blur**: scheduler, steps or checkpoint differ between the inversion and the sampler."""
 
 
 def edit_a_generated_picture() -> Workflow:
@@ -297,7 +301,7 @@ def edit_a_generated_picture() -> Workflow:
         "Edit a generated picture",
         nodes=[
             NodeSpec("model", "CheckpointLoaderSimple", (0, 0), {"ckpt_name": CHECKPOINT}, size=(300, 100)),
-            NodeSpec("latent", "EmptyLatentImage", (0, 170), {"width": 512, "height": 512}, size=(300, 110)),
+            NodeSpec("latent", "EmptyLatentImage", (0, 190), {"width": 512, "height": 512}, size=(300, 110)),
             NodeSpec(
                 "schedule",
                 "BasicScheduler",
@@ -349,19 +353,19 @@ def edit_a_generated_picture() -> Workflow:
             NodeSpec(
                 "load",
                 "PAL_LoadTrajectory",
-                (780, 720),
+                (0, 930),
                 {"trajectory_file": "trajectories/palimpsest_00001_.trajectory.safetensors [output]"},
-                size=(680, 60),
+                size=(700, 90),
                 title="Load Trajectory (muted)",
                 muted=True,
             ),
-            NodeSpec("before", "PreviewImage", (1540, 0), size=(340, 370), title="Before"),
+            NodeSpec("before", "PreviewImage", (780, 690), size=(320, 360), title="Before"),
             NodeSpec(
                 "save",
                 "SaveImage",
-                (1540, 440),
+                (1140, 690),
                 {"filename_prefix": "edited"},
-                size=(340, 370),
+                size=(320, 360),
                 title="After",
             ),
         ],
@@ -397,13 +401,16 @@ def edit_a_generated_picture() -> Workflow:
             ("model", "VAE", "edit_decode", "vae"),
             ("edit_decode", "IMAGE", "save", "images"),
         ],
-        notes=[Note(GENERATED_NOTE, (-440, 0), (380, 810), "Read me")],
+        notes=[
+            Note(GENERATED_NOTE, (-440, 0), (380, 560), "Read me"),
+            Note(SAVED_PATH_NOTE, (-440, 860), (380, 210), "A saved path instead"),
+        ],
         groups=[
             Group("1  Load", (-20, -70), (340, 900), BLUE),
             Group("2  Draw, and keep the path", (360, -70), (360, 900), GREEN),
-            Group("3  Keep the layout, change the words", (760, -70), (720, 680), PURPLE),
-            Group("Instead of 2: a saved path", (760, 630), (720, 200), GREEN),
-            Group("4  Compare", (1520, -70), (380, 900), CYAN),
+            Group("3  Keep the layout, change the words", (760, -70), (720, 680), RED),
+            Group("4  Compare", (760, 620), (720, 450), CYAN),
+            Group("Instead of 2: a saved path", (-20, 860), (740, 210), GREEN),
         ],
     )
 
@@ -415,19 +422,20 @@ noise to picture, so there is nothing to invert.
 
 ### Change
 - the **checkpoint**: any SD1.5 model
-- the **first prompt**, and the `noise_seed` until you like the picture
+- the **first prompt**, and *noise_seed* until you like the picture
 - the **new prompt**: the whole new picture in one sentence
 
 The first picture stays as it is while you try new prompts: only the second one is drawn again.
 
 ### When the edit is not what you want
-- **Too much of the old picture**: lower `attention_end`, then `feature_end`.
+- **Too much of the old picture**: lower *attention_end*, then *feature_end*.
 - **The shapes drift**: raise them.
 
-### A saved path instead
-*Invert and reconstruct* saves its path. To edit that picture here: un-mute **Load Trajectory** (Ctrl+M), pick the \
-file, draw its output to *Plug-and-Play* and to *Trajectory Start*, and mute everything in group 2 but the negative \
-prompt. Noise, sigmas and size come from the trajectory, so nothing else needs setting."""
+**Trajectory Start** gives the second sampler noise, sigmas and size, so that nothing has to be set twice."""
+
+SAVED_PATH_NOTE = """*Invert and reconstruct* saves its path. To edit that picture here, un-mute **Load Trajectory** \
+(Ctrl+M), pick the file, and draw its output to *Plug-and-Play* and *Trajectory Start*. Mute the nodes of group 2 but \
+the negative prompt, and *Before*."""
 
 
 def main() -> None:
@@ -435,6 +443,9 @@ def main() -> None:
         server = Server(comfyui_location(), Path(base))
         (server.base / "input").mkdir()
         shutil.copy(server.comfyui / "input" / PICTURE, server.base / "input")
+        checkpoints = server.base / "models" / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        (checkpoints / CHECKPOINT).touch()  # so that no thumbnail marks it as missing
         with server, launch() as browser, open_frontend(browser, server.address) as frontend:
             for workflow in (invert_and_reconstruct(), plug_and_play_on_a_photo(), edit_a_generated_picture()):
                 print(save_workflow(frontend, workflow, FOLDER, API))
