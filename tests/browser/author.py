@@ -15,6 +15,8 @@ from browser.frontend import Frontend
 
 NAMESPACE = uuid.UUID("7d0c9b1e-6d5f-4c0e-9a53-1f1f0f5a2b7c")
 
+MENU_HIDDEN = ".no-drag.fixed { visibility: hidden }"  # the button that ends the focus mode
+
 BUILD = """workflow => {
     app.graph.clear()
     const made = {}
@@ -31,6 +33,7 @@ BUILD = """workflow => {
         }
         if (spec.title) node.title = spec.title
         if (spec.color) node.color = spec.color
+        if (spec.muted) node.mode = LiteGraph.NEVER
         if (spec.size) node.setSize(spec.size)
         made[spec.key] = node
     }
@@ -74,6 +77,7 @@ class NodeSpec:
     size: tuple[int, int] | None = None
     title: str | None = None
     color: str | None = None
+    muted: bool = False
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,8 @@ def save_workflow(frontend: Frontend, workflow: Workflow, folder: Path, api_fold
     file = folder / f"{workflow.name}.json"
     write_json(file, saved)
     write_json(api_folder / file.name, frontend.api_format())
-    page.screenshot(path=file.with_suffix(".jpg"), clip=frontend.frame_graph(), type="jpeg", quality=85)
+    picture = {"clip": frontend.frame_graph(), "style": MENU_HIDDEN, "type": "jpeg", "quality": 85}
+    page.screenshot(path=file.with_suffix(".jpg"), **picture)
     return file
 
 

@@ -1,0 +1,455 @@
+"""What the shipped workflows are made of, and the command that makes them anew in the real frontend.
+
+make workflows     # rewrites example_workflows/ and tests/browser/api_format/ after a change here or of the nodes
+
+which is `python -m browser.shipped` with tests/ on the path. The same descriptions give the same files.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from browser.author import Group, NodeSpec, Note, Workflow, save_workflow
+from browser.frontend import launch, open_frontend
+from host.provision import comfyui_location
+from host.server import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "example_workflows"
+API = Path(__file__).with_name("api_format")
+
+CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+PICTURE = "example.png"  # comes with ComfyUI
+BLUE, GREEN, GOLD, RED, CYAN = "#3f789e", "#8A8", "#b58b2a", "#A88", "#8AA"
+POSITIVE, NEGATIVE = "#232", "#322"  # title colours, as artists paint their prompts
+
+
+def load_picture() -> tuple[list[NodeSpec], list[tuple[str, str, str, str]]]:
+    """From a checkpoint and any photograph to the latent of its middle, 512 x 512."""
+    nodes = [
+        NodeSpec("model", "CheckpointLoaderSimple", (0, 0), {"ckpt_name": CHECKPOINT}, size=(300, 100)),
+        NodeSpec("picture", "LoadImage", (0, 190), {"image": PICTURE}, size=(300, 310), title="Your picture"),
+        NodeSpec(
+            "resize",
+            "ImageScale",
+            (0, 570),
+            {"upscale_method": "lanczos", "width": 512, "height": 512, "crop": "center"},
+            size=(300, 130),
+        ),
+        NodeSpec("encode", "VAEEncode", (0, 780), size=(300, 46)),
+    ]
+    links = [
+        ("picture", "IMAGE", "resize", "image"),
+        ("resize", "IMAGE", "encode", "pixels"),
+        ("model", "VAE", "encode", "vae"),
+    ]
+    return nodes, links
+
+
+def invert_picture(x: int) -> tuple[list[NodeSpec], list[tuple[str, str, str, str]]]:
+    """A column at `x`: the latent of load_picture carried up 50 steps with an empty prompt."""
+    nodes = [
+        NodeSpec("empty", "CLIPTextEncode", (x, 0), {"text": ""}, size=(320, 100), title="Source prompt (empty)"),
+        NodeSpec(
+            "schedule",
+            "BasicScheduler",
+            (x, 170),
+            {"scheduler": "ddim_uniform", "steps": 50, "denoise": 1.0},
+            size=(320, 110),
+        ),
+        NodeSpec("invert", "PAL_DDIMInvert", (x, 360), {"method": "fixed_point", "iterations": 5}, size=(320, 180)),
+    ]
+    links = [
+        ("model", "CLIP", "empty", "clip"),
+        ("model", "MODEL", "schedule", "model"),
+        ("model", "MODEL", "invert", "model"),
+        ("empty", "CONDITIONING", "invert", "positive"),
+        ("encode", "LATENT", "invert", "latent_image"),
+        ("schedule", "SIGMAS", "invert", "sigmas"),
+    ]
+    return nodes, links
+
+
+def invert_and_reconstruct() -> Workflow:
+    load, load_links = load_picture()
+    invert, invert_links = invert_picture(380)
+    return Workflow(
+        "Invert and reconstruct",
+        nodes=[
+            *load,
+            *invert,
+            NodeSpec("guider", "BasicGuider", (780, 0), size=(300, 46)),
+            NodeSpec("euler", "KSamplerSelect", (780, 120), {"sampler_name": "euler"}, size=(300, 58)),
+            NodeSpec("sample", "SamplerCustomAdvanced", (780, 260), size=(300, 106)),
+            NodeSpec("decode", "VAEDecode", (780, 450), size=(300, 46)),
+            NodeSpec("keep", "PAL_SaveTrajectory", (380, 700), size=(700, 70)),
+            NodeSpec("strip", "PAL_PreviewTrajectory", (380, 860), {"frames": 8}, size=(700, 190)),
+            NodeSpec(
+                "save",
+                "SaveImage",
+                (1160, 0),
+                {"filename_prefix": "reconstruction"},
+                size=(330, 420),
+                title="Reconstruction",
+            ),
+            NodeSpec(
+                "compare", "PAL_CompareImages", (1540, 0), size=(330, 460), title="Reconstruction against the picture"
+            ),
+            NodeSpec("decode_vae", "VAEDecode", (1160, 590), size=(330, 46), title="The VAE alone"),
+            NodeSpec(
+                "compare_vae",
+                "PAL_CompareImages",
+                (1540, 590),
+                size=(330, 460),
+                title="The VAE alone against the picture",
+            ),
+        ],
+        links=[
+            *load_links,
+            *invert_links,
+            ("model", "MODEL", "guider", "model"),
+            ("empty", "CONDITIONING", "guider", "conditioning"),
+            ("invert", "noise", "sample", "noise"),
+            ("guider", "GUIDER", "sample", "guider"),
+            ("euler", "SAMPLER", "sample", "sampler"),
+            ("schedule", "SIGMAS", "sample", "sigmas"),
+            ("encode", "LATENT", "sample", "latent_image"),
+            ("sample", "output", "decode", "samples"),
+            ("model", "VAE", "decode", "vae"),
+            ("decode", "IMAGE", "save", "images"),
+            ("decode", "IMAGE", "compare", "image_a"),
+            ("resize", "IMAGE", "compare", "image_b"),
+            ("invert", "trajectory", "keep", "trajectory"),
+            ("invert", "trajectory", "strip", "trajectory"),
+            ("model", "VAE", "strip", "vae"),
+            ("encode", "LATENT", "decode_vae", "samples"),
+            ("model", "VAE", "decode_vae", "vae"),
+            ("decode_vae", "IMAGE", "compare_vae", "image_a"),
+            ("resize", "IMAGE", "compare_vae", "image_b"),
+        ],
+        notes=[
+            Note(RECONSTRUCT_NOTE, (-420, 0), (360, 560), "Read me"),
+            Note(FIGURES_NOTE, (1160, 720), (330, 330), "The figures"),
+        ],
+        groups=[
+            Group("1  Load", (-20, -70), (340, 920), BLUE),
+            Group("2  Invert", (360, -70), (360, 680), GREEN),
+            Group("3  Reconstruct", (760, -70), (340, 680), GOLD),
+            Group("The path: saved, and shown from noise to picture", (360, 630), (740, 440), GREEN),
+            Group("4  Compare", (1140, -70), (750, 1140), CYAN),
+        ],
+    )
+
+
+RECONSTRUCT_NOTE = """## Invert and reconstruct
+
+Finds the noise from which the model draws **your** picture, then draws it again. Nothing is edited here: this shows \
+whether a picture survives the trip, which every edit depends on.
+
+### Change
+- the **checkpoint**: any SD1.5 model
+- **Your picture**: its middle is cut to 512 x 512
+
+Then press Run. 50 steps cost at most 250 model calls to invert and 50 to draw.
+
+### Keep
+- **Guidance stays at 1**: Basic Guider has none. With a CFG above 1 the model leaves the path, and the picture changes.
+- **The same scheduler, steps and prompt** for DDIM Invert and the sampler, and the sampler *euler*.
+
+The path is saved in the output folder, under *trajectories*; Load Trajectory opens it again."""
+
+FIGURES_NOTE = """**DDIM Invert** shows its residual. Below 2e-3 the path is retraced; when it says that it did not \
+converge, raise *iterations*.
+
+**PSNR** of two pictures:
+
+| dB | means |
+|---|---|
+| above 35 | you see no difference |
+| 25 to 35 | fine detail is lost |
+| below 20 | another picture |
+
+**The VAE alone** is the best there is to have. When both figures are equal, inversion lost nothing."""
+
+
+def plug_and_play_on_a_photo() -> Workflow:
+    load, load_links = load_picture()
+    invert, invert_links = invert_picture(380)
+    return Workflow(
+        "Plug-and-Play on a photo",
+        nodes=[
+            *load,
+            *invert,
+            NodeSpec(
+                "positive",
+                "CLIPTextEncode",
+                (780, 0),
+                {"text": "an oil painting of a girl in a pink dress, standing on a green hill under a blue sky"},
+                size=(320, 130),
+                title="What it becomes",
+                color=POSITIVE,
+            ),
+            NodeSpec(
+                "negative",
+                "CLIPTextEncode",
+                (780, 200),
+                {"text": "a child's drawing, flat colours"},
+                size=(320, 100),
+                title="What it looks like now",
+                color=NEGATIVE,
+            ),
+            NodeSpec("fade", "PAL_NegativeSchedule", (780, 370), {"alpha": 1.0, "schedule": "linear"}, size=(320, 150)),
+            NodeSpec(
+                "capture",
+                "PAL_CaptureFeatures",
+                (1180, 0),
+                {"feature_end": 0.8, "attention_end": 0.5},
+                size=(300, 190),
+                title="Capture Features (optional)",
+            ),
+            NodeSpec(
+                "plug", "PAL_PlugAndPlay", (1180, 340), {"feature_end": 0.8, "attention_end": 0.5}, size=(300, 190)
+            ),
+            NodeSpec("guider", "CFGGuider", (1560, 0), {"cfg": 7.5}, size=(300, 100)),
+            NodeSpec("euler", "KSamplerSelect", (1560, 170), {"sampler_name": "euler"}, size=(300, 58)),
+            NodeSpec("sample", "SamplerCustomAdvanced", (1560, 300), size=(300, 106)),
+            NodeSpec("decode", "VAEDecode", (1560, 480), size=(300, 46)),
+            NodeSpec("before", "PreviewImage", (780, 700), size=(520, 560), title="Before"),
+            NodeSpec(
+                "save", "SaveImage", (1340, 700), {"filename_prefix": "plug_and_play"}, size=(520, 560), title="After"
+            ),
+        ],
+        links=[
+            *load_links,
+            *invert_links,
+            ("model", "CLIP", "positive", "clip"),
+            ("model", "CLIP", "negative", "clip"),
+            ("negative", "CONDITIONING", "fade", "negative"),
+            ("empty", "CONDITIONING", "fade", "negative_source"),
+            ("schedule", "SIGMAS", "fade", "sigmas"),
+            ("model", "MODEL", "capture", "model"),
+            ("invert", "trajectory", "capture", "trajectory"),
+            ("model", "MODEL", "plug", "model"),
+            ("invert", "trajectory", "plug", "trajectory"),
+            ("capture", "features", "plug", "features"),
+            ("plug", "model", "guider", "model"),
+            ("positive", "CONDITIONING", "guider", "positive"),
+            ("fade", "negative", "guider", "negative"),
+            ("invert", "noise", "sample", "noise"),
+            ("guider", "GUIDER", "sample", "guider"),
+            ("euler", "SAMPLER", "sample", "sampler"),
+            ("schedule", "SIGMAS", "sample", "sigmas"),
+            ("encode", "LATENT", "sample", "latent_image"),
+            ("sample", "output", "decode", "samples"),
+            ("model", "VAE", "decode", "vae"),
+            ("resize", "IMAGE", "before", "images"),
+            ("decode", "IMAGE", "save", "images"),
+        ],
+        notes=[
+            Note(PLUG_AND_PLAY_NOTE, (-440, 0), (380, 830), "Read me"),
+            Note(TUNING_NOTE, (-440, 940), (1160, 320), "When the edit is not what you want"),
+        ],
+        groups=[
+            Group("1  Load", (-20, -70), (340, 920), BLUE),
+            Group("2  Invert", (360, -70), (360, 680), GREEN),
+            Group("3  Say what it becomes", (760, -70), (360, 680), GOLD),
+            Group("4  Keep the layout", (1160, -70), (340, 680), RED),
+            Group("5  Edit", (1540, -70), (340, 680), BLUE),
+            Group("6  Compare", (760, 630), (1120, 650), CYAN),
+        ],
+    )
+
+
+PLUG_AND_PLAY_NOTE = """## Plug-and-Play on a photo
+
+Keeps the layout, shapes and pose of your picture and lets a new prompt redraw the rest: material, style, season, \
+animal, light.
+
+### Change
+- the **checkpoint**: any SD1.5 model
+- **Your picture**: its middle is cut to 512 x 512
+- **What it becomes**: the whole new picture in one sentence, its subject too: *a snow sculpture of a cat on a sofa*, \
+not *make it snow*
+- **What it looks like now**: a few words for the old look, such as *a photo of a cat*, or nothing
+
+Then press Run. The first run inverts the picture; the next ones only draw, as long as only the prompts change.
+
+### Keep
+- **The same scheduler and steps** for DDIM Invert and the sampler: both take them from one node. 50 steps, *euler*.
+- The **source prompt empty**.
+
+### Capture Features is optional
+It reads the source once and keeps what Plug-and-Play needs, about 340 MB of memory at this size; each edit then costs \
+no more than plain sampling. Delete it when you make only one edit or when memory is short: the picture stays the same \
+but for rounding."""
+
+TUNING_NOTE = """- **Too much of the old picture**: lower *attention_end* first, then *feature_end*, in Capture Features \
+and in Plug-and-Play.
+- **The shapes drift**: raise them in both. *feature_end* holds the shapes, *attention_end* the layout; at 1 they are \
+held to the last step.
+- **The old colours stay**: write them into **What it looks like now**. Negative Schedule fades these words in, from \
+the empty prompt in the first step to the words alone in the last. Its *alpha* at 0 uses the words from the first step, \
+which is stronger.
+- **Too weak or too harsh**: change *cfg*, 7.5 here.
+- **The picture is noise or a blur**: scheduler, steps or checkpoint differ between the inversion and the sampler."""
+
+
+def edit_a_generated_picture() -> Workflow:
+    return Workflow(
+        "Edit a generated picture",
+        nodes=[
+            NodeSpec("model", "CheckpointLoaderSimple", (0, 0), {"ckpt_name": CHECKPOINT}, size=(300, 100)),
+            NodeSpec("latent", "EmptyLatentImage", (0, 190), {"width": 512, "height": 512}, size=(300, 110)),
+            NodeSpec(
+                "schedule",
+                "BasicScheduler",
+                (0, 360),
+                {"scheduler": "ddim_uniform", "steps": 50, "denoise": 1.0},
+                size=(300, 110),
+            ),
+            NodeSpec("euler", "KSamplerSelect", (0, 550), {"sampler_name": "euler"}, size=(300, 58)),
+            NodeSpec(
+                "noise", "RandomNoise", (0, 680), {"noise_seed": 1, "control_after_generate": "fixed"}, size=(300, 82)
+            ),
+            NodeSpec(
+                "positive",
+                "CLIPTextEncode",
+                (380, 0),
+                {"text": "a photo of a horse standing in a meadow"},
+                size=(320, 130),
+                title="First prompt",
+                color=POSITIVE,
+            ),
+            NodeSpec(
+                "negative",
+                "CLIPTextEncode",
+                (380, 200),
+                {"text": ""},
+                size=(320, 90),
+                title="Negative prompt",
+                color=NEGATIVE,
+            ),
+            NodeSpec("guider", "CFGGuider", (380, 360), {"cfg": 7.5}, size=(320, 100)),
+            NodeSpec("record", "PAL_SampleTrajectory", (380, 540), size=(320, 106)),
+            NodeSpec("decode", "VAEDecode", (380, 720), size=(320, 46)),
+            NodeSpec(
+                "edit",
+                "CLIPTextEncode",
+                (780, 0),
+                {"text": "a bronze statue of a horse standing in a museum"},
+                size=(320, 130),
+                title="New prompt",
+                color=POSITIVE,
+            ),
+            NodeSpec(
+                "plug", "PAL_PlugAndPlay", (780, 200), {"feature_end": 0.8, "attention_end": 0.5}, size=(320, 190)
+            ),
+            NodeSpec("edit_guider", "CFGGuider", (780, 480), {"cfg": 7.5}, size=(320, 100)),
+            NodeSpec("start", "PAL_TrajectoryStart", (1160, 0), size=(300, 66)),
+            NodeSpec("sample", "SamplerCustomAdvanced", (1160, 170), size=(300, 106)),
+            NodeSpec("edit_decode", "VAEDecode", (1160, 350), size=(300, 46)),
+            NodeSpec(
+                "load",
+                "PAL_LoadTrajectory",
+                (0, 930),
+                {"trajectory_file": "trajectories/palimpsest_00001_.trajectory.safetensors [output]"},
+                size=(700, 90),
+                title="Load Trajectory (muted)",
+                muted=True,
+            ),
+            NodeSpec("before", "PreviewImage", (780, 690), size=(320, 360), title="Before"),
+            NodeSpec(
+                "save",
+                "SaveImage",
+                (1140, 690),
+                {"filename_prefix": "edited"},
+                size=(320, 360),
+                title="After",
+            ),
+        ],
+        links=[
+            ("model", "MODEL", "schedule", "model"),
+            ("model", "CLIP", "positive", "clip"),
+            ("model", "CLIP", "negative", "clip"),
+            ("model", "CLIP", "edit", "clip"),
+            ("model", "MODEL", "guider", "model"),
+            ("positive", "CONDITIONING", "guider", "positive"),
+            ("negative", "CONDITIONING", "guider", "negative"),
+            ("noise", "NOISE", "record", "noise"),
+            ("guider", "GUIDER", "record", "guider"),
+            ("euler", "SAMPLER", "record", "sampler"),
+            ("schedule", "SIGMAS", "record", "sigmas"),
+            ("latent", "LATENT", "record", "latent_image"),
+            ("record", "latent", "decode", "samples"),
+            ("model", "VAE", "decode", "vae"),
+            ("decode", "IMAGE", "before", "images"),
+            ("model", "MODEL", "plug", "model"),
+            ("record", "trajectory", "plug", "trajectory"),
+            ("plug", "model", "edit_guider", "model"),
+            ("edit", "CONDITIONING", "edit_guider", "positive"),
+            ("negative", "CONDITIONING", "edit_guider", "negative"),
+            ("model", "MODEL", "start", "model"),
+            ("record", "trajectory", "start", "trajectory"),
+            ("start", "noise", "sample", "noise"),
+            ("edit_guider", "GUIDER", "sample", "guider"),
+            ("euler", "SAMPLER", "sample", "sampler"),
+            ("start", "sigmas", "sample", "sigmas"),
+            ("start", "latent", "sample", "latent_image"),
+            ("sample", "output", "edit_decode", "samples"),
+            ("model", "VAE", "edit_decode", "vae"),
+            ("edit_decode", "IMAGE", "save", "images"),
+        ],
+        notes=[
+            Note(GENERATED_NOTE, (-440, 0), (380, 560), "Read me"),
+            Note(SAVED_PATH_NOTE, (-440, 860), (380, 210), "A saved path instead"),
+        ],
+        groups=[
+            Group("1  Load", (-20, -70), (340, 900), BLUE),
+            Group("2  Draw, and keep the path", (360, -70), (360, 900), GREEN),
+            Group("3  Keep the layout, change the words", (760, -70), (720, 680), RED),
+            Group("4  Compare", (760, 620), (720, 450), CYAN),
+            Group("Instead of 2: a saved path", (-20, 860), (740, 210), GREEN),
+        ],
+    )
+
+
+GENERATED_NOTE = """## Edit a generated picture
+
+Draws a picture, then draws it again from other words with the same layout. **Sample Trajectory** keeps the path from \
+noise to picture, so there is nothing to invert.
+
+### Change
+- the **checkpoint**: any SD1.5 model
+- the **first prompt**, and *noise_seed* until you like the picture
+- the **new prompt**: the whole new picture in one sentence
+
+The first picture stays as it is while you try new prompts: only the second one is drawn again.
+
+### When the edit is not what you want
+- **Too much of the old picture**: lower *attention_end*, then *feature_end*.
+- **The shapes drift**: raise them.
+
+**Trajectory Start** gives the second sampler noise, sigmas and size, so that nothing has to be set twice."""
+
+SAVED_PATH_NOTE = """*Invert and reconstruct* saves its path. To edit that picture here, un-mute **Load Trajectory** \
+(Ctrl+M), pick the file, and draw its output to *Plug-and-Play* and *Trajectory Start*. Mute the nodes of group 2 but \
+the negative prompt, and *Before*."""
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as base:
+        server = Server(comfyui_location(), Path(base))
+        (server.base / "input").mkdir()
+        shutil.copy(server.comfyui / "input" / PICTURE, server.base / "input")
+        checkpoints = server.base / "models" / "checkpoints"
+        checkpoints.mkdir(parents=True)
+        (checkpoints / CHECKPOINT).touch()  # so that no thumbnail marks it as missing
+        with server, launch() as browser, open_frontend(browser, server.address) as frontend:
+            for workflow in (invert_and_reconstruct(), plug_and_play_on_a_photo(), edit_a_generated_picture()):
+                print(save_workflow(frontend, workflow, FOLDER, API))
+
+
+if __name__ == "__main__":
+    main()
