@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import comfy.supported_models
@@ -9,6 +10,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from fixtures import tiny_models
 from palimpsest.nodes.diffusion.trajectory import Conditioning
+from toy.pack.general import load_general
+from toy.scenes import caption, edited, render, sample_scenes
 
 # What ComfyUI detects in a published SD1.5 checkpoint.
 SD15_UNET = {**tiny_models.SD1_UNET, "model_channels": 320, "context_dim": 768}
@@ -38,12 +41,24 @@ class Subject:
 
 
 def toy(published_inversion_steps: int = 999) -> Subject:
-    return _random_subject("toy", tiny_models.sd15(), 50, published_inversion_steps)
+    """A held-out scene and a change of its colour, with the trained weights."""
+    model, clip, vae = load_general()
+    (scene,) = sample_scenes(1, seed=0, split="held_out")
+    pictures, _ = render([scene])  # [1, 3, H, W] in 0..1
+    source, positive, negative = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        for text in ("", caption(edited(scene, "colour", random.Random(0))), "")
+    )
+    latent = vae.encode(pictures.movedim(1, -1))
+    return Subject("toy", model, source, positive, negative, latent, 50, published_inversion_steps)
 
 
 def sd15(published_inversion_steps: int = 5) -> Subject:
     """Ten steps keep the default windows' shares exact: 8 with features, 5 with attention."""
-    return _random_subject("SD1.5", full_size_sd15(), 10, published_inversion_steps)
+    model = full_size_sd15()
+    source, positive, negative = (tiny_models.conditioning(model, seed) for seed in (1, 2, 3))
+    latent = tiny_models.latent(model, 4)["samples"]
+    return Subject("SD1.5", model, source, positive, negative, latent, 10, published_inversion_steps)
 
 
 def full_size_sd15(seed: int = 0) -> ModelPatcher:
@@ -58,9 +73,3 @@ def full_size_sd15(seed: int = 0) -> ModelPatcher:
         else:
             weight.data.fill_(float(name.endswith("weight")))
     return ModelPatcher(model, load_device=tiny_models.CPU, offload_device=tiny_models.CPU)
-
-
-def _random_subject(name: str, model: ModelPatcher, steps: int, published_inversion_steps: int) -> Subject:
-    source, positive, negative = (tiny_models.conditioning(model, seed) for seed in (1, 2, 3))
-    latent = tiny_models.latent(model, 4)["samples"]
-    return Subject(name, model, source, positive, negative, latent, steps, published_inversion_steps)
