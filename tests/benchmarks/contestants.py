@@ -1,0 +1,146 @@
+"""What is timed: the pack's operations, and the plain ComfyUI calls each of them is held against."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import comfy.samplers
+import torch
+from benchmarks.published import PublishedRecipe
+from benchmarks.subjects import Subject
+from comfy.model_patcher import ModelPatcher
+from fixtures.sampling import sample, schedule
+from palimpsest.nodes.diffusion.trajectory import Trajectory
+from palimpsest.nodes.diffusion.unet_sites import decoder_depths, parse_sites
+from palimpsest.nodes.inversion.ddim import invert
+from palimpsest.nodes.plug_and_play.features import Features, capture
+from palimpsest.nodes.plug_and_play.injection import plug_and_play
+from palimpsest.nodes.plug_and_play.windows import Windows
+
+CFG = 7.5
+FEATURE_END, ATTENTION_END = 0.8, 0.5
+
+BARE = "bare UNet calls, one row"
+DDIM = "inversion, ddim"
+FIXED_POINT = "inversion, fixed_point, at most 5 a step"
+PLAIN = "plain CFG sampling"
+LIVE = "Plug-and-Play edit, live source"
+CAPTURED = "Plug-and-Play edit, captured features"
+CAPTURE = "capture of features"
+PUBLISHED_INVERSION = "published inversion"
+PUBLISHED_EDIT = "published edit"
+
+Run = Callable[[], float]  # does the work and returns the seconds that count
+
+
+@dataclass
+class Measurement:
+    """One contestant's cost. A call is one forward of the UNet, a row one picture in it."""
+
+    calls: int
+    rows: int
+    seconds: list[float] = field(default_factory=list)  # one a repetition
+
+
+class UNetCounter:
+    def __init__(self, model: ModelPatcher) -> None:
+        self.calls = self.rows = 0
+        self._unet = model.model.diffusion_model
+
+    def __enter__(self) -> UNetCounter:
+        self._handle = self._unet.register_forward_pre_hook(self._count)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._handle.remove()
+
+    def _count(self, module: torch.nn.Module, args: tuple) -> None:
+        self.calls += 1
+        self.rows += len(args[0])
+
+
+class _BareCalls(comfy.samplers.Sampler):
+    """One UNet call for every level of the schedule and nothing else; only the calls are timed, not what surrounds them."""
+
+    seconds = 0.0
+
+    def sample(
+        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    ) -> torch.Tensor:
+        x = latent_image
+        conds, options = [model_wrap.conds["positive"]], extra_args["model_options"]
+        levels = [sigma.expand(len(x)) for sigma in sigmas[:-1]]
+        start = time.perf_counter()
+        for sigma in levels:
+            comfy.samplers.calc_cond_batch(model_wrap.inner_model, conds, x, sigma, options)
+        self.seconds = time.perf_counter() - start
+        return x
+
+
+def contestants(subject: Subject) -> dict[str, Run]:
+    """In an order that puts next to each other what is divided."""
+    model = subject.model
+    sigmas = schedule(model, subject.steps)
+    trajectory = invert(model, subject.source, subject.latent, sigmas, "ddim")
+    sites = parse_sites("auto", decoder_depths(model))
+    windows = Windows.of(FEATURE_END, ATTENTION_END, subject.steps)
+    features = capture(model, trajectory, sites, windows, torch.float16)
+    published = PublishedRecipe(model, subject.source, subject.positive, subject.negative)
+
+    def edit(features: Features | None) -> torch.Tensor:
+        return _cfg_sampling(plug_and_play(model, trajectory, sites, windows, features), subject, trajectory)
+
+    return {
+        FIXED_POINT: _timed(lambda: invert(model, subject.source, subject.latent, sigmas, "fixed_point", 5)),
+        DDIM: _timed(lambda: invert(model, subject.source, subject.latent, sigmas, "ddim")),
+        BARE: lambda: _bare_calls(subject, sigmas),
+        CAPTURE: _timed(lambda: capture(model, trajectory, sites, windows, torch.float16)),
+        CAPTURED: _timed(lambda: edit(features)),
+        PLAIN: _timed(lambda: _cfg_sampling(model, subject, trajectory)),
+        LIVE: _timed(lambda: edit(None)),
+        PUBLISHED_EDIT: _timed(lambda: published.edit(trajectory, windows, CFG)),
+        PUBLISHED_INVERSION: _timed(lambda: published.invert(subject.latent, subject.published_inversion_steps)),
+    }
+
+
+def measure(
+    subject: Subject, runs: dict[str, Run], repetitions: int, progress: Callable[[str], None]
+) -> dict[str, Measurement]:
+    """Every contestant once in each repetition, in turns, so that a drift of the machine meets all of them alike."""
+    measured: dict[str, Measurement] = {}
+    for name, run in runs.items():
+        progress(f"{subject.name}: counting and warming up: {name}")
+        with UNetCounter(subject.model) as counter:
+            run()
+        measured[name] = Measurement(counter.calls, counter.rows)
+    for repetition in range(repetitions):
+        for name in list(runs)[:: -1 if repetition % 2 else 1]:
+            gc.collect()
+            seconds = runs[name]()
+            measured[name].seconds.append(seconds)
+            progress(f"{subject.name}: {repetition + 1} of {repetitions}: {name}: {seconds:.2f} s")
+    return measured
+
+
+def _timed(work: Callable[[], object]) -> Run:
+    def run() -> float:
+        start = time.perf_counter()
+        work()
+        return time.perf_counter() - start
+
+    return run
+
+
+def _bare_calls(subject: Subject, sigmas: torch.Tensor) -> float:
+    sampler = _BareCalls()
+    guider = comfy.samplers.CFGGuider(subject.model)
+    guider.inner_set_conds({"positive": subject.source})
+    guider.sample(torch.zeros_like(subject.latent), subject.latent, sampler, sigmas, disable_pbar=True, seed=0)
+    return sampler.seconds
+
+
+def _cfg_sampling(model: ModelPatcher, subject: Subject, trajectory: Trajectory) -> torch.Tensor:
+    return sample(model, trajectory.start, subject.positive, subject.negative, CFG, trajectory.sigmas)[-1]

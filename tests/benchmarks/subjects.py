@@ -1,0 +1,75 @@
+"""The two models that are measured."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+import comfy.supported_models
+import torch
+from comfy.model_patcher import ModelPatcher
+from fixtures import tiny_models
+from palimpsest.nodes.diffusion.trajectory import Conditioning
+from toy.pack.general import load_general
+from toy.scenes import caption, edited, render, sample_scenes
+
+# What ComfyUI detects in a published SD1.5 checkpoint.
+SD15_UNET = {**tiny_models.SD1_UNET, "model_channels": 320, "context_dim": 768}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, what is edited with it, and how long the runs are."""
+
+    name: str
+    model: ModelPatcher
+    source: Conditioning
+    positive: Conditioning
+    negative: Conditioning
+    latent: torch.Tensor  # [1, C, H, W] as a VAE gives it
+    steps: int
+    published_inversion_steps: int  # of its 999; the rest is multiplied
+
+    @property
+    def parameters(self) -> int:
+        return sum(weight.numel() for weight in self.model.model.diffusion_model.parameters())
+
+    def __str__(self) -> str:
+        channels, height, width = self.latent.shape[1:]
+        millions = f"{self.parameters / 1e6:.1f} M parameters"
+        return f"{self.name}: {millions}, latent {channels} x {height} x {width}, {self.steps} steps"
+
+
+def toy(published_inversion_steps: int = 999) -> Subject:
+    """A held-out scene and a change of its colour, with the trained weights."""
+    model, clip, vae = load_general()
+    (scene,) = sample_scenes(1, seed=0, split="held_out")
+    pictures, _ = render([scene])  # [1, 3, H, W] in 0..1
+    source, positive, negative = (
+        clip.encode_from_tokens_scheduled(clip.tokenize(text))
+        for text in ("", caption(edited(scene, "colour", random.Random(0))), "")
+    )
+    latent = vae.encode(pictures.movedim(1, -1))
+    return Subject("toy", model, source, positive, negative, latent, 50, published_inversion_steps)
+
+
+def sd15(published_inversion_steps: int = 5) -> Subject:
+    """Ten steps keep the default windows' shares exact: 8 with features, 5 with attention."""
+    model = full_size_sd15()
+    source, positive, negative = (tiny_models.conditioning(model, seed) for seed in (1, 2, 3))
+    latent = tiny_models.latent(model, 4)["samples"]
+    return Subject("SD1.5", model, source, positive, negative, latent, 10, published_inversion_steps)
+
+
+def full_size_sd15(seed: int = 0) -> ModelPatcher:
+    """SD1.5's UNet in float32 with variance-preserving random weights: time and memory depend on shapes alone."""
+    config = comfy.supported_models.SD15(SD15_UNET)
+    config.unet_config["dtype"] = torch.float32
+    model = config.get_model({}, device=tiny_models.CPU)
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.diffusion_model.named_parameters():
+        if weight.ndim > 1:
+            weight.data.normal_(0.0, weight[0].numel() ** -0.5, generator=generator)
+        else:
+            weight.data.fill_(float(name.endswith("weight")))
+    return ModelPatcher(model, load_device=tiny_models.CPU, offload_device=tiny_models.CPU)
