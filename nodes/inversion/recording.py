@@ -17,6 +17,9 @@ class RecordingSampler(comfy.samplers.Sampler):
 
     def __init__(self, sampler: comfy.samplers.KSAMPLER) -> None:
         self.sampler = sampler
+        # What tells samplers apart, for model patches that follow a trajectory themselves.
+        self.sampler_function = sampler.sampler_function
+        self.extra_options = sampler.extra_options
         self.path: dict[int, torch.Tensor] = {}
 
     def sample(

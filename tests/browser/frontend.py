@@ -126,7 +126,6 @@ def open_frontend(browser: Browser, address: str, vue_nodes: bool = False) -> It
             "Comfy.VueNodes.AutoScaleLayout": False,
             "Comfy.Graph.CanvasInfo": False,
             "Comfy.Graph.CanvasMenu": False,
-            "Comfy.Graph.CanvasInfo": False,
             "Comfy.Minimap.Visible": False,
         },
     )

@@ -30,6 +30,7 @@ def enter_comfyui(base: str) -> Path:
     if not (comfyui / "main.py").is_file():
         raise Missing(f"No ComfyUI at {comfyui}: `make test` fetches it; COMFYUI_PATH names one you have.")
     sys.path.insert(0, str(comfyui))
+    import utils.install_util  # noqa: F401  ComfyUI 0.16's nodes.py puts comfy/, which has a utils.py, before this folder
     from comfy.cli_args import args  # reads no command line unless asked to
 
     args.cpu = True

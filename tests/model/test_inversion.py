@@ -199,6 +199,22 @@ def test_masks_areas_and_several_conditions_are_honoured():
     assert relative(invert(model, left, latent, sigmas, "fixed_point", 12).latents, trajectory.latents) > 1e-3
 
 
+@torch.inference_mode()
+def test_a_control_net_in_the_conditioning_is_honoured_and_released():
+    model = core_advanced.ModelSamplingDiscrete().patch(tiny_models.sd15(), "v_prediction", False)[0]
+    latent = tiny_models.latent(model, 2, height=8, width=8)["samples"]
+    plain = tiny_models.conditioning(model, 1)
+    hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(3))
+    net = tiny_models.control_net()
+    controlled = core_nodes.ControlNetApplyAdvanced().apply_controlnet(plain, [], net, hint, 0.5, 0.0, 1.0)[0]
+    trajectory = invert(model, controlled, latent, schedule(model, 5), "fixed_point", 12)
+    back = sample_back(model, trajectory, latent)
+    assert relative(back.latents, trajectory.latents) < 1e-3
+    without = invert(model, plain, latent, schedule(model, 5), "fixed_point", 12)
+    assert relative(without.latents, trajectory.latents) > 1e-2
+    assert controlled[0][1]["control"].model_sampling_current is None
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @torch.inference_mode()
 def test_half_precision_weights_keep_a_float32_trajectory(dtype: torch.dtype):

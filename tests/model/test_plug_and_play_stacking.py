@@ -1,14 +1,13 @@
 """Plug-and-Play beside core's own model patches: each keeps its effect, in either order."""
 
-import comfy.cldm.cldm
-import comfy.controlnet
 import pytest
 import torch
 from comfy_extras.nodes_freelunch import FreeU_V2
 from comfy_extras.nodes_hypertile import HyperTile
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from fixtures.sampling import random_trajectory, sample
-from fixtures.tiny_models import CPU, SD1_UNET, conditioning, sd15
+from fixtures.tiny_models import conditioning, sd15
+from fixtures.tiny_models import control_net as tiny_control_net
 from fixtures.unet_probe import UNetProbe, rows_equal, same
 from palimpsest.nodes.diffusion.unet_sites import decoder_depths, parse_sites
 from palimpsest.nodes.plug_and_play.features import capture
@@ -168,12 +167,7 @@ def test_capture_from_a_patched_model_is_the_plain_source(model, trajectory):
 
 @pytest.fixture(scope="module")
 def control_net():
-    config = {key: value for key, value in SD1_UNET.items() if key not in ("out_channels", "transformer_depth_output")}
-    torch.manual_seed(11)
-    net = comfy.cldm.cldm.ControlNet(**config, num_heads=4, hint_channels=3, dtype=torch.float32, device=CPU)
-    for weight in net.parameters():
-        weight.data.normal_(std=1.0 / max(weight[0].numel(), 4) ** 0.5)
-    return comfy.controlnet.ControlNet(net.eval(), load_device=CPU)
+    return tiny_control_net()
 
 
 def with_control(control_net, positive, negative, strength=1.0):

@@ -13,6 +13,7 @@ from palimpsest.nodes.inversion.nodes import (
     SampleTrajectory,
     TrajectoryStart,
 )
+from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 
 import nodes as core_nodes
 
@@ -139,3 +140,18 @@ def test_the_inversion_sampler_is_not_taken_for_one_that_follows_a_trajectory():
 
     with pytest.raises(ValueError, match="InversionSampler"):
         require_deterministic(InversionSampler("ddim", 1))
+
+
+@torch.inference_mode()
+def test_a_plug_and_play_edit_can_be_recorded():
+    """The patched model asks which sampler runs; the recorder must not hide it."""
+    model = tiny_models.sd15()
+    positive, picture = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2, height=8, width=8)
+    trajectory, noise, _ = DDIMInvert.execute(model, positive, picture, schedule(model, 4), "ddim", 1).args
+    edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "auto")[0]
+    guider = core.CFGGuider.execute(edited, tiny_models.conditioning(model, 3), positive, 4.0)[0]
+    euler = core.KSamplerSelect.execute("euler")[0]
+    recorded, path = SampleTrajectory.execute(noise, guider, euler, trajectory.sigmas, picture).args
+    stock = core.SamplerCustomAdvanced.execute(noise, guider, euler, trajectory.sigmas, picture)[0]
+    assert torch.equal(recorded["samples"], stock["samples"])
+    assert path.steps == 4
