@@ -34,11 +34,11 @@ def load_picture() -> tuple[list[NodeSpec], list[tuple[str, str, str, str]]]:
         NodeSpec(
             "resize",
             "ImageScale",
-            (0, 570),
+            (0, 590),
             {"upscale_method": "lanczos", "width": 512, "height": 512, "crop": "center"},
             size=(300, 130),
         ),
-        NodeSpec("encode", "VAEEncode", (0, 780), size=(300, 46)),
+        NodeSpec("encode", "VAEEncode", (0, 810), size=(300, 46)),
     ]
     links = [
         ("picture", "IMAGE", "resize", "image"),
@@ -293,7 +293,7 @@ held to the last step.
 the empty prompt in the first step to the words alone in the last. Its *alpha* at 0 uses the words from the first step, \
 which is stronger.
 - **Too weak or too harsh**: change *cfg*, 7.5 here.
-- **The picture is noise or a blur**: scheduler, steps or checkpoint differ between the inversion and the sampler."""
+- **An error about levels of the trajectory**: the scheduler or its steps differ between the inversion and the sampler."""
 
 
 def edit_a_generated_picture() -> Workflow:
