@@ -82,6 +82,10 @@ class Frontend:
         """Press Run."""
         self.page.evaluate("async () => { await app.queuePrompt(0, 1) }")
 
+    def toggle_focus_mode(self) -> None:
+        """Hide everything but the canvas, or show it again."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+
     def frame_graph(self, margin: int = 40) -> dict:
         """Bring the whole graph into view; returns the part of the window it fills, for a screenshot."""
         clip = self.page.evaluate(
@@ -137,7 +141,7 @@ def open_frontend(browser: Browser, address: str, vue_nodes: bool = False) -> It
     try:
         frontend.page.goto(f"http://{address}/", timeout=120_000)
         frontend.page.wait_for_function(READY, timeout=180_000)
-        frontend.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
+        frontend.toggle_focus_mode()
         yield frontend
     finally:
         context.close()

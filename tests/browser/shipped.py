@@ -34,11 +34,11 @@ def load_picture() -> tuple[list[NodeSpec], list[tuple[str, str, str, str]]]:
         NodeSpec(
             "resize",
             "ImageScale",
-            (0, 570),
+            (0, 590),
             {"upscale_method": "lanczos", "width": 512, "height": 512, "crop": "center"},
             size=(300, 130),
         ),
-        NodeSpec("encode", "VAEEncode", (0, 780), size=(300, 46)),
+        NodeSpec("encode", "VAEEncode", (0, 810), size=(300, 46)),
     ]
     links = [
         ("picture", "IMAGE", "resize", "image"),
@@ -55,11 +55,11 @@ def invert_picture(x: int) -> tuple[list[NodeSpec], list[tuple[str, str, str, st
         NodeSpec(
             "schedule",
             "BasicScheduler",
-            (x, 170),
+            (x, 190),
             {"scheduler": "ddim_uniform", "steps": 50, "denoise": 1.0},
             size=(320, 110),
         ),
-        NodeSpec("invert", "PAL_DDIMInvert", (x, 360), {"method": "fixed_point", "iterations": 5}, size=(320, 180)),
+        NodeSpec("invert", "PAL_DDIMInvert", (x, 400), {"method": "fixed_point", "iterations": 5}, size=(320, 490)),
     ]
     links = [
         ("model", "CLIP", "empty", "clip"),
@@ -81,28 +81,28 @@ def invert_and_reconstruct() -> Workflow:
             *load,
             *invert,
             NodeSpec("guider", "BasicGuider", (780, 0), size=(300, 46)),
-            NodeSpec("euler", "KSamplerSelect", (780, 120), {"sampler_name": "euler"}, size=(300, 58)),
-            NodeSpec("sample", "SamplerCustomAdvanced", (780, 260), size=(300, 106)),
-            NodeSpec("decode", "VAEDecode", (780, 450), size=(300, 46)),
-            NodeSpec("keep", "PAL_SaveTrajectory", (380, 700), size=(700, 70)),
-            NodeSpec("strip", "PAL_PreviewTrajectory", (380, 860), {"frames": 8}, size=(700, 190)),
+            NodeSpec("euler", "KSamplerSelect", (780, 130), {"sampler_name": "euler"}, size=(300, 58)),
+            NodeSpec("sample", "SamplerCustomAdvanced", (780, 270), size=(300, 350)),
+            NodeSpec("decode", "VAEDecode", (780, 720), size=(300, 46)),
+            NodeSpec("keep", "PAL_SaveTrajectory", (-420, 1050), size=(360, 90)),
+            NodeSpec("strip", "PAL_PreviewTrajectory", (0, 1050), {"frames": 8}, size=(1080, 340)),
             NodeSpec(
                 "save",
                 "SaveImage",
                 (1160, 0),
                 {"filename_prefix": "reconstruction"},
-                size=(330, 420),
+                size=(400, 620),
                 title="Reconstruction",
             ),
             NodeSpec(
-                "compare", "PAL_CompareImages", (1540, 0), size=(330, 460), title="Reconstruction against the picture"
+                "compare", "PAL_CompareImages", (1620, 0), size=(400, 620), title="Reconstruction against the picture"
             ),
-            NodeSpec("decode_vae", "VAEDecode", (1160, 590), size=(330, 46), title="The VAE alone"),
+            NodeSpec("decode_vae", "VAEDecode", (1160, 740), size=(400, 46), title="The VAE alone"),
             NodeSpec(
                 "compare_vae",
                 "PAL_CompareImages",
-                (1540, 590),
-                size=(330, 460),
+                (1620, 740),
+                size=(400, 650),
                 title="The VAE alone against the picture",
             ),
         ],
@@ -131,14 +131,14 @@ def invert_and_reconstruct() -> Workflow:
         ],
         notes=[
             Note(RECONSTRUCT_NOTE, (-420, 0), (360, 560), "Read me"),
-            Note(FIGURES_NOTE, (1160, 720), (330, 330), "The figures"),
+            Note(FIGURES_NOTE, (1160, 880), (400, 510), "The figures"),
         ],
         groups=[
-            Group("1  Load", (-20, -70), (340, 920), BLUE),
-            Group("2  Invert", (360, -70), (360, 680), GREEN),
-            Group("3  Reconstruct", (760, -70), (340, 680), GOLD),
-            Group("The path: saved, and shown from noise to picture", (360, 630), (740, 440), GREEN),
-            Group("4  Compare", (1140, -70), (750, 1140), CYAN),
+            Group("1  Load", (-20, -70), (340, 980), BLUE),
+            Group("2  Invert", (360, -70), (360, 980), GREEN),
+            Group("3  Reconstruct", (760, -70), (340, 980), GOLD),
+            Group("The path: saved, and shown from noise to picture", (-440, 980), (1540, 430), GREEN),
+            Group("4  Compare", (1140, -70), (900, 1480), CYAN),
         ],
     )
 
@@ -194,31 +194,31 @@ def plug_and_play_on_a_photo() -> Workflow:
             NodeSpec(
                 "negative",
                 "CLIPTextEncode",
-                (780, 200),
+                (780, 220),
                 {"text": "a child's drawing, flat colours"},
                 size=(320, 100),
                 title="What it looks like now",
                 color=NEGATIVE,
             ),
-            NodeSpec("fade", "PAL_NegativeSchedule", (780, 370), {"alpha": 1.0, "schedule": "linear"}, size=(320, 150)),
+            NodeSpec("fade", "PAL_NegativeSchedule", (780, 410), {"alpha": 1.0, "schedule": "linear"}, size=(320, 150)),
             NodeSpec(
                 "capture",
                 "PAL_CaptureFeatures",
                 (1180, 0),
                 {"feature_end": 0.8, "attention_end": 0.5},
-                size=(300, 190),
+                size=(300, 470),
                 title="Capture Features (optional)",
             ),
             NodeSpec(
-                "plug", "PAL_PlugAndPlay", (1180, 340), {"feature_end": 0.8, "attention_end": 0.5}, size=(300, 190)
+                "plug", "PAL_PlugAndPlay", (1180, 570), {"feature_end": 0.8, "attention_end": 0.5}, size=(300, 190)
             ),
             NodeSpec("guider", "CFGGuider", (1560, 0), {"cfg": 7.5}, size=(300, 100)),
-            NodeSpec("euler", "KSamplerSelect", (1560, 170), {"sampler_name": "euler"}, size=(300, 58)),
-            NodeSpec("sample", "SamplerCustomAdvanced", (1560, 300), size=(300, 106)),
-            NodeSpec("decode", "VAEDecode", (1560, 480), size=(300, 46)),
-            NodeSpec("before", "PreviewImage", (780, 700), size=(520, 560), title="Before"),
+            NodeSpec("euler", "KSamplerSelect", (1560, 190), {"sampler_name": "euler"}, size=(300, 58)),
+            NodeSpec("sample", "SamplerCustomAdvanced", (1560, 340), size=(300, 350)),
+            NodeSpec("decode", "VAEDecode", (1560, 780), size=(300, 46)),
+            NodeSpec("before", "PreviewImage", (780, 1050), size=(520, 440), title="Before"),
             NodeSpec(
-                "save", "SaveImage", (1340, 700), {"filename_prefix": "plug_and_play"}, size=(520, 560), title="After"
+                "save", "SaveImage", (1340, 1050), {"filename_prefix": "plug_and_play"}, size=(520, 440), title="After"
             ),
         ],
         links=[
@@ -248,16 +248,17 @@ def plug_and_play_on_a_photo() -> Workflow:
             ("decode", "IMAGE", "save", "images"),
         ],
         notes=[
-            Note(PLUG_AND_PLAY_NOTE, (-440, 0), (380, 830), "Read me"),
-            Note(TUNING_NOTE, (-440, 940), (1160, 320), "When the edit is not what you want"),
+            Note(PLUG_AND_PLAY_NOTE, (-440, 0), (380, 640), "Read me"),
+            Note(CAPTURE_NOTE, (-440, 1050), (380, 320), "Capture Features is optional"),
+            Note(TUNING_NOTE, (0, 1050), (700, 320), "When the edit is not what you want"),
         ],
         groups=[
-            Group("1  Load", (-20, -70), (340, 920), BLUE),
-            Group("2  Invert", (360, -70), (360, 680), GREEN),
-            Group("3  Say what it becomes", (760, -70), (360, 680), GOLD),
-            Group("4  Keep the layout", (1160, -70), (340, 680), RED),
-            Group("5  Edit", (1540, -70), (340, 680), BLUE),
-            Group("6  Compare", (760, 630), (1120, 650), CYAN),
+            Group("1  Load", (-20, -70), (340, 980), BLUE),
+            Group("2  Invert", (360, -70), (360, 980), GREEN),
+            Group("3  Say what it becomes", (760, -70), (360, 980), GOLD),
+            Group("4  Keep the layout", (1160, -70), (340, 980), RED),
+            Group("5  Edit", (1540, -70), (340, 980), BLUE),
+            Group("6  Compare", (760, 980), (1120, 530), CYAN),
         ],
     )
 
@@ -278,10 +279,9 @@ Then press Run. The first run inverts the picture; the next ones only draw, as l
 
 ### Keep
 - **The same scheduler and steps** for DDIM Invert and the sampler: both take them from one node. 50 steps, *euler*.
-- The **source prompt empty**.
+- The **source prompt empty**."""
 
-### Capture Features is optional
-It reads the source once and keeps what Plug-and-Play needs, about 340 MB of memory at this size; each edit then costs \
+CAPTURE_NOTE = """It reads the source once and keeps what Plug-and-Play needs, about 340 MB of memory at this size; each edit then costs \
 no more than plain sampling. Delete it when you make only one edit or when memory is short: the picture stays the same \
 but for rounding."""
 
@@ -293,7 +293,7 @@ held to the last step.
 the empty prompt in the first step to the words alone in the last. Its *alpha* at 0 uses the words from the first step, \
 which is stronger.
 - **Too weak or too harsh**: change *cfg*, 7.5 here.
-- **The picture is noise or a blur**: scheduler, steps or checkpoint differ between the inversion and the sampler."""
+- **An error about levels of the trajectory**: the scheduler or its steps differ between the inversion and the sampler."""
 
 
 def edit_a_generated_picture() -> Workflow:
@@ -305,13 +305,13 @@ def edit_a_generated_picture() -> Workflow:
             NodeSpec(
                 "schedule",
                 "BasicScheduler",
-                (0, 360),
+                (0, 390),
                 {"scheduler": "ddim_uniform", "steps": 50, "denoise": 1.0},
                 size=(300, 110),
             ),
-            NodeSpec("euler", "KSamplerSelect", (0, 550), {"sampler_name": "euler"}, size=(300, 58)),
+            NodeSpec("euler", "KSamplerSelect", (0, 590), {"sampler_name": "euler"}, size=(300, 58)),
             NodeSpec(
-                "noise", "RandomNoise", (0, 680), {"noise_seed": 1, "control_after_generate": "fixed"}, size=(300, 82)
+                "noise", "RandomNoise", (0, 730), {"noise_seed": 1, "control_after_generate": "fixed"}, size=(300, 82)
             ),
             NodeSpec(
                 "positive",
@@ -325,15 +325,15 @@ def edit_a_generated_picture() -> Workflow:
             NodeSpec(
                 "negative",
                 "CLIPTextEncode",
-                (380, 200),
+                (380, 220),
                 {"text": ""},
                 size=(320, 90),
                 title="Negative prompt",
                 color=NEGATIVE,
             ),
-            NodeSpec("guider", "CFGGuider", (380, 360), {"cfg": 7.5}, size=(320, 100)),
-            NodeSpec("record", "PAL_SampleTrajectory", (380, 540), size=(320, 106)),
-            NodeSpec("decode", "VAEDecode", (380, 720), size=(320, 46)),
+            NodeSpec("guider", "CFGGuider", (380, 400), {"cfg": 7.5}, size=(320, 100)),
+            NodeSpec("record", "PAL_SampleTrajectory", (380, 590), size=(320, 360)),
+            NodeSpec("decode", "VAEDecode", (380, 1040), size=(320, 46)),
             NodeSpec(
                 "edit",
                 "CLIPTextEncode",
@@ -344,28 +344,28 @@ def edit_a_generated_picture() -> Workflow:
                 color=POSITIVE,
             ),
             NodeSpec(
-                "plug", "PAL_PlugAndPlay", (780, 200), {"feature_end": 0.8, "attention_end": 0.5}, size=(320, 190)
+                "plug", "PAL_PlugAndPlay", (780, 220), {"feature_end": 0.8, "attention_end": 0.5}, size=(320, 190)
             ),
-            NodeSpec("edit_guider", "CFGGuider", (780, 480), {"cfg": 7.5}, size=(320, 100)),
+            NodeSpec("edit_guider", "CFGGuider", (780, 500), {"cfg": 7.5}, size=(320, 100)),
             NodeSpec("start", "PAL_TrajectoryStart", (1160, 0), size=(300, 66)),
-            NodeSpec("sample", "SamplerCustomAdvanced", (1160, 170), size=(300, 106)),
-            NodeSpec("edit_decode", "VAEDecode", (1160, 350), size=(300, 46)),
+            NodeSpec("sample", "SamplerCustomAdvanced", (1160, 190), size=(300, 350)),
+            NodeSpec("edit_decode", "VAEDecode", (1160, 630), size=(300, 46)),
             NodeSpec(
                 "load",
                 "PAL_LoadTrajectory",
-                (0, 930),
+                (0, 1230),
                 {"trajectory_file": "trajectories/palimpsest_00001_.trajectory.safetensors [output]"},
                 size=(700, 90),
                 title="Load Trajectory (muted)",
                 muted=True,
             ),
-            NodeSpec("before", "PreviewImage", (780, 690), size=(320, 360), title="Before"),
+            NodeSpec("before", "PreviewImage", (780, 820), size=(320, 500), title="Before"),
             NodeSpec(
                 "save",
                 "SaveImage",
-                (1140, 690),
+                (1140, 820),
                 {"filename_prefix": "edited"},
-                size=(320, 360),
+                size=(320, 500),
                 title="After",
             ),
         ],
@@ -403,14 +403,14 @@ def edit_a_generated_picture() -> Workflow:
         ],
         notes=[
             Note(GENERATED_NOTE, (-440, 0), (380, 560), "Read me"),
-            Note(SAVED_PATH_NOTE, (-440, 860), (380, 210), "A saved path instead"),
+            Note(SAVED_PATH_NOTE, (-440, 1190), (380, 150), "A saved path instead"),
         ],
         groups=[
-            Group("1  Load", (-20, -70), (340, 900), BLUE),
-            Group("2  Draw, and keep the path", (360, -70), (360, 900), GREEN),
-            Group("3  Keep the layout, change the words", (760, -70), (720, 680), RED),
-            Group("4  Compare", (760, 620), (720, 450), CYAN),
-            Group("Instead of 2: a saved path", (-20, 860), (740, 210), GREEN),
+            Group("1  Load", (-20, -70), (340, 1190), BLUE),
+            Group("2  Draw, and keep the path", (360, -70), (360, 1190), GREEN),
+            Group("3  Keep the layout, change the words", (760, -70), (720, 790), RED),
+            Group("4  Compare", (760, 750), (720, 590), CYAN),
+            Group("Instead of 2: a saved path", (-20, 1160), (740, 180), GREEN),
         ],
     )
 

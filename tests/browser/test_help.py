@@ -1,0 +1,60 @@
+"""What a node says beside its sockets: its help page, and the text it shows after a run."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from browser.frontend import open_frontend
+from host.client import Client
+from host.server import Server
+from playwright.sync_api import Browser, expect
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOW = ROOT / "example_workflows" / "Invert and reconstruct.json"
+SELECT = """type => {
+    app.graph.clear()
+    const node = LiteGraph.createNode(type)
+    node.pos = [400, 300]
+    app.graph.add(node)
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset[0] = app.canvas.ds.offset[1] = 0
+    app.canvas.selectNode(node)
+    app.canvas.setDirty(true, true)
+}"""
+
+
+def test_the_help_of_a_node_is_its_page(browser: Browser, server: Server, screenshots: Path):
+    page = (ROOT / "js" / "docs" / "PAL_DDIMInvert.md").read_text(encoding="utf-8")
+    _title, opening, *_ = page.split("\n\n")
+    with open_frontend(browser, server.address) as frontend:
+        frontend.page.evaluate(SELECT, "PAL_DDIMInvert")
+        info = frontend.page.get_by_test_id("info-button").first
+        info.wait_for(timeout=120_000)
+        frontend.toggle_focus_mode()  # which would hide the panel
+        info.click(timeout=120_000)
+        shown = frontend.page.locator(".node-help-content")
+        expect(shown).to_contain_text(opening, timeout=120_000)
+        expect(shown.locator("table")).to_have_count(page.count("|---|---|"))
+        frontend.page.screenshot(path=screenshots / "help.png")
+    assert frontend.errors == []
+
+
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "nodes2"])
+def test_nodes_show_their_figures_after_a_run(
+    browser: Browser, server: Server, client: Client, sd15: str, photo: Path, screenshots: Path, vue_nodes: bool
+):
+    small = {"ckpt_name": sd15, "image": client.upload_image(photo), "steps": 2, "width": 64, "height": 64}
+    # A node whose output is cached does not run, and then has nothing to say: each run differs in one value.
+    small["iterations"] = 3 + vue_nodes
+    with open_frontend(browser, server.address, vue_nodes) as frontend:
+        assert frontend.load(json.loads(WORKFLOW.read_text(encoding="utf-8"))) == []
+        frontend.set_widgets(small)
+        frontend.frame_graph()
+        frontend.queue()
+        for text in (r"fixed_point (converged|did not converge)", r"PSNR \d+\.\d\d dB\s+SSIM 0\.\d{4}"):
+            expect(frontend.page.get_by_text(re.compile(text)).first).to_be_visible(timeout=300_000)
+        frontend.page.screenshot(path=screenshots / f"text on nodes {'nodes2' if vue_nodes else 'canvas'}.png")
+    assert frontend.errors == []
