@@ -98,7 +98,7 @@ def machine() -> str:
 
     gib = psutil.virtual_memory().total / 2**30
     return (
-        f"Machine: {cpu_name()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads "
+        f"Machine: {cpu_name()}, {os.cpu_count()} cores, torch threads: {torch.get_num_threads()} "
         f"({torch.backends.cpu.get_cpu_capability()}), {gib:.0f} GiB; {platform.system()}, "
         f"Python {platform.python_version()}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__} --cpu."
     )
