@@ -13,6 +13,15 @@ from pathlib import Path
 
 from browser.author import Group, NodeSpec, Note, Workflow, save_workflow
 from browser.frontend import launch, open_frontend
+from browser.shipped_notes import (
+    CAPTURE_NOTE,
+    FIGURES_NOTE,
+    GENERATED_NOTE,
+    PLUG_AND_PLAY_NOTE,
+    RECONSTRUCT_NOTE,
+    SAVED_PATH_NOTE,
+    TUNING_NOTE,
+)
 from host.provision import comfyui_location
 from host.server import Server
 
@@ -143,37 +152,6 @@ def invert_and_reconstruct() -> Workflow:
     )
 
 
-RECONSTRUCT_NOTE = """## Invert and reconstruct
-
-Finds the noise from which the model draws **your** picture, then draws it again. Nothing is edited here: this shows \
-whether a picture survives the trip, which every edit depends on.
-
-### Change
-- the **checkpoint**: any SD1.5 model
-- **Your picture**: its middle is cut to 512 x 512
-
-Then press Run. 50 steps cost at most 250 model calls to invert and 50 to draw.
-
-### Keep
-- **Guidance stays at 1**: Basic Guider has none. With a CFG above 1 the model leaves the path, and the picture changes.
-- **The same scheduler, steps and prompt** for DDIM Invert and the sampler, and the sampler *euler*.
-
-The path is saved in the output folder, under *trajectories*; Load Trajectory opens it again."""
-
-FIGURES_NOTE = """**DDIM Invert** shows its residual. Below 2e-3 the path is retraced; when it says that it did not \
-converge, raise *iterations*.
-
-**PSNR** of two pictures:
-
-| dB | means |
-|---|---|
-| above 35 | you see no difference |
-| 25 to 35 | fine detail is lost |
-| below 20 | another picture |
-
-**The VAE alone** is the best there is to have. When both figures are equal, inversion lost nothing."""
-
-
 def plug_and_play_on_a_photo() -> Workflow:
     load, load_links = load_picture()
     invert, invert_links = invert_picture(380)
@@ -261,39 +239,6 @@ def plug_and_play_on_a_photo() -> Workflow:
             Group("6  Compare", (760, 980), (1120, 530), CYAN),
         ],
     )
-
-
-PLUG_AND_PLAY_NOTE = """## Plug-and-Play on a photo
-
-Keeps the layout, shapes and pose of your picture and lets a new prompt redraw the rest: material, style, season, \
-animal, light.
-
-### Change
-- the **checkpoint**: any SD1.5 model
-- **Your picture**: its middle is cut to 512 x 512
-- **What it becomes**: the whole new picture in one sentence, its subject too: *a snow sculpture of a cat on a sofa*, \
-not *make it snow*
-- **What it looks like now**: a few words for the old look, such as *a photo of a cat*, or nothing
-
-Then press Run. The first run inverts the picture; the next ones only draw, as long as only the prompts change.
-
-### Keep
-- **The same scheduler and steps** for DDIM Invert and the sampler: both take them from one node. 50 steps, *euler*.
-- The **source prompt empty**."""
-
-CAPTURE_NOTE = """It reads the source once and keeps what Plug-and-Play needs, about 340 MB of memory at this size; each edit then costs \
-no more than plain sampling. Delete it when you make only one edit or when memory is short: the picture stays the same \
-but for rounding."""
-
-TUNING_NOTE = """- **Too much of the old picture**: lower *attention_end* first, then *feature_end*, in Capture Features \
-and in Plug-and-Play.
-- **The shapes drift**: raise them in both. *feature_end* holds the shapes, *attention_end* the layout; at 1 they are \
-held to the last step.
-- **The old colours stay**: write them into **What it looks like now**. Negative Schedule fades these words in, from \
-the empty prompt in the first step to the words alone in the last. Its *alpha* at 0 uses the words from the first step, \
-which is stronger.
-- **Too weak or too harsh**: change *cfg*, 7.5 here.
-- **An error about levels of the trajectory**: the scheduler or its steps differ between the inversion and the sampler."""
 
 
 def edit_a_generated_picture() -> Workflow:
@@ -413,29 +358,6 @@ def edit_a_generated_picture() -> Workflow:
             Group("Instead of 2: a saved path", (-20, 1160), (740, 180), GREEN),
         ],
     )
-
-
-GENERATED_NOTE = """## Edit a generated picture
-
-Draws a picture, then draws it again from other words with the same layout. **Sample Trajectory** keeps the path from \
-noise to picture, so there is nothing to invert.
-
-### Change
-- the **checkpoint**: any SD1.5 model
-- the **first prompt**, and *noise_seed* until you like the picture
-- the **new prompt**: the whole new picture in one sentence
-
-The first picture stays as it is while you try new prompts: only the second one is drawn again.
-
-### When the edit is not what you want
-- **Too much of the old picture**: lower *attention_end*, then *feature_end*.
-- **The shapes drift**: raise them.
-
-**Trajectory Start** gives the second sampler noise, sigmas and size, so that nothing has to be set twice."""
-
-SAVED_PATH_NOTE = """*Invert and reconstruct* saves its path. To edit that picture here, un-mute **Load Trajectory** \
-(Ctrl+M), pick the file, and draw its output to *Plug-and-Play* and *Trajectory Start*. Mute the nodes of group 2 but \
-the negative prompt, and *Before*."""
 
 
 def main() -> None:
