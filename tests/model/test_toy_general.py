@@ -1,0 +1,68 @@
+import pytest
+import torch
+from toy import photos
+from toy.pack.general import WEIGHTS, load_general
+from toy.sampling import psnr, reconstruct, sample
+from toy.scenes import SIZE, render, sample_scenes
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def world():
+    return load_general()
+
+
+def test_the_weights_are_small() -> None:
+    assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) < 30e6
+
+
+def test_the_unet_has_the_topology_of_sd15(world) -> None:
+    unet = world[0].model.diffusion_model
+    assert len(unet.output_blocks) == 12 and len(unet.input_blocks) == 12
+    assert [len(block) > 1 and hasattr(block[1], "transformer_blocks") for block in unet.output_blocks] == [
+        *[False] * 3,
+        *[True] * 9,
+    ]
+
+
+def test_the_autoencoder_keeps_held_out_pictures(world) -> None:
+    images, _ = render(sample_scenes(32, 200, split="held_out"))
+    assert psnr(reconstruct(world[2], images), images) >= 30
+    photo = photos.held_out_photo()
+    assert psnr(reconstruct(world[2], photo), photo) >= 25
+
+
+def test_the_largest_sigma_hides_the_layout(world) -> None:
+    model, _, vae = world
+    images, _ = render(sample_scenes(32, 201, split="held_out"))
+    latents = model.model.process_latent_in(vae.encode(images.movedim(1, -1)))
+    assert abs(latents.mean()) < 0.1
+    assert 0.15 < latents.std() < 0.6
+
+
+def test_live_previews_show_about_the_colours_of_the_picture(world) -> None:
+    model, _, vae = world
+    images, _ = render(sample_scenes(32, 203, split="held_out"))
+    latents = model.model.process_latent_in(vae.encode(images.movedim(1, -1)))
+    preview = torch.einsum("bchw,cr->brhw", latents, torch.tensor(model.model.latent_format.latent_rgb_factors))
+    small = torch.nn.functional.avg_pool2d(images, 8)
+    for channel in range(3):
+        assert torch.corrcoef(torch.stack([preview[:, channel].flatten(), small[:, channel].flatten()]))[0, 1] > 0.9
+
+
+def test_each_prompt_of_a_batch_draws_what_it_draws_alone(world) -> None:
+    prompts = ["a plain red circle, white background", "a striped blue star, black background"]
+    together = sample(*world, prompts, 0, steps=2)
+    alone = sample(*world, prompts[:1], 0, steps=2)
+    assert together.shape == (2, 3, SIZE, SIZE)
+    assert together.min() >= 0 and together.max() <= 1
+    assert torch.allclose(together[0], alone[0], atol=1e-3)
+    assert (together[0] - together[1]).abs().mean() > 0.01
+
+
+def test_a_word_the_toy_never_saw_changes_nothing_but_is_no_error(world) -> None:
+    _, clip, _ = world
+    known, unknown = (clip.encode_from_tokens(clip.tokenize(text)) for text in ("a red circle", "a red zebra"))
+    assert torch.isfinite(unknown).all()
+    assert not torch.equal(known, unknown)

@@ -1,0 +1,165 @@
+"""Reads a scene back from its pixels, by analysis through synthesis: the renderer's own parts explain the picture best."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from toy.scenes import (
+    BACKGROUNDS,
+    COLOURS,
+    POSITIONS,
+    SHADE,
+    SHAPES,
+    SIZE,
+    TEXTURES,
+    background_images,
+    shape_distance,
+    texture_weight,
+)
+
+RADII = tuple(range(21, 40, 2))
+GRID = SIZE // 2  # the search's resolution
+CANDIDATES = 3  # shapes whose rendering is compared in full
+TEXTURE_SHIFTS = (-4.0, 0.0, 4.0)  # a model may draw a texture off the object's centre
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the judge sees. `error` is the root-mean-square distance between the picture and that explanation."""
+
+    shape: str
+    colour: str
+    texture: str
+    position: str
+    background: str
+    centre: tuple[float, float]
+    radius: float
+    error: float
+
+
+@torch.no_grad()
+def judge(images: Tensor) -> tuple[list[Reading], Tensor]:
+    """Readings of images [B, 3, SIZE, SIZE] in 0..1, and the objects' fitted masks [B, SIZE, SIZE]."""
+    parts = [_judge(chunk) for chunk in images.float().split(8)]
+    return [reading for readings, _ in parts for reading in readings], torch.cat([masks for _, masks in parts])
+
+
+def mask_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Soft intersection over union of masks [B, H, W]."""
+    return torch.minimum(a, b).flatten(1).sum(1) / torch.maximum(a, b).flatten(1).sum(1)
+
+
+def _judge(images: Tensor) -> tuple[list[Reading], Tensor]:
+    names = list(BACKGROUNDS)
+    fields = background_images(names)
+    # Truncated, so that the object itself does not vote.
+    background = torch.stack(
+        [(images - field).abs().sum(1).clamp(max=0.25).mean((1, 2)) for field in fields], 1
+    ).argmin(1)
+    field = fields[background]
+    foreground = (((images - field).norm(dim=1) - 0.12) / 0.16).clamp(0, 1)
+    shapes, centres, radii = _search(foreground)
+
+    rows = torch.arange(len(images)).repeat_interleave(CANDIDATES)
+    masks = _masks([SHAPES[i] for i in shapes.flatten()], centres.flatten(0, 1), radii.flatten())
+    errors, colours, textures = _explain(images[rows], field[rows], masks, centres.flatten(0, 1))
+    best = errors.view(-1, CANDIDATES).argmin(1) + torch.arange(len(images)) * CANDIDATES
+    readings = [
+        Reading(
+            shape=SHAPES[shapes.flatten()[i]],
+            colour=list(COLOURS)[colours[i]],
+            texture=TEXTURES[textures[i]],
+            position=_nearest_position(centres.flatten(0, 1)[i].tolist()),
+            background=names[b],
+            centre=tuple(centres.flatten(0, 1)[i].tolist()),
+            radius=radii.flatten()[i].item(),
+            error=errors[i].item(),
+        )
+        for i, b in zip(best.tolist(), background.tolist(), strict=True)
+    ]
+    return readings, masks[best]
+
+
+@cache
+def _bank() -> tuple[Tensor, Tensor]:
+    """Silhouettes at the origin of a GRID x GRID torus: their spectra [S, R, GRID, GRID // 2 + 1] and areas [S, R]."""
+    shapes = [shape for shape in SHAPES for _ in RADII]
+    centres = torch.full((len(shapes), 2), SIZE / 2)
+    masks = F.avg_pool2d(_masks(shapes, centres, torch.tensor(RADII * len(SHAPES)).float())[:, None], 2)[:, 0]
+    masks = masks.roll((-GRID // 2, -GRID // 2), (1, 2)).view(len(SHAPES), len(RADII), GRID, GRID)
+    return torch.fft.rfft2(masks).conj(), masks.sum((2, 3))
+
+
+def _search(foreground: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The CANDIDATES best shapes [B, C] by overlap, each with its centre [B, C, 2] (x, y) and radius [B, C] in pixels."""
+    spectra, areas = _bank()
+    coarse = F.avg_pool2d(foreground[:, None], 2)[:, 0]
+    shared = torch.fft.irfft2(torch.fft.rfft2(coarse)[:, None, None] * spectra, s=(GRID, GRID))
+    overlap = shared / (coarse.sum((1, 2))[:, None, None, None, None] + areas[..., None, None] - shared)
+    peak = overlap.flatten(2).max(2)
+    order = peak.values.topk(CANDIDATES, dim=1).indices
+    index = peak.indices.gather(1, order)
+    radius, y, x = index // GRID**2, index // GRID % GRID, index % GRID
+    rows = torch.arange(len(foreground))[:, None]
+
+    def at(dr: int, dy: int, dx: int) -> Tensor:
+        return overlap[rows, order, (radius + dr).clamp(0, len(RADII) - 1), (y + dy) % GRID, (x + dx) % GRID]
+
+    def vertex(before: Tensor, here: Tensor, after: Tensor) -> Tensor:
+        """Where the parabola through three values peaks, in steps from the middle one."""
+        return ((before - after) / (2 * (before - 2 * here + after)).clamp(max=-1e-6)).clamp(-0.5, 0.5)
+
+    here = at(0, 0, 0)
+    fine_x = x + vertex(at(0, 0, -1), here, at(0, 0, 1))
+    fine_y = y + vertex(at(0, -1, 0), here, at(0, 1, 0))
+    fine_radius = radius + vertex(at(-1, 0, 0), here, at(1, 0, 0))
+    return order, torch.stack([fine_x, fine_y], -1) * 2, fine_radius * (RADII[1] - RADII[0]) + RADII[0]
+
+
+def _offsets(centres: Tensor) -> tuple[Tensor, Tensor]:
+    pixels = torch.arange(SIZE) + 0.5
+    x = (pixels - centres[:, :1])[:, None, :].expand(-1, SIZE, -1)
+    y = (pixels - centres[:, 1:])[:, :, None].expand(-1, -1, SIZE)
+    return x, y
+
+
+def _masks(shapes: Sequence[str], centres: Tensor, radii: Tensor) -> Tensor:
+    x, y = _offsets(centres)
+    masks = torch.empty_like(x)
+    radii = radii[:, None, None]
+    for shape in set(shapes):
+        rows = [i for i, name in enumerate(shapes) if name == shape]
+        distance = shape_distance(shape, x[rows] / radii[rows], y[rows] / radii[rows]) * radii[rows]
+        masks[rows] = (0.5 - distance).clamp(0, 1)
+    return masks
+
+
+def _explain(images: Tensor, field: Tensor, masks: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The best colour and texture for each mask: errors [B], colour and texture indices [B].
+
+    With tone g of a texture, the squared error of colour c is |r|^2 - 2 c.(sum m g r) + |c|^2 sum (m g)^2, where r is
+    the picture less the background's share.
+    """
+    palette = torch.tensor(list(COLOURS.values()))
+    rest = images - field * (1 - masks)[:, None]
+    x, y = _offsets(centres)
+    tones, kinds = [masks], [0]
+    for kind, texture in enumerate(TEXTURES[1:], start=1):
+        for dx in TEXTURE_SHIFTS:
+            for dy in TEXTURE_SHIFTS:
+                tones.append(masks * (1 - (1 - SHADE) * texture_weight(texture, x - dx, y - dy)))
+                kinds.append(kind)
+    tone = torch.stack(tones, 1).flatten(2)  # B x tones x pixels
+    correlation = torch.bmm(tone, rest.flatten(2).transpose(1, 2))  # B x tones x 3
+    energy = tone.square().sum(2)
+    squared = energy[..., None] * palette.square().sum(1) - 2 * correlation @ palette.T
+    best = squared.flatten(1).min(1)
+    error = ((best.values + rest.square().sum((1, 2, 3))) / (3 * SIZE * SIZE)).clamp(min=0).sqrt()
+    return error, best.indices % len(palette), torch.tensor(kinds)[best.indices // len(palette)]
+
+
+def _nearest_position(centre: Sequence[float]) -> str:
+    return min(POSITIONS, key=lambda name: sum((a - b) ** 2 for a, b in zip(POSITIONS[name][0], centre, strict=True)))

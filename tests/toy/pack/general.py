@@ -1,0 +1,143 @@
+"""The toy latent-diffusion model in ComfyUI's own classes: SD1.5's topology and file layout at a fraction of its width."""
+
+from pathlib import Path
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import torch
+from comfy.clip_model import CLIPTextModel
+from comfy.ldm.cascade.stage_a import StageA
+from comfy.model_base import BaseModel, ModelType
+from comfy.supported_models_base import ClipTarget
+from comfy.taesd.taesd import TAESD
+from safetensors.torch import load_file
+from torch import Tensor
+
+# The pack is linked into custom_nodes/, so the weights are found from where this file really lies.
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+
+WIDTH = 128  # of the text encoder, and so of the UNet's cross-attention
+VOCABULARY = 49408
+LATENT_CHANNELS = 16
+
+# As ComfyUI detects SD1.5, but for in_channels and out_channels (4), model_channels (320), channel_mult (1, 2, 4, 4),
+# context_dim (768) and heads (8).
+UNET_CONFIG = {
+    "image_size": 32,
+    "in_channels": LATENT_CHANNELS,
+    "out_channels": LATENT_CHANNELS,
+    "model_channels": 64,
+    "channel_mult": [1, 1, 1, 1],
+    "num_res_blocks": [2, 2, 2, 2],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+    "context_dim": WIDTH,
+    "use_spatial_transformer": True,
+    "use_linear_in_transformer": False,
+    "use_temporal_attention": False,
+    "adm_in_channels": None,
+    "legacy": False,
+}
+
+TEXT_CONFIG = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 4 * WIDTH,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "eos_token_id": 49407,
+}
+
+
+class _TextModel(comfy.sd1_clip.SDClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006, ComfyUI's signature
+        super().__init__(
+            device=device,
+            dtype=dtype,
+            textmodel_json_config=dict(TEXT_CONFIG),
+            return_projected_pooled=False,
+            model_options=model_options,
+        )
+
+
+class _Clip(comfy.sd1_clip.SD1ClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006, ComfyUI's signature
+        super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=_TextModel)
+
+
+class _Config(comfy.supported_models.SD15):
+    """SD1.5's noise schedule and SD2.1's velocity prediction over SD3's 16 latent channels."""
+
+    unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
+    latent_format = comfy.latent_formats.SD3
+
+    def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> ModelType:
+        return ModelType.V_PREDICTION
+
+    def inpaint_model(self) -> bool:
+        return False  # SD1.5 would take more than 4 input channels for a mask's
+
+
+def new_vae() -> StageA:
+    """ComfyUI's Stable Cascade autoencoder, 8x and 16 channels: linear at its core, so a small one keeps flat colours."""
+    return (
+        StageA(levels=3, bottleneck_blocks=3, c_hidden=192, c_latent=LATENT_CHANNELS, codebook_size=1)
+        .eval()
+        .requires_grad_(False)
+    )
+
+
+def new_unet() -> BaseModel:
+    config = _Config(UNET_CONFIG)
+    config.set_inference_dtype(torch.float32, None)
+    return config.get_model({}, "")
+
+
+def new_text_model() -> CLIPTextModel:
+    return CLIPTextModel(TEXT_CONFIG, torch.float32, "cpu", comfy.ops.disable_weight_init)
+
+
+def load_vae() -> comfy.sd.VAE:
+    """The autoencoder that every toy latent model shares."""
+    # ComfyUI detects no StageA of this size: start from the other autoencoder of 8x and 16 channels, and exchange it.
+    vae = comfy.sd.VAE(sd=TAESD(latent_channels=LATENT_CHANNELS).state_dict())
+    model = new_vae()
+    model.load_state_dict(_prefixed(load_file(WEIGHTS / "vae.safetensors"), ""))
+    vae.first_stage_model = model.to(vae.vae_dtype)
+    vae.patcher = comfy.model_patcher.ModelPatcher(
+        vae.first_stage_model, load_device=vae.device, offload_device=comfy.model_management.vae_offload_device()
+    )
+    return vae
+
+
+def load_general(file: Path = WEIGHTS / "general.safetensors"):
+    """The toy as CheckpointLoaderSimple would give it: ModelPatcher, CLIP, VAE."""
+    weights = load_file(file)
+    model = new_unet()
+    model.load_model_weights(_prefixed(weights, "model.diffusion_model."), "")
+    device = comfy.model_management.get_torch_device()
+    patcher = comfy.model_patcher.ModelPatcher(
+        model, load_device=device, offload_device=comfy.model_management.unet_offload_device()
+    )
+    clip = comfy.sd.CLIP(ClipTarget(comfy.sd1_clip.SD1Tokenizer, _Clip), state_dict=_clip_weights(weights))
+    return patcher, clip, load_vae()
+
+
+def _clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    text = _prefixed(weights, "cond_stage_model.transformer.")
+    rows = torch.zeros(VOCABULARY, WIDTH)
+    rows[weights["toy.token_ids"].long()] = text["text_model.embeddings.token_embedding.weight"]
+    text["text_model.embeddings.token_embedding.weight"] = rows
+    text["text_projection.weight"] = torch.eye(WIDTH)  # SD1.5 does not use it either
+    return {f"clip_l.transformer.{key}": value for key, value in text.items()}
+
+
+def _prefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key[len(prefix) :]: value.float() for key, value in weights.items() if key.startswith(prefix)}

@@ -1,0 +1,26 @@
+"""Test-only nodes: the toy models in place of CheckpointLoaderSimple."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .general import load_general
+
+
+class LoadGeneral(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TOY_LoadGeneral",
+            display_name="Load Toy Model",
+            category="palimpsest/toy",
+            description="The toy latent-diffusion model, with the outputs of Load Checkpoint.",
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_general())
+
+
+class ToyExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadGeneral]

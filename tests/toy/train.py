@@ -1,0 +1,36 @@
+"""Trains the toy world from its seed, about an hour on two cores; goes on where it was stopped: python tests/toy/train.py"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT / "tests")
+
+from host.provision import comfyui_location  # noqa: E402
+
+sys.path.insert(1, str(comfyui_location()))
+
+from comfy.cli_args import args as comfy_args  # noqa: E402
+
+comfy_args.cpu = True
+comfy_args.use_pytorch_cross_attention = True
+
+import torch  # noqa: E402
+from toy import train_general, train_vae  # noqa: E402
+from toy.pack.general import WEIGHTS  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=0)
+    seed = parser.parse_args().seed
+    torch.set_flush_denormal(True)
+    cache = ROOT / ".cache" / "toy" / str(seed)
+    cache.mkdir(parents=True, exist_ok=True)
+    vae = train_vae.train(cache, WEIGHTS / "vae.safetensors", seed)
+    train_general.train(cache, vae, WEIGHTS / "general.safetensors", seed)
+
+
+if __name__ == "__main__":
+    main()
