@@ -40,7 +40,7 @@ toy:
 	$(RUN) tests/toy/train.py
 
 evidence:
-	$(RUN) tests/evidence.py
+	$(RUN) tests/evidence
 
 bench:
 	$(RUN) tests/benchmarks/run.py

@@ -22,8 +22,11 @@ def enter_pack() -> None:
     sys.modules.setdefault("palimpsest", pack)
 
 
-def enter_comfyui(base: str) -> Path:
-    """Make ComfyUI importable, on the CPU and with its folders below `base`; where it lies is returned."""
+def enter_comfyui(base: str, **options: object) -> Path:
+    """Make ComfyUI importable, on the CPU and with its folders below `base`; where it lies is returned.
+
+    options: ComfyUI's command line by attribute, such as use_pytorch_cross_attention=True.
+    """
     comfyui = comfyui_location()
     if "comfy" in sys.modules:
         return comfyui
@@ -33,6 +36,6 @@ def enter_comfyui(base: str) -> Path:
     import utils.install_util  # noqa: F401  ComfyUI 0.16's nodes.py puts comfy/, which has a utils.py, before this folder
     from comfy.cli_args import args  # reads no command line unless asked to
 
-    args.cpu = True
-    args.base_directory = base
+    for name, value in {"cpu": True, "base_directory": base, **options}.items():
+        setattr(args, name, value)
     return comfyui

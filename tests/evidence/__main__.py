@@ -1,0 +1,47 @@
+"""Measures what the papers claim on the toy model and writes the tables and pictures of docs/. `make evidence` runs all of it.
+
+    python tests/host/provision.py tests/evidence                    # everything
+    python tests/host/provision.py tests/evidence plug_and_play      # one of: toy, inversion, plug_and_play
+
+Ends with status 1 when a bar is missed; the page says which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+sys.path[0] = str(ROOT / "tests")
+
+from host.in_process import enter_comfyui, enter_pack  # noqa: E402
+
+PARTS = ("toy", "inversion", "plug_and_play")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="part", help=", ".join(PARTS))
+    parts = parser.parse_args().parts or PARTS
+    DOCS.mkdir(exist_ok=True)
+    missed: list[str] = []
+    # A process of its own: toy/evaluate.py is a program, which sets up ComfyUI for itself.
+    if "toy" in parts and subprocess.run([sys.executable, ROOT / "tests" / "toy" / "evaluate.py"]).returncode:
+        missed.append("toy: tests/toy/evaluate.py failed")
+    with tempfile.TemporaryDirectory(prefix="palimpsest-evidence-") as base:
+        enter_pack()
+        enter_comfyui(base, use_pytorch_cross_attention=True)
+        for part in [part for part in PARTS if part in parts and part != "toy"]:
+            missed += importlib.import_module(f"evidence.{part}").write(DOCS)
+    for bar in missed:
+        print(f"MISSED: {bar}")
+    sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+    main()
