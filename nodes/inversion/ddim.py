@@ -116,16 +116,12 @@ def require_invertible_latent(model: ModelPatcher, latent: torch.Tensor) -> None
 
 
 def convergence_report(trajectory: Trajectory) -> tuple[str, bool]:
-    """One line for the artist on how exact the inversion is, and whether fixed_point converged everywhere."""
-    measured = torch.nan_to_num(trajectory.residuals, nan=-1.0)
-    worst = int(measured.argmax())
+    """A line short enough for the node on how exact the inversion is, and whether fixed_point converged everywhere."""
     if trajectory.method != "fixed_point":
-        return f"{trajectory.method}: {trajectory.steps} steps, approximate (residual not measured)", True
-    residual = float(measured[worst])
-    where = (
-        f"residual {residual:.1e} at sigma {float(trajectory.sigmas[worst]):.3g}, the worst of {trajectory.steps} steps"
-    )
-    bad = int((measured > CONVERGED).sum()) + int((~torch.isfinite(trajectory.residuals)).sum())
+        return f"{trajectory.method}: approximate, residual not measured", True
+    residuals = trajectory.residuals
+    bad = int((residuals > CONVERGED).sum() + (~torch.isfinite(residuals)).sum())
+    worst = f"residual {float(torch.nan_to_num(residuals, nan=torch.inf).max()):.1e}"
     if bad:
-        return f"fixed_point did not converge at {bad} steps: {where}. Raise iterations, or use more steps.", False
-    return f"fixed_point converged: {where}", True
+        return f"{worst}: {bad} of {trajectory.steps} steps not converged. Raise iterations.", False
+    return f"{worst}: converged", True

@@ -66,7 +66,7 @@ def test_nodes_show_their_figures_after_a_run(
         frontend.set_widgets(small)
         frontend.frame_graph()
         frontend.queue()
-        for text in (r"fixed_point (converged|did not converge)", r"PSNR \d+\.\d\d dB\s+SSIM 0\.\d{4}"):
+        for text in (r"residual \d\.\de[+-]\d\d", r"PSNR \d+\.\d\d dB\s+SSIM 0\.\d{4}"):
             expect(frontend.page.get_by_text(re.compile(text)).first).to_be_visible(timeout=300_000)
         frontend.page.screenshot(path=screenshots / f"text on nodes {'nodes2' if vue_nodes else 'canvas'}.png")
     assert frontend.errors == []

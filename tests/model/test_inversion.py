@@ -148,7 +148,7 @@ def test_a_step_that_does_not_converge_is_said():
     trajectory = invert(model, tiny_models.conditioning(model, 1), latent, schedule(model, 4), "fixed_point", 1)
     text, converged = convergence_report(trajectory)
     assert not converged
-    assert "did not converge at" in text and "Raise iterations" in text
+    assert "not converged" in text and "Raise iterations" in text
 
 
 @pytest.mark.parametrize(

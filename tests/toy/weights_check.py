@@ -1,3 +1,8 @@
+"""Checks of the trained weights, outside the rings until weights that meet their bars are committed.
+
+python tests/host/provision.py -m pytest -m model tests/toy/weights_check.py
+"""
+
 import pytest
 import torch
 from toy import photos
