@@ -28,7 +28,9 @@ PLACE = """type => {
 def test_the_help_of_a_node_is_its_page(browser: Browser, server: Server, screenshots: Path):
     page = (ROOT / "js" / "docs" / "PAL_DDIMInvert.md").read_text(encoding="utf-8")
     _title, opening, *_ = page.split("\n\n")
+    missing: list[str] = []
     with open_frontend(browser, server.address) as frontend:
+        frontend.page.on("response", lambda answer: missing.append(answer.url) if answer.status == 404 else None)
         frontend.page.evaluate(PLACE, "PAL_DDIMInvert")
         info = select_until_it_has_buttons(frontend.page)
         frontend.toggle_focus_mode()  # which would hide the panel
@@ -37,7 +39,9 @@ def test_the_help_of_a_node_is_its_page(browser: Browser, server: Server, screen
         expect(shown).to_contain_text(opening, timeout=120_000)
         expect(shown.locator("table")).to_have_count(page.count("|---|---|\n"))
         frontend.page.screenshot(path=screenshots / "help.png")
-    assert frontend.errors == []
+    # The frontend looks for a page in the artist's language first, and its console says that there is none.
+    translated = [url for url in missing if url.endswith("/docs/PAL_DDIMInvert/en.md")]
+    assert len(frontend.errors) == len(translated) == 1
 
 
 def select_until_it_has_buttons(page: Page, attempts: int = 10) -> Locator:
