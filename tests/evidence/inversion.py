@@ -174,7 +174,7 @@ def convergence_table(found: list[Convergence]) -> list[str]:
         "",
         "The equation of one upward step, y = x + d(y) (sigma_high - sigma_low), contracts slowly where sigma falls by a "
         "large factor in one step, which is at the picture's end of the schedule. `fixed_point` mixes the last "
-        "evaluations (Anderson, depth 3). Residual before each evaluation is applied, worst picture, "
+        "evaluations (Anderson, depth 3). Relative residual found by the n-th evaluation, worst picture, "
         f"{min(STEPS)} steps, from the "
         "first guess that an inversion has: the slope of the step before.",
         "",

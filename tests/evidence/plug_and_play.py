@@ -26,7 +26,7 @@ from tqdm import tqdm
 SCENES = 100
 BATCH = 25
 STEPS = 50
-ITERATIONS = 3  # of the inversion's fixed_point
+ITERATIONS = 5  # of the inversion, the node's default
 ATTRIBUTES = ("colour", "texture", "background")
 SWEEP = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # strengths of SDEdit
 SWEEP_SCENES = 12
