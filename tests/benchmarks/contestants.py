@@ -33,6 +33,9 @@ CAPTURE = "capture of features"
 PUBLISHED_INVERSION = "published inversion"
 PUBLISHED_EDIT = "published edit"
 
+# What is divided by what, and the most it may be.
+BARS = ((DDIM, BARE, 1.05), (LIVE, PLAIN, 1.6), (CAPTURED, PLAIN, 1.15))
+
 Run = Callable[[], float]  # does the work and returns the seconds that count
 
 
@@ -42,7 +45,7 @@ class Measurement:
 
     calls: int
     rows: int
-    seconds: list[float] = field(default_factory=list)  # one a repetition
+    seconds: list[float] = field(default_factory=list)  # of each run
 
 
 class UNetCounter:
@@ -63,21 +66,21 @@ class UNetCounter:
 
 
 class _BareCalls(comfy.samplers.Sampler):
-    """One UNet call for every level of the schedule and nothing else; only the calls are timed, not what surrounds them."""
+    """One UNet call for every level of a trajectory and nothing else; only the calls are timed, not what surrounds them."""
 
-    seconds = 0.0
+    def __init__(self, trajectory: Trajectory) -> None:
+        self.trajectory = trajectory
+        self.seconds = 0.0
 
     def sample(
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> torch.Tensor:
-        x = latent_image
         conds, options = [model_wrap.conds["positive"]], extra_args["model_options"]
-        levels = [sigma.expand(len(x)) for sigma in sigmas[:-1]]
         start = time.perf_counter()
-        for sigma in levels:
+        for x, sigma in zip(self.trajectory.latents[:-1], sigmas[:-1, None], strict=True):
             comfy.samplers.calc_cond_batch(model_wrap.inner_model, conds, x, sigma, options)
         self.seconds = time.perf_counter() - start
-        return x
+        return latent_image
 
 
 def contestants(subject: Subject) -> dict[str, Run]:
@@ -96,7 +99,7 @@ def contestants(subject: Subject) -> dict[str, Run]:
     return {
         FIXED_POINT: _timed(lambda: invert(model, subject.source, subject.latent, sigmas, "fixed_point", 5)),
         DDIM: _timed(lambda: invert(model, subject.source, subject.latent, sigmas, "ddim")),
-        BARE: lambda: _bare_calls(subject, sigmas),
+        BARE: lambda: _bare_calls(subject, trajectory),
         CAPTURE: _timed(lambda: capture(model, trajectory, sites, windows, torch.float16)),
         CAPTURED: _timed(lambda: edit(features)),
         PLAIN: _timed(lambda: _cfg_sampling(model, subject, trajectory)),
@@ -109,18 +112,19 @@ def contestants(subject: Subject) -> dict[str, Run]:
 def measure(
     subject: Subject, runs: dict[str, Run], repetitions: int, progress: Callable[[str], None]
 ) -> dict[str, Measurement]:
-    """Every contestant once in each repetition, in turns, so that a drift of the machine meets all of them alike."""
+    """Every contestant once in the first repetition, those of the bars in all of them.
+
+    They take turns, every other repetition in reverse, so that a drift of the machine meets all of them alike.
+    """
+    barred = {name for above, below, _ in BARS for name in (above, below)}
     measured: dict[str, Measurement] = {}
-    for name, run in runs.items():
-        progress(f"{subject.name}: counting and warming up: {name}")
-        with UNetCounter(subject.model) as counter:
-            run()
-        measured[name] = Measurement(counter.calls, counter.rows)
     for repetition in range(repetitions):
-        for name in list(runs)[:: -1 if repetition % 2 else 1]:
+        names = [name for name in runs if repetition == 0 or name in barred]
+        for name in names[:: -1 if repetition % 2 else 1]:
             gc.collect()
-            seconds = runs[name]()
-            measured[name].seconds.append(seconds)
+            with UNetCounter(subject.model) as counter:
+                seconds = runs[name]()
+            measured.setdefault(name, Measurement(counter.calls, counter.rows)).seconds.append(seconds)
             progress(f"{subject.name}: {repetition + 1} of {repetitions}: {name}: {seconds:.2f} s")
     return measured
 
@@ -134,11 +138,12 @@ def _timed(work: Callable[[], object]) -> Run:
     return run
 
 
-def _bare_calls(subject: Subject, sigmas: torch.Tensor) -> float:
-    sampler = _BareCalls()
+def _bare_calls(subject: Subject, trajectory: Trajectory) -> float:
+    sampler = _BareCalls(trajectory)
     guider = comfy.samplers.CFGGuider(subject.model)
     guider.inner_set_conds({"positive": subject.source})
-    guider.sample(torch.zeros_like(subject.latent), subject.latent, sampler, sigmas, disable_pbar=True, seed=0)
+    noise = torch.zeros_like(subject.latent)
+    guider.sample(noise, subject.latent, sampler, trajectory.sigmas, disable_pbar=True, seed=0)
     return sampler.seconds
 
 

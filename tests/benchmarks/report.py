@@ -8,6 +8,7 @@ from statistics import median
 
 from benchmarks.contestants import (
     BARE,
+    BARS,
     CAPTURE,
     CAPTURED,
     DDIM,
@@ -21,7 +22,6 @@ from benchmarks.contestants import (
 from benchmarks.published import EDIT_ROWS, EDIT_STEPS, INVERSION_STEPS
 from benchmarks.subjects import Subject
 
-BARS = ((DDIM, BARE, 1.05), (LIVE, PLAIN, 1.6), (CAPTURED, PLAIN, 1.15))
 MB = 1e6
 Measurements = dict[str, Measurement]
 Results = list[tuple[Subject, Measurements]]
@@ -140,6 +140,8 @@ def _published_table(subject: Subject, measured: Measurements) -> str:
 
 
 def _range(values: list[float], digits: int) -> str:
+    if len(values) == 1:
+        return "one run"
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 

@@ -79,8 +79,8 @@ def benchmark(quick: bool, only: str | None) -> int:
 
 
 INTRODUCTION = """\
-Printed by `make bench`. Every contestant runs once in each repetition, in turns, every other repetition in reverse order; a
-ratio divides two runs of one repetition, and its median over the repetitions is held against the bar. Seconds are medians too.
+Printed by `make bench`. What a bar compares runs once in each of five repetitions, in turns, every other one in reverse order; a
+ratio divides two runs of one repetition, and the median of the five is held against the bar. The other contestants run once.
 Bare UNet calls are `calc_cond_batch` calls alone; everything else is timed as a whole: guider, conditions, sampler, callbacks.
 Plug-and-Play has its default windows, features for 0.8 and self-attention for 0.5 of the steps. A call is one forward of the
 UNet, a row one picture in it. The weights of SD1.5 are random, since cost depends on shapes alone."""
