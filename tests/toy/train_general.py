@@ -17,19 +17,18 @@ from torch import Tensor, nn
 from toy import photos, scenes
 from toy.checkpoint import initialise, load_checkpoint, save_checkpoint, warmup_cosine
 from toy.pack.general import WIDTH, new_text_model, new_unet
-from toy.train_vae import linear_encoder
+from toy.train_vae import LATENT_STD, linear_encoder
 from tqdm import trange
 
-STEPS = 4000
+STEPS = 5200
 BATCH = 16
-LEARNING_RATE = 8e-4
-WORD_LEARNING_RATE = 1.6e-3  # of the text encoder and cross-attention, which learn last
+LEARNING_RATE = 1e-3
+WORD_LEARNING_RATE = 2e-3  # of the text encoder and cross-attention, which learn last
 EMA_DECAY = 0.999
 SCENES = 8192
 PHOTOS = 1024
 PHOTO_SHARE = 0.17
 CAPTION_DROPOUT = 0.13
-SNR_CAP = 5.0  # above it a timestep counts less, 2303.09556
 
 # Every look of a photograph as a caption says it, and every scene word at least once.
 VOCABULARY = (
@@ -69,13 +68,19 @@ class Trained(nn.Module):
         embeddings = self.text.text_model.embeddings
         embeddings.token_embedding = nn.Embedding(len(self.vocabulary), WIDTH)
         initialise(self)
-        nn.init.normal_(embeddings.token_embedding.weight, std=0.1)
+        # The encoder starts as its word embeddings, and the values of attention as large as 77 tokens make them small.
+        nn.init.normal_(embeddings.token_embedding.weight)
         nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
+        for layer in self.text.text_model.encoder.layers:
+            nn.init.zeros_(layer.self_attn.out_proj.weight)
+            nn.init.zeros_(layer.mlp.fc2.weight)
         for layer in self.unet.modules():
             if isinstance(layer, ResBlock):
                 nn.init.zeros_(layer.out_layers[-1].weight)
             elif isinstance(layer, SpatialTransformer):
                 nn.init.zeros_(layer.proj_out.weight)
+                for block in layer.transformer_blocks:
+                    block.attn2.to_v.weight.data *= 8
         nn.init.zeros_(self.unet.out[-1].weight)
         # ComfyUI's encoder layer adds in place to what its norms keep for the backward pass.
         for layer in self.text.text_model.encoder.layers:
@@ -122,6 +127,8 @@ def train(cache_folder: Path, vae: StageA, output: Path, seed: int, steps: int =
     average = copy.deepcopy(model).requires_grad_(False)
     # SD1.5's schedule, as ComfyUI holds it: sigma = sqrt((1 - alpha) / alpha).
     alphas = 1 / (new_unet().model_sampling.sigmas ** 2 + 1)
+    # As 2206.00364 weights the denoised picture, for latents of this size: every sigma counts alike at the start.
+    weights = (1 - alphas + alphas * LATENT_STD**2) / LATENT_STD**2
     words = [p for name, p in model.named_parameters() if name.startswith("text.") or ".attn2." in name]
     others = [p for name, p in model.named_parameters() if not (name.startswith("text.") or ".attn2." in name)]
     groups = [{"params": others}, {"params": words, "lr": WORD_LEARNING_RATE}]
@@ -151,7 +158,7 @@ def train(cache_folder: Path, vae: StageA, output: Path, seed: int, steps: int =
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
         errors = (model.unet(noisy, timesteps.float(), context=model.encode(ids)) - velocity).square().mean((1, 2, 3))
-        loss = ((SNR_CAP * (1 / alphas[timesteps] - 1)).clamp(max=1) * errors).mean()
+        loss = (weights[timesteps] * errors).mean()
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
