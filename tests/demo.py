@@ -177,7 +177,9 @@ def main() -> None:
     if (checkpoint is None) != (photo is None):
         raise SystemExit("CHECKPOINT and PHOTO go together: the toy model knows only its own scenes and photographs.")
     if checkpoint is None and not TOY_WEIGHTS.is_file():
-        raise SystemExit("The toy model has no weights yet: `make toy` trains it, or name a CHECKPOINT and a PHOTO of your own.")
+        raise SystemExit(
+            "The toy model has no weights yet: `make toy` trains it, or name a CHECKPOINT and a PHOTO of your own."
+        )
     OUTPUT.mkdir(exist_ok=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="palimpsest-demo-") as base:

@@ -6,10 +6,11 @@ A source pass is marked in transformer_options, so that every injection, this pa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_patcher
+import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
@@ -48,32 +49,43 @@ def record_source(
     model_options: ModelOptions,
     sites: Sites,
     area: Area = None,
-) -> tuple[Record, torch.Tensor]:
-    """What `sites` see when the UNet evaluates x [B, C, H, W] at sigma [B] under conds, and the denoised prediction.
+    *,
+    to_the_end: bool = False,
+) -> tuple[Record, torch.Tensor | None]:
+    """What `sites` see when the UNet evaluates x [B, C, H, W] at sigma [B] under conds.
 
     calc_cond_batch: comfy.samplers.calc_cond_batch, or the executor of a wrapper around it.
     area: the only part of x they are to see.
+    to_the_end: also return the denoised prediction; otherwise a UNet whose last site is a feature is left right there.
     """
     if any("area" in cond for cond in conds):
         raise ValueError(f"source: expected one prompt for the whole picture, got one with an area. {WHAT_TO_DO}")
     if area is not None:
         conds = [{**cond, "area": area} for cond in conds]
-    recorder = _Recorder(sites)
-    options = attach(mark_source_pass(model_options), recorder)
-    (denoised,) = calc_cond_batch(model, [conds], x, sigma, options)
-    if recorder.rows != 1:
+    active = sum(comfy.samplers.get_area_and_mult(cond, x, sigma) is not None for cond in conds)
+    if active != 1:
         raise ValueError(
-            f"source: expected one prompt for the whole picture at every step, got {recorder.rows} active ones at sigma "
+            f"source: expected one prompt for the whole picture at every step, got {active} active ones at sigma "
             f"{float(sigma[0]):.4f}. {WHAT_TO_DO}"
         )
+    recorder = _Recorder(sites, to_the_end)
+    options = attach(mark_source_pass(model_options), recorder)
+    denoised = None
+    with suppress(_AllSeen):
+        (denoised,) = calc_cond_batch(model, [conds], x, sigma, options)
     return recorder.record, denoised
 
 
+class _AllSeen(Exception):
+    """Leaves a UNet call: nothing behind this point is asked for."""
+
+
 class _Recorder:
-    def __init__(self, sites: Sites):
+    def __init__(self, sites: Sites, to_the_end: bool):
         self.sites = sites
+        self.to_the_end = to_the_end
+        self.unseen = len(sites.attention) + len(sites.features)
         self.record: Record = {}
-        self.rows = 0
 
     def attn1_patch(self, n: torch.Tensor, context: torch.Tensor, value: torch.Tensor, options: dict) -> tuple:
         site = attention_site(options)
@@ -81,15 +93,19 @@ class _Recorder:
             self.record[("query", *site)] = n
             if context is not n:
                 self.record[("key", *site)] = context
+            self.unseen -= 1
         return n, context, value
 
     def diffusion_model(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
-        self.rows += len(transformer_options["uuids"])
         with on_features(executor.class_obj, self.sites.features, self._keep_feature):
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
     def _keep_feature(self, block: int, output: torch.Tensor) -> None:
         self.record["feature", block, 0] = output
+        self.unseen -= 1
+        # Not behind an attention site: a patch that prepared the attention may wait for its output.
+        if self.unseen == 0 and not self.to_the_end:
+            raise _AllSeen
 
 
 def attach(model_options: ModelOptions, patch) -> ModelOptions:

@@ -100,6 +100,7 @@ class _CaptureSampler(comfy.samplers.Sampler):
                 sigmas[i].expand(len(x)),
                 extra_args["model_options"],
                 self.windows.at(i),
+                to_the_end=True,
             )
             self.records.append({site: tensor.to("cpu", self.dtype) for site, tensor in record.items()})
             callback(i, denoised, x, self.windows.last)

@@ -32,7 +32,7 @@ def main() -> None:
     missed: list[str] = []
     # A process of its own: toy/evaluate.py is a program, which sets up ComfyUI for itself.
     if "toy" in parts and subprocess.run([sys.executable, ROOT / "tests" / "toy" / "evaluate.py"]).returncode:
-        missed.append("toy: tests/toy/evaluate.py failed")
+        missed.append("toy: see above")
     with tempfile.TemporaryDirectory(prefix="palimpsest-evidence-") as base:
         enter_pack()
         enter_comfyui(base, use_pytorch_cross_attention=True)

@@ -116,6 +116,29 @@ def test_inverting_shows_progress_and_previews_and_a_second_edit_inverts_nothing
     assert (pixels(client, second, shown) != picture).any()
 
 
+def test_capturing_shows_progress_and_previews_and_a_second_edit_captures_nothing(
+    client: Client, sd15: str, photo: Path
+):
+    made = inversion(client, sd15, photo, steps=10)
+    settings = {"feature_end": 0.8, "attention_end": 0.5, "blocks": "auto"}
+    capture = made.graph.add(
+        "PAL_CaptureFeatures", model=made.stock.model, trajectory=made.invert[0], dtype="fp16", **settings
+    )
+    edit = add_edit(made, features=capture[0], attention_end=0.3)
+    shown = made.sample(made.guider(edit[0]))
+    first = client.run(made.graph)
+    picture = pixels(client, first, shown)
+    assert sorted({(at, of) for node, at, of in first.progress if node == capture.id and at}) == [
+        (i, 8) for i in range(1, 9)
+    ]
+    assert len(first.previews) >= 10 + 8 + 10
+
+    made.graph[edit.id]["inputs"]["attention_end"] = 0.5
+    second = client.run(made.graph)
+    assert {made.invert.id, capture.id} <= set(second.cached) and edit.id in second.executed
+    assert (pixels(client, second, shown) != picture).any()
+
+
 def test_windows_of_zero_are_the_picture_without_the_node(client: Client, sd15: str, photo: Path):
     made = inversion(client, sd15, photo)
     plain = made.sample(made.guider(made.stock.model))

@@ -16,7 +16,8 @@ TESTS = Path(__file__).resolve().parents[1]
 
 
 def test_the_pack_loads_and_the_log_has_nothing_else_to_say_of_it(server: Server):
-    start = server.log.partition("Starting server")[0]  # later tests make nodes fail on purpose, and the log tells of it
+    # Later tests make nodes fail on purpose, and the log tells of it.
+    start = server.log.partition("Starting server")[0]
     lines = [line for line in start.splitlines() if "palimpsest" in line.lower()]
     assert len(lines) == 1, lines
     assert lines[0].endswith(str(server.base / "custom_nodes" / "palimpsest"))

@@ -10,7 +10,7 @@ from torch import Tensor
 from toy.scenes import SIZE
 
 STEPS = 50
-CFG = 5.0
+CFG = 3.0
 
 
 def encode_prompts(clip: comfy.sd.CLIP, prompts: Sequence[str]) -> list:

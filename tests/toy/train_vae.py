@@ -106,6 +106,7 @@ def principal_components_vae(images: Tensor) -> StageA:
     features = vae.down_blocks[:-1](vae.in_block(images)).permute(0, 2, 3, 1).flatten(0, 2).double()
     mean = features.mean(0)
     variances, axes = (part[..., -LATENT_CHANNELS:] for part in torch.linalg.eigh(features.T.cov()))
+    axes = axes * axes.sum(0).sign()
     # Half way to whitening: the UNet then spends less on noise-like detail than on layout and colour.
     scale = variances**-0.25
     scale *= LATENT_STD / (variances * scale**2).mean().sqrt()
@@ -113,7 +114,9 @@ def principal_components_vae(images: Tensor) -> StageA:
     sd3 = SD3()
     colours = F.avg_pool2d(images, 8).permute(0, 2, 3, 1).flatten(0, 2).double()
     slopes = torch.linalg.lstsq((features - mean) @ axes * scale, colours - colours.mean(0)).solution
-    left, _, right = torch.linalg.svd(slopes @ torch.tensor(sd3.latent_rgb_factors).double().T)
+    # Three colours leave thirteen directions open: the identity settles them, and a seed always gives the same latents.
+    turn = slopes @ torch.tensor(sd3.latent_rgb_factors).double().T + 1e-6 * torch.eye(LATENT_CHANNELS)
+    left, _, right = torch.linalg.svd(turn)
     into = (axes * scale) @ left @ right / sd3.scale_factor  # latent = (features - mean) @ into + shift_factor
     back = (left @ right).T @ (axes / scale).T * sd3.scale_factor
     # The batch norm, always in evaluation mode, is the bias that the projection lacks.

@@ -30,7 +30,9 @@ def test_step_of_finds_grid_levels_only():
 def test_require_steps_accepts_a_part_of_the_schedule_and_names_another_one():
     path = trajectory([14.6, 3.0, 0.5, 0.0])
     path.require_steps(torch.tensor([3.0, 0.5, 0.0]))
-    with pytest.raises(ValueError, match=r"sigmas: expected levels of the trajectory, which has 3 steps.*first 2\.0000"):
+    with pytest.raises(
+        ValueError, match=r"sigmas: expected levels of the trajectory, which has 3 steps.*first 2\.0000"
+    ):
         path.require_steps(torch.tensor([14.6, 2.0, 0.0]))
 
 
