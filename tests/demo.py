@@ -27,6 +27,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 OUTPUT = ROOT / "demo_output"
 WORKFLOWS = ROOT / "tests" / "browser" / "api_format"  # the shipped ones, as the real frontend hands them to the server
+TOY_CFG = 3.0  # where docs/toy.md finds most prompts drawn rightly
 TOY_PACK = ROOT / "tests" / "toy" / "pack"
 TOY_WEIGHTS = ROOT / "tests" / "toy" / "weights" / "general.safetensors"
 
@@ -112,6 +113,7 @@ class Demo:
             workflow.set("CLIPTextEncode", "What it becomes", text=prompt)
             if self.checkpoint is None:
                 workflow.set("CLIPTextEncode", "What it looks like now", text="")
+                workflow.set("CFGGuider", cfg=TOY_CFG)
             run = self.run(workflow, f"{subject.name}: {prompt}")
             edits.append(self.image(run, workflow.find("SaveImage")))
         source = self.image(run, workflow.find("PreviewImage"))

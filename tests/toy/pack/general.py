@@ -72,20 +72,19 @@ class _Clip(comfy.sd1_clip.SD1ClipModel):
         super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=_TextModel)
 
 
-class _Latents(comfy.latent_formats.SD3):
+def _latent_format() -> comfy.latent_formats.SD3:
     """SD3's, with the gain and the offsets that make live previews of the toy's smaller latents show its colours."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.latent_rgb_factors = [[2.8 * factor for factor in row] for row in self.latent_rgb_factors]
-        self.latent_rgb_factors_bias = [-0.06, -0.12, -0.11]
+    latents = comfy.latent_formats.SD3()
+    latents.latent_rgb_factors = [[2.8 * factor for factor in row] for row in latents.latent_rgb_factors]
+    latents.latent_rgb_factors_bias = [-0.06, -0.12, -0.11]
+    return latents
 
 
 class _Config(comfy.supported_models.SD15):
     """SD1.5's noise schedule and SD2.1's velocity prediction over SD3's 16 latent channels."""
 
     unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
-    latent_format = _Latents
+    latent_format = staticmethod(_latent_format)
 
     def model_type(self, state_dict: dict[str, Tensor], prefix: str = "") -> ModelType:
         return ModelType.V_PREDICTION
