@@ -29,7 +29,6 @@ OUTPUT = ROOT / "demo_output"
 WORKFLOWS = ROOT / "tests" / "browser" / "api_format"  # the shipped ones, as the real frontend hands them to the server
 TOY_CFG = 3.0  # where docs/toy.md finds most prompts drawn rightly
 TOY_PACK = ROOT / "tests" / "toy" / "pack"
-TOY_WEIGHTS = ROOT / "tests" / "toy" / "weights" / "general.safetensors"
 
 
 @dataclass(frozen=True)
@@ -178,10 +177,6 @@ def main() -> None:
             raise SystemExit(f"{label}={file}: no such file.")
     if (checkpoint is None) != (photo is None):
         raise SystemExit("CHECKPOINT and PHOTO go together: the toy model knows only its own scenes and photographs.")
-    if checkpoint is None and not TOY_WEIGHTS.is_file():
-        raise SystemExit(
-            "The toy model has no weights yet: `make toy` trains it, or name a CHECKPOINT and a PHOTO of your own."
-        )
     OUTPUT.mkdir(exist_ok=True)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="palimpsest-demo-") as base:

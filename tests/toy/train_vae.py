@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from toy import photos
 from toy.checkpoint import initialise, load_checkpoint, save_checkpoint, warmup_cosine
 from toy.pack.general import LATENT_CHANNELS, new_vae
+from toy.sampling import psnr
 from toy.scenes import render, sample_scenes
 from tqdm import trange
 
@@ -74,11 +75,6 @@ def reconstruct(vae: StageA, images: Tensor) -> Tensor:
     """Images in 0..1 through encoder and decoder."""
     with torch.no_grad():
         return ((vae.decode(vae.encode(images * 2 - 1)) + 1) / 2).clamp(0, 1)
-
-
-def psnr(a: Tensor, b: Tensor) -> float:
-    """Mean over the batch of each picture's PSNR, in dB."""
-    return (-10 * (a - b).square().flatten(1).mean(1).log10()).mean().item()
 
 
 @torch.no_grad()
