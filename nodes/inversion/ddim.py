@@ -9,10 +9,9 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..diffusion.trajectory import Conditioning, ModelFingerprint, Trajectory, require_descending_to_zero
-from .solvers import Level, Solution, ddim_step, euler_step, fixed_point_step
+from .solvers import Effort, Level, Solution, ddim_step, euler_step, fixed_point_step
 
 METHODS = ("ddim", "euler", "fixed_point")
-TOLERANCE = 1e-6  # of fixed_point; below it float32 networks answer with rounding noise
 CONVERGED = 2e-3  # residual above which an artist is told that the inversion is not exact
 
 
@@ -50,7 +49,8 @@ class InversionSampler(comfy.samplers.Sampler):
                 self.residuals.append(float("nan"))
             else:
                 d = solution.d if solution else None
-                solution = fixed_point_step(denoise, x, level, d, self.iterations, TOLERANCE)
+                effort = Effort.for_step(self.iterations, self.evaluations, i, total)
+                solution = fixed_point_step(denoise, x, level, d, effort)
                 x = solution.x
                 self.residuals.append(solution.residual)
             self.path.append(x.float().cpu())
@@ -69,7 +69,7 @@ def invert(
 ) -> Trajectory:
     """The trajectory of `latent` [B, C, H, W] (as a VAE gives it) up the descending schedule `sigmas` [T+1], at guidance 1.
 
-    `method`: "ddim" and "euler" spend T evaluations of the model, "fixed_point" at most `iterations` times as many.
+    `method`: "ddim" and "euler" spend T evaluations of the model, "fixed_point" at most `iterations` * T.
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")

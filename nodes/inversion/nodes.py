@@ -54,7 +54,7 @@ class DDIMInvert(io.ComfyNode):
                     options=list(METHODS),
                     default="fixed_point",
                     tooltip=(
-                        "fixed_point: solves each step so that sampling retraces the path exactly; up to `iterations` model calls a step. "
+                        "fixed_point: solves each step so that sampling retraces the path exactly; up to `iterations` model calls a step on average. "
                         "ddim: one call a step, approximate, as null-text inversion and pnp-diffusers do. "
                         "euler: one call a step at the lower noise level, as the first Plug-and-Play code did."
                     ),
@@ -64,7 +64,8 @@ class DDIMInvert(io.ComfyNode):
                     default=5,
                     min=1,
                     max=50,
-                    tooltip="Model calls a step at most, for fixed_point only. Steps that have converged stop earlier.",
+                    tooltip="Model calls a step on average at most, for fixed_point only. Steps that have converged stop earlier; "
+                    "from 4 on, the hard steps next to the picture may use what others leave.",
                 ),
             ],
             outputs=[

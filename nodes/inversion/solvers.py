@@ -7,8 +7,10 @@ They differ in where d is evaluated while x(high) is still unknown.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import comfy.model_sampling
 import torch
@@ -63,25 +65,53 @@ class Solution:
     evaluations: int
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What one step of fixed_point may spend: until `exact` within `iterations`, until `sufficient` within `most`."""
+
+    iterations: int
+    most: int
+    exact: float = 1e-6  # relative residual; below it float32 networks answer with rounding noise
+    sufficient: float = 5e-4
+    BORROWING: ClassVar[int] = 4
+
+    @classmethod
+    def for_step(cls, iterations: int, spent: int, step: int, steps: int) -> Effort:
+        """The whole inversion never costs more than iterations * steps evaluations, `spent` of them before this step.
+
+        The steps next to the picture, which come first, are the hard ones, and most others converge early: from
+        BORROWING iterations on, every later step lends one evaluation. A hard step takes half of what there is to lend.
+        """
+        kept = iterations - 1 if iterations >= cls.BORROWING else iterations
+        spare = iterations * steps - spent - iterations - kept * (steps - step - 1)
+        return cls(iterations, iterations + spare // 2)
+
+    def is_enough(self, evaluations: int, residual: float) -> bool:
+        return (
+            residual <= self.exact
+            or evaluations >= self.most
+            or (evaluations >= self.iterations and residual <= self.sufficient)
+        )
+
+
 def fixed_point_step(
-    denoise: Denoiser, x: torch.Tensor, level: Level, d: torch.Tensor | None, iterations: int, tolerance: float
+    denoise: Denoiser, x: torch.Tensor, level: Level, d: torch.Tensor | None, effort: Effort
 ) -> Solution:
     """Solve y = x + d(y, high) * width for y: the exact inverse of the Euler step down from `high`.
 
     Fixed-point iteration (2312.12540; ReNoise 2403.14602) with Anderson mixing (Walker & Ni 2011, type II): plain iteration
     contracts only like 1 - low/high, which is slow where sigma drops by a large factor in one step.
-    `d` is a guess of the slope. Spends at most `iterations` evaluations and stops early below `tolerance`.
+    `d` is a guess of the slope.
     """
     y = x if d is None else x + d * level.width
     mixing = AndersonMixing(depth=3)
-    for evaluations in range(1, iterations + 1):
+    for evaluations in itertools.count(1):
         d = slope(y, denoise(y, level.high), level.high)
         mapped = x + d * level.width
         residual = relative_error(y, mapped)
-        if residual <= tolerance:
-            return Solution(mapped, residual, d, evaluations)
-        y = mixing.next(y, mapped)
-    return Solution(y, residual, d, iterations)
+        y = mapped if residual <= effort.exact else mixing.next(y, mapped)
+        if effort.is_enough(evaluations, residual):
+            return Solution(y, residual, d, evaluations)
 
 
 class AndersonMixing:
