@@ -25,7 +25,7 @@ FEATURE_END, ATTENTION_END = 0.8, 0.5
 
 BARE = "bare UNet calls, one row"
 DDIM = "inversion, ddim"
-FIXED_POINT = "inversion, fixed_point, at most 5 a step"
+FIXED_POINT = "inversion, fixed_point, at most 5 a step on average"
 PLAIN = "plain CFG sampling"
 LIVE = "Plug-and-Play edit, live source"
 CAPTURED = "Plug-and-Play edit, captured features"

@@ -123,7 +123,8 @@ def introduction(images: Tensor, vae: Tensor) -> list[str]:
         f"{SCENES} held-out scenes and the held-out photograph, 128x128, are encoded, inverted by `PAL_DDIMInvert` on the "
         "`ddim_uniform` schedule, sampled back from its `noise` by stock `euler` at guidance 1 with the same text, and decoded. "
         f'Text: empty, or the picture\'s caption ("{PHOTO_CAPTION}" for the photograph). The relative error is the distance '
-        "of the sampled latent from the inverted one over the norm of the latter.",
+        "of the sampled latent from the inverted one over the norm of the latter. `fixed_point` spends at most `iterations` times "
+        "the steps in evaluations; a hard step may take more than its share of what the others leave.",
         "",
         f"The autoencoder alone reaches {own[:PHOTO].mean():.2f} dB on the scenes and {own[PHOTO]:.2f} dB on the "
         "photograph: no inversion can do better than that against the picture.",

@@ -218,7 +218,7 @@ def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> 
         "",
         f"{len(score.edits)} held-out scenes, one attribute each changed by the prompt "
         f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}); the prompt is the edited scene's whole caption. "
-        f"Source: inverted with the empty text by `fixed_point`, {ITERATIONS} evaluations a step. All methods: {STEPS} steps of "
+        f"Source: inverted with the empty text by `fixed_point`, {ITERATIONS} iterations. All methods: {STEPS} steps of "
         f"`ddim_uniform`, stock `euler`, guidance {CFG}, the empty text as negative.",
         "",
         "Mask IoU: the object's mask as the judge finds it in the result, with the source's true mask. New attribute: share "

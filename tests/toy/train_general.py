@@ -20,7 +20,7 @@ from toy.pack.general import WIDTH, new_text_model, new_unet
 from toy.train_vae import LATENT_STD, linear_encoder
 from tqdm import trange
 
-STEPS = 8500
+STEPS = 9000
 BATCH = 16
 LEARNING_RATE = 1e-3
 WORD_LEARNING_RATE = 2e-3  # of the text encoder and cross-attention, which learn last
