@@ -49,13 +49,13 @@ def capture_memory() -> dict[str, float]:
     sample(model, trajectory.latents[-2], source, source, 1.0, trajectory.sigmas[-2:])
     peak_plain = peak_memory()
     start = time.perf_counter()
-    features = capture(model, trajectory, sites, Windows(CAPTURED, CAPTURED), torch.float16)
+    features = capture(model, trajectory, Windows(sites, CAPTURED, CAPTURED), torch.float16)
     seconds = time.perf_counter() - start
     peak_capture = peak_memory()
     step = features.records[0]
     attention = [tensor.nbytes for (kind, *_), tensor in step.items() if kind != "feature"]
     feature = [tensor.nbytes for (kind, *_), tensor in step.items() if kind == "feature"]
-    windows = Windows.of(0.8, 0.5, SCHEDULE)
+    windows = Windows.of(sites, 0.8, 0.5, SCHEDULE)
     return {
         "attention_sites": len(sites.attention),
         "attention_tensors": len(attention),

@@ -88,19 +88,18 @@ def contestants(subject: Subject) -> dict[str, Run]:
     model = subject.model
     sigmas = schedule(model, subject.steps)
     trajectory = invert(model, subject.source, subject.latent, sigmas, "ddim")
-    sites = parse_sites("auto", decoder_depths(model))
-    windows = Windows.of(FEATURE_END, ATTENTION_END, subject.steps)
-    features = capture(model, trajectory, sites, windows, torch.float16)
+    windows = Windows.of(parse_sites("auto", decoder_depths(model)), FEATURE_END, ATTENTION_END, subject.steps)
+    features = capture(model, trajectory, windows, torch.float16)
     published = PublishedRecipe(model, subject.source, subject.positive, subject.negative)
 
     def edit(features: Features | None) -> torch.Tensor:
-        return _cfg_sampling(plug_and_play(model, trajectory, sites, windows, features), subject, trajectory)
+        return _cfg_sampling(plug_and_play(model, trajectory, windows, features), subject, trajectory)
 
     return {
         FIXED_POINT: _timed(lambda: invert(model, subject.source, subject.latent, sigmas, "fixed_point", 5)),
         DDIM: _timed(lambda: invert(model, subject.source, subject.latent, sigmas, "ddim")),
         BARE: lambda: _bare_calls(subject, trajectory),
-        CAPTURE: _timed(lambda: capture(model, trajectory, sites, windows, torch.float16)),
+        CAPTURE: _timed(lambda: capture(model, trajectory, windows, torch.float16)),
         CAPTURED: _timed(lambda: edit(features)),
         PLAIN: _timed(lambda: _cfg_sampling(model, subject, trajectory)),
         LIVE: _timed(lambda: edit(None)),
