@@ -1,5 +1,6 @@
 """Reads a scene back from its pixels, by analysis through synthesis: the renderer's own parts explain the picture best."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,7 +24,9 @@ from toy.scenes import (
 RADII = tuple(range(21, 40, 2))
 GRID = SIZE // 2  # the search's resolution
 CANDIDATES = 3  # shapes whose rendering is compared in full
-TEXTURE_SHIFTS = (-4.0, 0.0, 4.0)  # a model may draw a texture off the object's centre
+# Kinds of texture and how far each may lie off the object's centre, since a model need not draw it there.
+TONES = ((TEXTURES[0], 0.0, 0.0), *itertools.product(TEXTURES[1:], (-4.0, 0.0, 4.0), (-4.0, 0.0, 4.0)))
+MOVES = (3.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.25)  # pixels by which the last fit tries to shift and resize the object
 
 
 @dataclass(frozen=True)
@@ -65,22 +68,33 @@ def _judge(images: Tensor) -> tuple[list[Reading], Tensor]:
 
     rows = torch.arange(len(images)).repeat_interleave(CANDIDATES)
     masks = _masks([SHAPES[i] for i in shapes.flatten()], centres.flatten(0, 1), radii.flatten())
-    errors, colours, textures = _explain(images[rows], field[rows], masks, centres.flatten(0, 1))
+    errors, colours, tones = _explain(images[rows], field[rows], masks, centres.flatten(0, 1))
     best = errors.view(-1, CANDIDATES).argmin(1) + torch.arange(len(images)) * CANDIDATES
+    names_best = [SHAPES[i] for i in shapes.flatten()[best]]
+    objects = _objects(colours[best], tones[best], centres.flatten(0, 1)[best])
+    fits = _refine(images, field, objects, names_best, centres.flatten(0, 1)[best], radii.flatten()[best])
     readings = [
         Reading(
-            shape=SHAPES[shapes.flatten()[i]],
+            shape=shape,
             colour=list(COLOURS)[colours[i]],
-            texture=TEXTURES[textures[i]],
-            position=_nearest_position(centres.flatten(0, 1)[i].tolist()),
+            texture=TONES[tones[i]][0],
+            position=_nearest_position(centre),
             background=names[b],
-            centre=tuple(centres.flatten(0, 1)[i].tolist()),
-            radius=radii.flatten()[i].item(),
-            error=errors[i].item(),
+            centre=tuple(centre),
+            radius=radius,
+            error=error,
         )
-        for i, b in zip(best.tolist(), background.tolist(), strict=True)
+        for i, b, shape, centre, radius, error in zip(
+            best.tolist(),
+            background.tolist(),
+            names_best,
+            fits.centres.tolist(),
+            fits.radii.tolist(),
+            fits.errors.tolist(),
+            strict=True,
+        )
     ]
-    return readings, masks[best]
+    return readings, fits.masks
 
 
 @cache
@@ -138,7 +152,7 @@ def _masks(shapes: Sequence[str], centres: Tensor, radii: Tensor) -> Tensor:
 
 
 def _explain(images: Tensor, field: Tensor, masks: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The best colour and texture for each mask: errors [B], colour and texture indices [B].
+    """The best colour and texture for each mask: squared errors [B], indices of COLOURS and TONES [B].
 
     With tone g of a texture, the squared error of colour c is |r|^2 - 2 c.(sum m g r) + |c|^2 sum (m g)^2, where r is
     the picture less the background's share.
@@ -146,19 +160,57 @@ def _explain(images: Tensor, field: Tensor, masks: Tensor, centres: Tensor) -> t
     palette = torch.tensor(list(COLOURS.values()))
     rest = images - field * (1 - masks)[:, None]
     x, y = _offsets(centres)
-    tones, kinds = [masks], [0]
-    for kind, texture in enumerate(TEXTURES[1:], start=1):
-        for dx in TEXTURE_SHIFTS:
-            for dy in TEXTURE_SHIFTS:
-                tones.append(masks * (1 - (1 - SHADE) * texture_weight(texture, x - dx, y - dy)))
-                kinds.append(kind)
-    tone = torch.stack(tones, 1).flatten(2)  # B x tones x pixels
+    tone = torch.stack([masks * _shade(x, y, *tone) for tone in TONES], 1).flatten(2)  # B x tones x pixels
     correlation = torch.bmm(tone, rest.flatten(2).transpose(1, 2))  # B x tones x 3
     energy = tone.square().sum(2)
     squared = energy[..., None] * palette.square().sum(1) - 2 * correlation @ palette.T
     best = squared.flatten(1).min(1)
-    error = ((best.values + rest.square().sum((1, 2, 3))) / (3 * SIZE * SIZE)).clamp(min=0).sqrt()
-    return error, best.indices % len(palette), torch.tensor(kinds)[best.indices // len(palette)]
+    return best.values + rest.square().sum((1, 2, 3)), best.indices % len(palette), best.indices // len(palette)
+
+
+def _shade(x: Tensor, y: Tensor, texture: str, dx: float, dy: float) -> Tensor:
+    return 1 - (1 - SHADE) * texture_weight(texture, x - dx, y - dy)
+
+
+def _objects(colours: Tensor, tones: Tensor, centres: Tensor) -> Tensor:
+    """[B, 3, SIZE, SIZE], each colour and texture over the whole picture."""
+    palette = torch.tensor(list(COLOURS.values()))
+    x, y = _offsets(centres)
+    shades = [_shade(x[i], y[i], *TONES[tone]) for i, tone in enumerate(tones.tolist())]
+    return palette[colours][:, :, None, None] * torch.stack(shades)[:, None]
+
+
+@dataclass(frozen=True)
+class _Fits:
+    masks: Tensor  # [B, SIZE, SIZE]
+    centres: Tensor  # [B, 2]
+    radii: Tensor  # [B]
+    errors: Tensor  # [B], root-mean-square
+
+
+def _refine(
+    images: Tensor, field: Tensor, objects: Tensor, shapes: Sequence[str], centres: Tensor, radii: Tensor
+) -> _Fits:
+    """Shifts and resizes the cut-out of `objects` to where it explains the picture best.
+
+    The search before took everything unlike the background for the object; a halo around it is not.
+    """
+    place = torch.cat([centres, radii[:, None]], 1)
+    directions = torch.cat([torch.zeros(1, 3), torch.eye(3), -torch.eye(3)])
+    rows = torch.arange(len(images))
+    # |field + m (object - field) - image|^2 = a + 2 m b + m^2 c at every pixel.
+    change, missing = objects - field, field - images
+    a, b, c = (missing * missing).sum((1, 2, 3)), (change * missing).sum(1)[:, None], (change * change).sum(1)[:, None]
+    for move in MOVES:
+        trials = place[:, None] + move * directions  # B x 7 x 3
+        masks = _masks([s for s in shapes for _ in directions], trials[..., :2].flatten(0, 1), trials[..., 2].flatten())
+        masks = masks.unflatten(0, (len(images), len(directions)))
+        errors = a[:, None] + (masks * (2 * b + masks * c)).sum((2, 3))
+        best = errors.argmin(1)
+        place = trials[rows, best]
+    return _Fits(
+        masks[rows, best], place[:, :2], place[:, 2], (errors[rows, best] / images[0].numel()).clamp(min=0).sqrt()
+    )
 
 
 def _nearest_position(centre: Sequence[float]) -> str:

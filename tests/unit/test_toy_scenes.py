@@ -110,8 +110,14 @@ def test_the_judge_reads_rendered_scenes() -> None:
     for attribute in ATTRIBUTES:
         right = sum(getattr(r, attribute) == getattr(s, attribute) for r, s in zip(readings, scenes, strict=True))
         assert right >= 63, attribute
-    assert mask_iou(fitted, masks).min() > 0.9
+    assert mask_iou(fitted, masks).min() > 0.96
     assert max(reading.error for reading in readings) < 0.04
+
+
+def test_the_judge_does_not_take_a_halo_for_the_object() -> None:
+    images, masks = render(sample_scenes(32, 8, split="held_out"))
+    blurred = torch.nn.functional.avg_pool2d(images, 5, 1, padding=2, count_include_pad=False)
+    assert mask_iou(judge(blurred)[1], masks).mean() > 0.96
 
 
 def test_the_judge_says_so_where_there_is_no_such_scene() -> None:
