@@ -237,6 +237,10 @@ def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> 
         "|---" * 6 + "|",
         *(scores[name].row(label) for name, label in names.items()),
         "",
+        f"Mask IoU with injection {float(score.iou.mean()):.3f}, from the same noise without it "
+        f"{float(scores['plain sampling'].iou.mean()):.3f}: at latents of 16 x 16 the layout is in the inverted noise already, and "
+        "the feature of block 4 has 4 x 4 pixels. What the method is worth on real pictures is not shown here.",
+        "",
         "![Source and results of each method](plug_and_play.png)",
         "",
         "## Plug-and-Play by the attribute that was changed",
