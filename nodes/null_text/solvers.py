@@ -22,11 +22,12 @@ move it little or not at all. Evaluations a step: 2 where the loss is small alre
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from .gradients import Pullback
+if TYPE_CHECKING:
+    from .gradients import Pullback
 
 CONSTANTS = ("code", "paper")
 
