@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from palimpsest.nodes.null_text.solvers import Effort, Source, Step, line_share, solve_fast, solve_null_text
 
@@ -100,6 +100,7 @@ def test_fast_leaves_alone_what_is_good_enough(model, source):
     assert again.embedding is source and model.calls == ["forward"]
 
 
+@settings(deadline=None)
 @given(st.floats(1e-4, 0.9), st.floats(-2.0, 3.0), st.floats(0.0, 2.0), st.integers(0, 50))
 def test_line_share_is_the_smallest_that_meets_the_ratio_or_the_best(ratio, along, across, seed):
     gain, other = torch.randn(2, 1, 64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
