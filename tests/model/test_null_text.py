@@ -10,6 +10,7 @@ from fixtures import tiny_models
 from fixtures.inversions import relative, schedule
 from palimpsest.nodes.diffusion.step_intervals import MADE_FOR
 from palimpsest.nodes.inversion.ddim import invert
+from palimpsest.nodes.inversion.nodes import SampleTrajectory
 from palimpsest.nodes.inversion.noise import trajectory_latent, trajectory_noise
 from palimpsest.nodes.null_text.nodes import NullTextOptimize
 from palimpsest.nodes.null_text.optimize import optimize
@@ -63,6 +64,22 @@ def test_stock_samplers_end_where_the_optimisation_did(kind, method):
     wanted = trajectory.latents[-1]
     assert (out - wanted).norm() < 0.9 * (plain - wanted).norm()
     assert (torch.stack(course.after) <= torch.stack(course.before) * 1.001).float().mean() > 0.7
+
+
+@torch.inference_mode()
+def test_another_number_of_steps_works_and_sample_trajectory_says_so(caplog):
+    model = v_model()
+    positive, trajectory = inverted(model)
+    result, _ = optimize(model, positive, tiny_models.conditioning(model, 3), trajectory, CFG, QUICK, "fast")
+    euler = core.KSamplerSelect.execute("euler")[0]
+    latent = {"samples": torch.zeros_like(trajectory.start)}
+    for steps, cfg, said in ((STEPS, CFG, ""), (STEPS, 4.0, "cfg 7.5, not 4"), (STEPS + 2, CFG, "the sampler has 7")):
+        guider = core.CFGGuider.execute(model, positive, result, cfg)[0]
+        noise = core.RandomNoise.execute(0)[0]
+        caplog.clear()
+        out = SampleTrajectory.execute(noise, guider, euler, schedule(model, steps), latent)[0]["samples"]
+        assert bool(torch.isfinite(out).all())
+        assert said in caplog.text and bool(said) == ("optimised" in caplog.text)
 
 
 @pytest.mark.parametrize("method", ["null_text", "fast"])
