@@ -6,11 +6,10 @@ Values replace q and k through the normalised input both are linear in, so v sta
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import Any
 
 import torch
 
-from .source_pass import ModelOptions, Record, is_source_pass
+from .source_pass import Chunk, ModelOptions, Record, chunks_of, is_source_pass
 from .unet_layers import Layer, layer_of
 
 
@@ -38,32 +37,32 @@ class QueryRecorder:
 
 
 class QueryInjection:
-    """Overwrites what to_q and to_k get, in all rows of the conditions that have a record."""
+    """Overwrites what to_q and to_k get, in the rows of conditions that have a record."""
 
-    def __init__(self, layers: Set[Layer], records: dict[Any, Record]):
+    def __init__(self, layers: Set[Layer], records: dict[Chunk, Record]):
         self.layers = layers
-        self.records = records  # by the uuid of the condition
+        self.records = records
 
     def __call__(self, n: torch.Tensor, context: torch.Tensor, value: torch.Tensor, options: dict) -> tuple:
-        layer, uuids = layer_of(options), options["uuids"]
-        record = next((self.records[uuid] for uuid in uuids if uuid in self.records), None)
+        layer, chunks = layer_of(options), chunks_of(options)
+        record = next((self.records[chunk] for chunk in chunks if chunk in self.records), None)
         if layer not in self.layers or record is None or is_source_pass(options):
             return n, context, value
-        query = inject_rows(n, self.records, ("query", *layer), uuids)
+        query = inject_rows(n, self.records, ("query", *layer), chunks)
         if ("key", *layer) in record:
-            key = inject_rows(context, self.records, ("key", *layer), uuids)
+            key = inject_rows(context, self.records, ("key", *layer), chunks)
         else:
-            key = query if context is n else inject_rows(context, self.records, ("query", *layer), uuids)
+            key = query if context is n else inject_rows(context, self.records, ("query", *layer), chunks)
         return query, key, value
 
 
-def inject_rows(own: torch.Tensor, records: dict[Any, Record], key: tuple, uuids: list) -> torch.Tensor:
-    """`own`, whose rows are one chunk for each condition, with the source's value in the chunks of those that have a record."""
+def inject_rows(own: torch.Tensor, records: dict[Chunk, Record], key: tuple, chunks: list[Chunk]) -> torch.Tensor:
+    """`own` with the source's value in the rows of those chunks that have a record."""
     rows: list[torch.Tensor] = []
-    for uuid, chunk in zip(uuids, own.chunk(len(uuids)), strict=True):
-        if uuid in records:
-            value = records[uuid][key].to(own)
-            rows += [value] * (len(chunk) // len(value))
+    for chunk, values in zip(chunks, own.chunk(len(chunks)), strict=True):
+        if chunk in records:
+            source = records[chunk][key].to(own)
+            rows += [source] * (len(values) // len(source))
         else:
-            rows.append(chunk)
+            rows.append(values)
     return torch.cat(rows)

@@ -23,6 +23,9 @@ WHAT_TO_DO = "Connect a plain or empty prompt to `source`."
 Record = dict[tuple, torch.Tensor]
 ModelOptions = dict[str, Any]
 Area = tuple[int, ...] | None  # height, width, y, x in latent pixels, as core's conditions have it
+# A UNet call's rows are one chunk for each condition: its list among those asked for together (positive, negative) and its
+# uuid, which core lets the two lists share where it gives one the areas of the other.
+Chunk = tuple[int, Any]
 
 
 class Recorder(Protocol):
@@ -44,6 +47,10 @@ def mark_source_pass(model_options: ModelOptions) -> ModelOptions:
 
 def is_source_pass(transformer_options: dict[str, Any]) -> bool:
     return MARK in transformer_options
+
+
+def chunks_of(transformer_options: dict[str, Any]) -> list[Chunk]:
+    return list(zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=True))
 
 
 def record_source(

@@ -16,7 +16,7 @@ import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from .samplers import require_deterministic, sampler_name
-from .source_pass import WHAT_TO_DO, Area, ModelOptions, Record, Recorder, is_source_pass, record_source
+from .source_pass import WHAT_TO_DO, Area, Chunk, ModelOptions, Record, Recorder, is_source_pass, record_source
 from .trajectory import Conditioning, Trajectory
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ class Edit(Protocol):
     def source_values(self, step: int, area: Area, evaluate: Callable[[Recorder], None]) -> Record:
         """The source's values at this step; `evaluate` runs the source's row for a recorder."""
 
-    def injection(self, step: int, records: dict[Any, Record]) -> Injection:
-        """What to do in one call for a set of conditions, whose source values are given by their uuid."""
+    def injection(self, step: int, records: dict[Chunk, Record]) -> Injection:
+        """What to do in one call for a set of conditions, of which those with source values are edited."""
 
 
 # The guider, the sampler's sigmas and the run's own model options, to which an edit may add.
@@ -159,7 +159,12 @@ class _Run:
             return executor(model, conds, x_in, timestep, model_options)
         if step != self.step:
             self.step, self.records = step, {}
-        areas = {cond["uuid"]: _area(cond) for rows in conds for cond in rows or () if self.edit.concerns(cond)}
+        areas = {
+            (i, cond["uuid"]): _area(cond)
+            for i, rows in enumerate(conds)
+            for cond in rows or ()
+            if self.edit.concerns(cond)
+        }
         for area in set(areas.values()) - self.records.keys():
 
             def evaluate(recorder: Recorder, area: Area = area) -> None:
@@ -169,7 +174,7 @@ class _Run:
             values = self.edit.source_values(step, area, evaluate)
             self.records[area] = {place: value.to(x_in.device) for place, value in values.items()}
         options = comfy.model_patcher.create_model_options_clone(model_options)
-        records = {uuid: self.records[area] for uuid, area in areas.items()}
+        records = {chunk: self.records[area] for chunk, area in areas.items()}
         self.edit.injection(step, records).attach(options)
         return executor(model, conds, x_in, timestep, options)
 

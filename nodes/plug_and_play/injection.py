@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..diffusion.self_attention import QueryInjection, add_attn1_patch, inject_rows
-from ..diffusion.source_pass import Area, ModelOptions, Record, Recorder, is_source_pass
+from ..diffusion.source_pass import Area, Chunk, ModelOptions, Record, Recorder, chunks_of, is_source_pass
 from ..diffusion.source_run import SourceRuns
 from ..diffusion.trajectory import Conditioning, Trajectory
 from ..diffusion.unet_sites import Sites
@@ -82,24 +82,26 @@ class _Edit:
             if (key[2] in sites.features if key[0] == "feature" else key[1:] in sites.layers)
         }
 
-    def injection(self, step: int, records: dict[Any, Record]) -> _Injection:
+    def injection(self, step: int, records: dict[Chunk, Record]) -> _Injection:
         return _Injection(self.windows.at(step), records)
 
 
 class _Injection:
     """Overwrites the sites in every row of every chunk of the UNet calls made for one set of conditions."""
 
-    def __init__(self, sites: Sites, records: dict[Any, Record]):
+    def __init__(self, sites: Sites, records: dict[Chunk, Record]):
         self.sites = sites
-        self.records = records  # by the uuid of the condition
+        self.records = records
 
     def attach(self, model_options: ModelOptions) -> None:
         add_attn1_patch(model_options, QueryInjection(self.sites.layers, self.records))
         add_diffusion_model_wrapper(model_options, self.diffusion_model)
 
     def diffusion_model(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+        chunks = chunks_of(transformer_options)
+
         def replace(block: int, output: torch.Tensor) -> torch.Tensor:
-            return inject_rows(output, self.records, ("feature", "output", block), transformer_options["uuids"])
+            return inject_rows(output, self.records, ("feature", "output", block), chunks)
 
         blocks = () if is_source_pass(transformer_options) else self.sites.features
         with on_features(executor.class_obj, blocks, replace):
