@@ -74,12 +74,12 @@ class LocalBlend:
             self.before.source = self.before.source + self.latest[1].source
             self.before.target = self.before.target + self.latest[1].target
         self.latest = step, maps
-        if step < self.start:
-            return denoised
+        source, target = self.before.source + maps.source, self.before.target + maps.target
         i = int((self.sigmas - args["sigma"][0].cpu()).abs().argmin())
-        if i == len(self.sigmas) - 1:  # the end of a schedule that stops early
+        # The positive may rest at these levels (a time range of its own), and a schedule may stop early.
+        if step < self.start or not isinstance(target, torch.Tensor) or i == len(self.sigmas) - 1:
             return denoised
-        mask = self._mask(self.before.target + maps.target, x) | self._mask(self.before.source + maps.source, x)
+        mask = self._mask(target, x) | self._mask(source, x)
         source = self.trajectory.latents[self.trajectory.step_of(float(self.sigmas[i + 1]))].to(x)
         source = source.repeat(len(x) // len(source), 1, 1, 1)
         ratio = float(self.sigmas[i + 1] / self.sigmas[i])
