@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
@@ -16,7 +16,7 @@ import torch
 from ..diffusion.step_intervals import MADE_FOR, require_timeless, step_interval
 from ..diffusion.trajectory import Conditioning, Trajectory
 from .gradients import Denoiser, Evaluations, Pullback, differentiable, with_embedding
-from .solvers import Effort, Solution, Source, Step, solve_fast, solve_null_text
+from .solvers import Effort, Source, Step, solve_fast, solve_null_text
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -63,11 +63,12 @@ def optimize(
         return [[embedding, dict(options)] for embedding, options in positive], Course()
     _require_plain(model, positive, negative, trajectory, cfg, method)
     embedding = negative[0][0].float().cpu().expand(trajectory.batch, -1, -1)
-    clone = differentiable(model) if method == "null_text" else model.clone()
-    solver = partial(_null_text, effort=effort) if method == "null_text" else _fast(positive, negative, effort)
+    source = None
     if method == "fast":
         embedding = _as_long(embedding, positive[0][0])
-    sampler = _Optimizer(trajectory, cfg, embedding, solver, on_step, checkpoint)
+        source = _as_long(positive[0][0].float().cpu(), embedding).expand_as(embedding)
+    clone = model.clone() if method == "fast" else differentiable(model)
+    sampler = _Optimizer(trajectory, cfg, embedding, source, effort, on_step, checkpoint)
     guider = comfy.samplers.CFGGuider(clone)
     entries = per_step(negative, [embedding] * trajectory.steps, trajectory.sigmas, cfg)
     guider.inner_set_conds({"positive": positive, "negative": entries})
@@ -91,21 +92,26 @@ def per_step(negative: Conditioning, embeddings: list[torch.Tensor], sigmas: tor
 
 
 class _Optimizer(comfy.samplers.Sampler):
-    """Runs inside a guider like any sampler, so that loading, conditions, previews and cancel are ComfyUI's own."""
+    """Runs inside a guider like any sampler, so that loading, conditions, previews and cancel are ComfyUI's own.
+
+    start: [B, N, D], the embedding to begin with; source: the source prompt's, for `fast`; None for `null_text`.
+    """
 
     def __init__(
         self,
         trajectory: Trajectory,
         cfg: float,
-        embedding: torch.Tensor,
-        solver: Callable[[Step, _NullText, torch.Tensor, int, int], Solution],
+        start: torch.Tensor,
+        source: torch.Tensor | None,
+        effort: Effort,
         on_step: Callable[[int, int, float], None],
         checkpoint: bool,
     ):
         self.trajectory = trajectory
         self.cfg = cfg
-        self.start = embedding
-        self.solver = solver
+        self.start = start
+        self.source = source
+        self.effort = effort
         self.on_step = on_step
         self.checkpoint = checkpoint
         self.embeddings: list[torch.Tensor] = []
@@ -121,6 +127,9 @@ class _Optimizer(comfy.samplers.Sampler):
         course.evaluations = denoiser.evaluations
         flow = "CONST" in trajectory.model.sampling
         x, embedding = trajectory.start.to(noise), self.start.to(noise)
+        source = None
+        if self.source is not None:
+            source = Source(self.source.to(noise), _differ_in_text_alone(positive, negative[0]))
         span = (trajectory.latents[-1].amax() - trajectory.latents[-1].amin()).item()
         for i in range(steps):
             level = sigmas[i].expand(len(x))
@@ -128,7 +137,11 @@ class _Optimizer(comfy.samplers.Sampler):
             cond = denoiser.predict(x, level, positive)
             unit = 1.0 if flow else (sigma_next**2 + 1.0) ** 0.5
             step = Step(x, trajectory.latents[i + 1].to(x), cond, sigma, sigma_next, self.cfg, unit)
-            solution = self.solver(step, _NullText(denoiser, x, level, negative[i]), embedding, i, steps)
+            null_text = _NullText(denoiser, x, level, negative[i])
+            if source is None:
+                solution = solve_null_text(step, null_text, embedding, self.effort.at(i, steps))
+            else:
+                solution = solve_fast(step, null_text, embedding, source, self.effort)
             embedding = solution.embedding
             self.embeddings.append(embedding.cpu().clone())
             after = step.loss(solution.uncond)
@@ -158,19 +171,16 @@ class _NullText:
         return self.denoiser.predict_with_pullback(self.x, self.level, self.cond, embedding)
 
 
-def _null_text(step: Step, model: _NullText, embedding: torch.Tensor, i: int, steps: int, effort: Effort) -> Solution:
-    return solve_null_text(step, model, embedding, effort.at(i, steps))
-
-
-def _fast(positive: Conditioning, negative: Conditioning, effort: Effort) -> Callable[..., Solution]:
-    text, options = positive[0]
-    alike = options.keys() == negative[0][1].keys() and all(_same(options[k], negative[0][1][k]) for k in options)
-
-    def solve(step: Step, model: _NullText, embedding: torch.Tensor, i: int, steps: int) -> Solution:
-        source = _as_long(text.to(embedding), embedding).expand_as(embedding)
-        return solve_fast(step, model, embedding, Source(source, alike), effort)
-
-    return solve
+def _differ_in_text_alone(positive: list[dict[str, Any]], negative: dict[str, Any]) -> bool:
+    """Whether the model reads the same from both, as process_conds left them, but for the text."""
+    if len(positive) != 1:
+        return False
+    apart = ("cross_attn", "pooled_output", "model_conds", "uuid", MADE_FOR)
+    a = {key: value for key, value in positive[0].items() if key not in apart}
+    b = {key: value for key, value in negative.items() if key not in (*apart, "timestep_start", "timestep_end")}
+    for cond, read in ((positive[0], a), (negative, b)):
+        read |= {("read", key): value.cond for key, value in cond["model_conds"].items() if key != "c_crossattn"}
+    return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -180,8 +190,8 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _as_long(embedding: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """[B, N, D] over and over until it has at least the other's tokens, as core joins prompts; attention sees no difference."""
-    return embedding.repeat(1, -(-other.shape[1] // embedding.shape[1]), 1)
+    """[B, N, D] over and over, as core joins prompts of different lengths: attention sees no difference."""
+    return embedding.repeat(1, math.lcm(embedding.shape[1], other.shape[1]) // embedding.shape[1], 1)
 
 
 def _require_plain(

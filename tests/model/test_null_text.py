@@ -243,13 +243,15 @@ def test_evaluations_are_counted(method, at_most):
     positive, trajectory = inverted(model)
     rows = []
     counted = model.clone()
+    for conditioning, seed in ((positive, 6), (negative := tiny_models.conditioning(model, 3), 7)):
+        conditioning[0][1]["pooled_output"] = torch.full((1, 8), seed)  # as CLIP Text Encode gives it: SD1.5 reads none
     counted.set_model_unet_function_wrapper(
         lambda apply, args: (
             rows.append(len(args["cond_or_uncond"])),
             apply(args["input"], args["timestep"], **args["c"]),
         )[1]
     )
-    _, course = optimize(counted, positive, tiny_models.conditioning(model, 3), trajectory, CFG, QUICK, method)
+    _, course = optimize(counted, positive, negative, trajectory, CFG, QUICK, method)
     spent = course.evaluations
     assert spent.forwards == sum(rows)
     assert spent.backwards == (3 * STEPS if method == "null_text" else 0)
