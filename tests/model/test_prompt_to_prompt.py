@@ -149,6 +149,15 @@ def test_masks_and_several_positives_are_edited_too(model, clip, trajectory):
     assert same(twice[-1], run(patched, trajectory)[-1])
 
 
+def test_a_positive_that_rests_at_some_levels(model, clip, trajectory):
+    patched = prompt_to_prompt(model, trajectory, edit_of(clip, blend="cat, dog"))
+    embedding, middle = conditioning(model, 2)[0][0], float(trajectory.sigmas[2]) + 1e-3
+    early = [embedding, {"timestep_start": 1e3, "timestep_end": middle}]
+    late = [embedding, {"timestep_start": middle, "timestep_end": 0.0}]
+    assert same(run(patched, trajectory, positive=[early, late])[-1], run(patched, trajectory)[-1])
+    assert bool(torch.isfinite(run(patched, trajectory, positive=[late])[-1]).all())
+
+
 def test_windows_count_steps_and_the_source_is_evaluated_once_in_each(model, clip, trajectory):
     for options, sources in (((0.5, 0.25), 2), ((0.0, 0.75), 3), ((1.0, 0.0), 4), ((0.24, 0.24), 0)):
         with UNetProbe(model) as probe:

@@ -9,6 +9,7 @@ from fixtures.sampling import random_trajectory, sample
 from fixtures.tiny_models import conditioning, sd15
 from fixtures.twin_prompt_to_prompt import Control, PublishedPromptToPrompt
 from fixtures.twin_unet import sd15_twin
+from palimpsest.nodes.diffusion.trajectory import first_steps
 from palimpsest.nodes.prompt_to_prompt.control import Settings, prompt_to_prompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.prompt_to_prompt.tokens import tokenize
@@ -42,11 +43,11 @@ def refine(source, own, mapper, aligned):
     return source[..., mapper] * aligned + own * (1 - aligned)
 
 
-def run_both(model, clip, texts, published, cross, self_end, size, batch=1, mode="auto", **words):
+def run_both(model, clip, texts, published, cross, self_end, size, batch=1, steps=STEPS, **words):
     source, negative, positive = (conditioning(model, seed) for seed in (1, 2, 3))
-    trajectory = random_trajectory(model, source, STEPS, batch, (size, size))
-    edit = prompt_edit(partial(tokenize, clip), *texts, mode, words.get("reweight", ""), words.get("blend", ""))
-    settings = Settings.of(edit, STEPS, cross, self_end, 0.2, 0.3)
+    trajectory = random_trajectory(model, source, steps, batch, (size, size))
+    edit = prompt_edit(partial(tokenize, clip), *texts, "auto", words.get("reweight", ""), words.get("blend", ""))
+    settings = Settings.of(edit, steps, cross, self_end, 0.2, 0.3)
     patched = prompt_to_prompt(model, trajectory, source, settings)
     start = trajectory.start.flip(-1)  # away from the source's own path
     ours = sample(patched, start, positive, negative, CFG, trajectory.sigmas)
@@ -55,7 +56,7 @@ def run_both(model, clip, texts, published, cross, self_end, size, batch=1, mode
     text = torch.cat([rows[0][0].repeat(batch, 1, 1) for rows in (source, negative, positive)])
     twin = PublishedPromptToPrompt(sd15_twin(model), published)
     theirs = twin.denoise(start, trajectory.latents, trajectory.sigmas, timesteps, text, CFG)
-    assert len(ours) == len(theirs) == STEPS + 1
+    assert len(ours) == len(theirs) == steps + 1
     for a, b in zip(ours, theirs, strict=True):
         assert (a - b).norm() <= 1e-5 * b.norm()
     return ours[-1], trajectory, lambda: sample(model, start, positive, negative, CFG, trajectory.sigmas)[-1]
@@ -110,9 +111,13 @@ def test_reweighted_refinement_acts_on_the_refined_maps(model, clip):
     assert_equal(model, clip, texts, published, 0.8, 0.4, 16, reweight="fluffy: 3, cat: 0.5")
 
 
-def test_local_blend_at_the_published_size(model, clip):
+@pytest.mark.parametrize(("size", "steps"), [(32, STEPS), (64, 3)])
+def test_local_blend(model, clip, size, steps):
+    """64 is the published size, with its literal limit of 32 x 32 pixels for self-attention."""
     texts = "a red cat on the grass", "a red dog on the grass"
-    published = Control(lambda source, own: source, 8, 4, blend=([3], [3], 2))
-    result, trajectory, _ = run_both(model, clip, texts, published, 0.8, 0.4, 64, blend="cat, dog")
+    windows = first_steps(0.8, steps), first_steps(0.4, steps)
+    pixels = 32**2 if size == 64 else 16**2
+    published = Control(lambda source, own: source, *windows, pixels, blend=([3], [3], first_steps(0.2, steps)))
+    result, trajectory, _ = run_both(model, clip, texts, published, 0.8, 0.4, size, steps=steps, blend="cat, dog")
     kept = (result - trajectory.latents[-1]).abs().amax(1) < 1e-4
     assert 0.01 < float(kept.float().mean()) < 0.99
