@@ -19,7 +19,6 @@ from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures
 from torch import Tensor
 from toy.judge import Reading, judge, mask_iou
 from toy.photos import held_out_photo
-from toy.sampling import CFG
 from toy.scenes import Scene, caption, edited, render, sample_scenes
 from tqdm import tqdm
 
@@ -27,16 +26,19 @@ SCENES = 100
 BATCH = 25
 STEPS = 50
 ITERATIONS = 5  # of the inversion, the node's default
+CFG = 2.0
 ATTRIBUTES = ("colour", "texture", "background")
 SWEEP = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # strengths of SDEdit
 SWEEP_SCENES = 12
 SHOWN = 8
+PHOTO_CAPTION = "a photo"
 LOOKS = ("a sepia photo", "a night photo", "a negative photo")
 IOU_BAR, ATTRIBUTE_BAR = 0.85, 0.90
 
 # feature_end and attention_end; without either, the inverted noise is sampled as it is.
 PUBLISHED = (0.8, 0.5)
 PLUG_AND_PLAY = "Plug-and-Play"
+EMPTY_TEXT = "Plug-and-Play, empty text"
 WINDOWS = {
     PLUG_AND_PLAY: PUBLISHED,
     "attention only": (0.0, 0.5),
@@ -67,9 +69,9 @@ class Source:
     features: Features
 
     @classmethod
-    def open(cls, world: World, images: Tensor) -> Source:
+    def open(cls, world: World, images: Tensor, texts: Sequence[str]) -> Source:
         latent = world.encode(images)
-        trajectory, noise = world.invert(latent, world.prompts([""]), world.sigmas(STEPS), iterations=ITERATIONS)
+        trajectory, noise = world.invert(latent, world.prompts(texts), world.sigmas(STEPS), iterations=ITERATIONS)
         features = CaptureFeatures.execute(world.model, trajectory, *PUBLISHED, "auto", "fp32")[0]
         return cls(world, latent, trajectory, noise, features)
 
@@ -148,13 +150,14 @@ def write(docs: Path) -> list[str]:
     }
     best = max(sweep, key=lambda strength: sweep[strength].trade_off)
 
-    parts: dict[str, list[Tensor]] = {name: [] for name in (*WINDOWS, "SDEdit", "source")}
+    parts: dict[str, list[Tensor]] = {name: [] for name in (*WINDOWS, EMPTY_TEXT, "SDEdit", "source")}
     for start in tqdm(range(0, SCENES, BATCH), desc=f"edits, {BATCH} at a time"):
         rows = slice(start, start + BATCH)
-        source = Source.open(world, images[rows])
+        source = Source.open(world, images[rows], [caption(edit.source) for edit in edits[rows]])
         parts["source"].append(world.decode(source.latent))
         for name, pictures in edit_all(source, prompts[rows], best).items():
             parts[name].append(pictures)
+        parts[EMPTY_TEXT].append(Source.open(world, images[rows], [""]).edit(prompts[rows], PUBLISHED))
     results = {name: torch.cat(chunks) for name, chunks in parts.items()}
     targets, _ = render([edit.target for edit in edits])
     results |= {"target": targets, "decoded target": world.decode(world.encode(targets))}
@@ -184,7 +187,7 @@ def contact_sheet(
         words = f"{edit.attribute}: {edit.words}"
         sheet.add([(images[i], words), *((results[name][i], "") for name in names)])
     photo = held_out_photo()
-    looks = edit_all(Source.open(world, photo), LOOKS, strength)
+    looks = edit_all(Source.open(world, photo, [PHOTO_CAPTION]), LOOKS, strength)
     for i, look in enumerate(LOOKS):
         sheet.add([(photo[0], f'"{look}"'), *((looks[name][i], "") for name in names)])
     return sheet
@@ -201,6 +204,7 @@ def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> 
     header = "| mask IoU, mean | median | new attribute | shape kept | all five as in the prompt |"
     names = {
         PLUG_AND_PLAY: f"**Plug-and-Play ({PUBLISHED[0]}/{PUBLISHED[1]}, as published)**",
+        EMPTY_TEXT: "the same, but inverted with the empty text",
         "attention only": f"attention only ({PUBLISHED[1]})",
         "features only": f"features only ({PUBLISHED[0]})",
         "plain sampling": "plain sampling from the inverted noise",
@@ -218,7 +222,7 @@ def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> 
         "",
         f"{len(score.edits)} held-out scenes, one attribute each changed by the prompt "
         f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}); the prompt is the edited scene's whole caption. "
-        f"Source: inverted with the empty text by `fixed_point`, {ITERATIONS} iterations. All methods: {STEPS} steps of "
+        f"Source: inverted with its own caption by `fixed_point`, {ITERATIONS} iterations. All methods: {STEPS} steps of "
         f"`ddim_uniform`, stock `euler`, guidance {CFG}, the empty text as negative.",
         "",
         "Mask IoU: the object's mask as the judge finds it in the result, with the source's true mask. New attribute: share "
