@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 KEY = "palimpsest.null_text"
+PROMPT_CONDS = ("c_crossattn", "y")  # what a model reads of a prompt's text and pooled output
 Pullback = Callable[[torch.Tensor], torch.Tensor]  # d loss / d denoised -> d loss / d embedding
 
 
@@ -83,6 +84,14 @@ class Denoiser:
         """Denoised [B, C, H, W] at sigma [B]."""
         self.evaluations.forwards += 1
         return comfy.samplers.calc_cond_batch(self.model, [conds], x, sigma, self.model_options)[0]
+
+    def with_prompt(self, cond: dict[str, Any], prompt: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, Any]:
+        """`cond` with "cross_attn" and "pooled_output" of `prompt`, as the model reads them."""
+        (new,) = comfy.samplers.encode_model_conds(
+            self.model.extra_conds, [{**cond, **prompt}], x, x.device, "negative"
+        )
+        read = {key: new["model_conds"][key] for key in PROMPT_CONDS if key in new["model_conds"]}
+        return {**cond, "model_conds": {**cond["model_conds"], **read}}
 
     def predict_with_pullback(
         self, x: torch.Tensor, sigma: torch.Tensor, cond: dict[str, Any], embedding: torch.Tensor

@@ -15,8 +15,8 @@ import torch
 
 from ..diffusion.step_intervals import MADE_FOR, require_timeless, step_interval
 from ..diffusion.trajectory import Conditioning, Trajectory
-from .gradients import Denoiser, Evaluations, Pullback, differentiable, with_embedding
-from .solvers import Effort, Source, Step, solve_fast, solve_null_text
+from .gradients import PROMPT_CONDS, Denoiser, Evaluations, Pullback, differentiable, with_embedding
+from .solvers import Effort, Step, solve_fast, solve_null_text
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -62,15 +62,14 @@ def optimize(
     if method == "negative_prompt":
         return [[embedding, dict(options)] for embedding, options in positive], Course()
     _require_plain(model, positive, negative, trajectory, cfg, method)
-    embedding = negative[0][0].float().cpu().expand(trajectory.batch, -1, -1)
-    source = None
-    if method == "fast":
-        embedding = _as_long(embedding, positive[0][0])
-        source = _as_long(positive[0][0].float().cpu(), embedding).expand_as(embedding)
-    clone = model.clone() if method == "fast" else differentiable(model)
-    sampler = _Optimizer(trajectory, cfg, embedding, source, effort, on_step, checkpoint)
+    if method == "null_text":
+        search = _Text(negative, trajectory.batch, effort)
+    else:
+        search = _Way(negative, positive, trajectory.batch, effort.tolerance)
+    clone = differentiable(model) if method == "null_text" else model.clone()
+    sampler = _Optimizer(trajectory, cfg, search, on_step, checkpoint)
     guider = comfy.samplers.CFGGuider(clone)
-    entries = per_step(negative, [embedding] * trajectory.steps, trajectory.sigmas, cfg)
+    entries = per_step([search.entry()] * trajectory.steps, trajectory.sigmas, cfg)
     guider.inner_set_conds({"positive": positive, "negative": entries})
     latent = model.model.process_latent_out(trajectory.latents[-1])
     callback = latent_preview.prepare_callback(clone, trajectory.steps)
@@ -79,42 +78,94 @@ def optimize(
     finally:
         if method == "null_text":
             comfy.model_management.load_models_gpu([model])  # takes the clone's weight wrappers off
-    return per_step(negative, sampler.embeddings, trajectory.sigmas, cfg), sampler.course
+    return per_step(sampler.entries, trajectory.sigmas, cfg), sampler.course
 
 
-def per_step(negative: Conditioning, embeddings: list[torch.Tensor], sigmas: torch.Tensor, cfg: float) -> Conditioning:
-    """An entry for each step with all that the negative has, its text [B, N, D] replaced, active at that step's levels."""
+def per_step(entries: Conditioning, sigmas: torch.Tensor, cfg: float) -> Conditioning:
+    """The i-th entry active at the levels of step i only."""
     made_for = {MADE_FOR: {"sigmas": sigmas, "cfg": cfg}}
     return [
-        [embedding, {**negative[0][1], **step_interval(sigmas, i, i), **made_for}]
-        for i, embedding in enumerate(embeddings)
+        [embedding, {**options, **step_interval(sigmas, i, i), **made_for}]
+        for i, (embedding, options) in enumerate(entries)
     ]
 
 
-class _Optimizer(comfy.samplers.Sampler):
-    """Runs inside a guider like any sampler, so that loading, conditions, previews and cancel are ComfyUI's own.
+class _Text:
+    """The search of `null_text`: the negative's embedding [B, N, D]; all else of the negative stays."""
 
-    start: [B, N, D], the embedding to begin with; source: the source prompt's, for `fast`; None for `null_text`.
-    """
+    def __init__(self, negative: Conditioning, batch: int, effort: Effort):
+        self.effort = effort
+        ((embedding, self.options),) = negative
+        self.embedding = embedding.float().cpu().expand(batch, -1, -1)
+
+    def entry(self) -> list[Any]:
+        return [self.embedding.cpu().clone(), self.options]
+
+    def solve(self, step: Step, at_step: _AtStep, positive: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the prediction with the new embedding, and the loss before [B]."""
+        embedding = self.embedding.to(step.x)
+        _require_own_text(at_step.cond, embedding)
+        effort = self.effort.at(at_step.progress)
+        self.embedding, uncond, before = solve_null_text(step, at_step, embedding, effort)
+        return uncond, before
+
+
+class _Way:
+    """The search of `fast`: how far from the negative's text and pooled output to the positive's; all else stays."""
+
+    def __init__(self, negative: Conditioning, positive: Conditioning, batch: int, tolerance: float):
+        self.tolerance = tolerance
+        ((null, self.options),) = negative
+        ((source, source_options),) = positive
+        length = math.lcm(null.shape[1], source.shape[1])  # as core joins prompts: attention sees no difference
+        self.texts = [_rows(text.repeat(1, length // text.shape[1], 1), batch) for text in (null, source)]
+        pooled = [options.get("pooled_output") for options in (self.options, source_options)]
+        self.pooled = None if any(p is None for p in pooled) else [_rows(p, batch) for p in pooled]
+        self.share = torch.zeros(batch)
+
+    def entry(self) -> list[Any]:
+        return [self._between(self.texts, self.share), {**self.options, **self._pooled_output(self.share)}]
+
+    def solve(self, step: Step, at_step: _AtStep, positive: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+        def predict(share: torch.Tensor) -> torch.Tensor:
+            prompt = {"cross_attn": self._between(self.texts, share.cpu()), **self._pooled_output(share.cpu())}
+            cond = at_step.denoiser.with_prompt(at_step.cond, prompt, step.x)
+            return at_step.denoiser.predict(step.x, at_step.level, [cond])
+
+        share = self.share.to(step.x)
+        alike = _differ_in_prompt_alone(positive, at_step.cond)
+        share, uncond, before = solve_fast(step, predict, share, self.tolerance, alike)
+        self.share = share.cpu()
+        return uncond, before
+
+    def _between(self, ends: list[torch.Tensor], share: torch.Tensor) -> torch.Tensor:
+        return torch.lerp(*ends, share.view(-1, *[1] * (ends[0].ndim - 1)))
+
+    def _pooled_output(self, share: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {} if self.pooled is None else {"pooled_output": self._between(self.pooled, share)}
+
+
+def _rows(tensor: torch.Tensor, batch: int) -> torch.Tensor:
+    return tensor.float().cpu().expand(batch, *tensor.shape[1:])
+
+
+class _Optimizer(comfy.samplers.Sampler):
+    """Runs inside a guider like any sampler, so that loading, conditions, previews and cancel are ComfyUI's own."""
 
     def __init__(
         self,
         trajectory: Trajectory,
         cfg: float,
-        start: torch.Tensor,
-        source: torch.Tensor | None,
-        effort: Effort,
+        search: _Text | _Way,
         on_step: Callable[[int, int, float], None],
         checkpoint: bool,
     ):
         self.trajectory = trajectory
         self.cfg = cfg
-        self.start = start
-        self.source = source
-        self.effort = effort
+        self.search = search
         self.on_step = on_step
         self.checkpoint = checkpoint
-        self.embeddings: list[torch.Tensor] = []
+        self.entries: Conditioning = []
         self.course = Course()
 
     def sample(
@@ -122,14 +173,10 @@ class _Optimizer(comfy.samplers.Sampler):
     ) -> torch.Tensor:
         trajectory, course, steps = self.trajectory, self.course, self.trajectory.steps
         positive, negative = model_wrap.conds["positive"], model_wrap.conds["negative"]
-        _require_own_text(negative, self.start)
         denoiser = Denoiser(model_wrap.inner_model, extra_args["model_options"], self.checkpoint)
         course.evaluations = denoiser.evaluations
         flow = "CONST" in trajectory.model.sampling
-        x, embedding = trajectory.start.to(noise), self.start.to(noise)
-        source = None
-        if self.source is not None:
-            source = Source(self.source.to(noise), _differ_in_text_alone(positive, negative[0]))
+        x = trajectory.start.to(noise)
         span = (trajectory.latents[-1].amax() - trajectory.latents[-1].amin()).item()
         for i in range(steps):
             level = sigmas[i].expand(len(x))
@@ -137,32 +184,29 @@ class _Optimizer(comfy.samplers.Sampler):
             cond = denoiser.predict(x, level, positive)
             unit = 1.0 if flow else (sigma_next**2 + 1.0) ** 0.5
             step = Step(x, trajectory.latents[i + 1].to(x), cond, sigma, sigma_next, self.cfg, unit)
-            null_text = _NullText(denoiser, x, level, negative[i])
-            if source is None:
-                solution = solve_null_text(step, null_text, embedding, self.effort.at(i, steps))
-            else:
-                solution = solve_fast(step, null_text, embedding, source, self.effort)
-            embedding = solution.embedding
-            self.embeddings.append(embedding.cpu().clone())
-            after = step.loss(solution.uncond)
-            course.before.append(solution.loss_before.cpu())
+            at_step = _AtStep(denoiser, x, level, negative[i], i / steps)
+            uncond, before = self.search.solve(step, at_step, positive)
+            self.entries.append(self.search.entry())
+            after = step.loss(uncond)
+            course.before.append(before.cpu())
             course.after.append(after.cpu())
             course.psnr.append(float(20.0 * torch.tensor(span).log10() - 10.0 * after.mean().clamp_min(1e-20).log10()))
-            callback(i, step.guided(solution.uncond), x, steps)
+            callback(i, step.guided(uncond), x, steps)
             self.on_step(i, steps, course.psnr[-1])
-            x = step.next(solution.uncond)
+            x = step.next(uncond)
         course.final = x.cpu()
         return x
 
 
 @dataclass(frozen=True)
-class _NullText:
+class _AtStep:
     """solvers.NullText, by one of the negative's entries."""
 
     denoiser: Denoiser
     x: torch.Tensor
     level: torch.Tensor
     cond: dict[str, Any]
+    progress: float  # share of the steps before this one
 
     def predict(self, embedding: torch.Tensor) -> torch.Tensor:
         return self.denoiser.predict(self.x, self.level, [with_embedding(self.cond, embedding)])
@@ -171,15 +215,15 @@ class _NullText:
         return self.denoiser.predict_with_pullback(self.x, self.level, self.cond, embedding)
 
 
-def _differ_in_text_alone(positive: list[dict[str, Any]], negative: dict[str, Any]) -> bool:
-    """Whether the model reads the same from both, as process_conds left them, but for the text."""
+def _differ_in_prompt_alone(positive: list[dict[str, Any]], negative: dict[str, Any]) -> bool:
+    """Whether the model reads the same from both, as process_conds left them, but for text and pooled output."""
     if len(positive) != 1:
         return False
     apart = ("cross_attn", "pooled_output", "model_conds", "uuid", MADE_FOR)
     a = {key: value for key, value in positive[0].items() if key not in apart}
     b = {key: value for key, value in negative.items() if key not in (*apart, "timestep_start", "timestep_end")}
     for cond, read in ((positive[0], a), (negative, b)):
-        read |= {("read", key): value.cond for key, value in cond["model_conds"].items() if key != "c_crossattn"}
+        read |= {("read", key): value.cond for key, value in cond["model_conds"].items() if key not in PROMPT_CONDS}
     return a.keys() == b.keys() and all(_same(a[key], b[key]) for key in a)
 
 
@@ -187,11 +231,6 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.shape == b.shape and torch.equal(a, b)
     return a is b or (isinstance(a, (int, float, str, tuple)) and a == b)
-
-
-def _as_long(embedding: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """[B, N, D] over and over, as core joins prompts of different lengths: attention sees no difference."""
-    return embedding.repeat(1, math.lcm(embedding.shape[1], other.shape[1]) // embedding.shape[1], 1)
 
 
 def _require_plain(
@@ -239,12 +278,12 @@ def _require_plain(
         )
 
 
-def _require_own_text(negative: list[dict[str, Any]], embedding: torch.Tensor) -> None:
-    """Raise ValueError unless the model reads the prompt's embedding as it stands, one entry for each step."""
-    text = negative[0]["model_conds"].get("c_crossattn")
+def _require_own_text(negative: dict[str, Any], embedding: torch.Tensor) -> None:
+    """Raise ValueError unless the model reads the prompt's embedding as it stands."""
+    text = negative["model_conds"].get("c_crossattn")
     if text is None or text.cond.shape != embedding.shape:
         got = "none" if text is None else f"one of shape {tuple(text.cond.shape)}"
         raise ValueError(
             f"model: expected one that reads the negative's text {tuple(embedding.shape)} by cross-attention as it stands "
-            f"(SD1.x, SD2.x, SDXL), got {got}. Use the method negative_prompt with this model."
+            f"(SD1.x, SD2.x, SDXL), got {got}. Use the method fast or negative_prompt with this model."
         )

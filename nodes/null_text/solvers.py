@@ -10,13 +10,14 @@ and the published loss, the mean squared error of x' in variance-preserving unit
 
 `null_text` is the published loop: Adam on the embedding, made anew at every step.
 
-`fast` needs no gradient. On the pivot u* is c: what null-text inversion looks for is an embedding that predicts there what
-the source prompt's own embedding s predicts. So s is a solution that is known (negative-prompt inversion, 2305.16807, takes
-it), and the step only has to find how far to go there: along e + a (s - e) the prediction runs from u to v = u(s), which is
-c where prompts differ in their text alone, and to first order |u* - u - a (v - u)|^2 is a parabola in a. The smallest a in
-0..1 that brings the loss down to `tolerance` is taken, its minimum where none does, and x goes on with what the model really
-predicts there, so that what the parabola leaves out is corrected by the next step. The embedding is warm-started: most steps
-move it little or not at all. Evaluations a step: 2 where the loss is small already, else 3, or 4 where v is not c.
+`fast` needs no gradient. On the pivot u* is c: what null-text inversion looks for is a text that predicts there what the
+source prompt itself predicts. So the source prompt is a solution that is known (negative-prompt inversion, 2305.16807, takes
+it), and what is left to find is how far to go there: one number a for each picture and step. From where the prompt is, the
+prediction runs from u to v, which is c where nothing but the prompts sets the two conditions apart, and to first order
+|u* - u - a (v - u)|^2 is a parabola in a. The smallest a in 0..1 that brings the loss down to the tolerance is taken, the
+best one where none does, and x goes on with what the model really predicts there, so that what the parabola leaves out is
+corrected by the next step. Steps start from the last one's prompt and most move it little or not at all. Evaluations a step:
+2 where the loss is small already, else 3, or 4 where v is not c.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .gradients import Pullback
 
 CONSTANTS = ("code", "paper")
@@ -41,11 +44,11 @@ class Effort:
     tolerance: float = 1e-5
     constants: str = "code"
 
-    def at(self, step: int, steps: int) -> Effort:
-        """The constants of one step: over 50 steps the code's are lr (1 - i / 100) and tolerance + 2e-5 i."""
+    def at(self, progress: float) -> Effort:
+        """The constants after a share of the steps: over 50 of them the code's are lr (1 - i / 100) and tolerance + 2e-5 i."""
         if self.constants == "paper":
             return self
-        i = step * 50 / steps
+        i = 50.0 * progress
         return Effort(
             self.inner_steps, self.learning_rate * (1.0 - i / 100.0), self.tolerance + i * 2e-5, self.constants
         )
@@ -95,24 +98,12 @@ class NullText(Protocol):
     def predict_with_pullback(self, embedding: torch.Tensor) -> tuple[torch.Tensor, Pullback]: ...
 
 
-@dataclass(frozen=True)
-class Source:
-    """The source prompt as text for the null condition."""
-
-    embedding: torch.Tensor  # [B, N, D]
-    predicts_cond: bool  # nothing but the text tells the two conditions apart
-
-
-@dataclass(frozen=True)
-class Solution:
-    embedding: torch.Tensor
-    uncond: torch.Tensor  # predicted with it
-    loss_before: torch.Tensor  # [B]
-
-
-def solve_null_text(step: Step, model: NullText, embedding: torch.Tensor, effort: Effort) -> Solution:
+def solve_null_text(
+    step: Step, model: NullText, embedding: torch.Tensor, effort: Effort
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """2211.09794 algorithm 1 with the published code's early stop, which is looked at after the optimiser's step.
 
+    Returns the embedding, the prediction with it, and the loss before [B].
     Every row has its own loss and stops by itself; a row that has stopped keeps its embedding.
     """
     embedding = embedding.clone()
@@ -131,21 +122,31 @@ def solve_null_text(step: Step, model: NullText, embedding: torch.Tensor, effort
         if not bool(active.any()):
             break
     embedding.grad = None
-    return Solution(embedding, model.predict(embedding), before)
+    return embedding, model.predict(embedding), before
 
 
-def solve_fast(step: Step, model: NullText, embedding: torch.Tensor, source: Source, effort: Effort) -> Solution:
-    """The shortest move towards the source prompt that brings the loss of every row to the tolerance."""
-    uncond = model.predict(embedding)
+def solve_fast(
+    step: Step,
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    share: torch.Tensor,
+    tolerance: float,
+    source_predicts_cond: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The shortest move towards the source prompt that brings the loss of every row to the tolerance.
+
+    predict: denoised at shares [B] of the way from the null prompt to the source prompt; share: those to start from.
+    source_predicts_cond: whether the null condition at share 1 predicts step.cond.
+    Returns shares, the prediction there, and the loss before.
+    """
+    uncond = predict(share)
     loss = step.loss(uncond)
-    moving = loss > effort.tolerance
+    moving = (loss > tolerance) & (share < 1.0)
     if not bool(moving.any()):
-        return Solution(embedding, uncond, loss)
-    at_source = step.cond if source.predicts_cond else model.predict(source.embedding)
-    share = line_share(step.wanted - uncond, at_source - uncond, effort.tolerance / loss) * moving
-    embedding = torch.lerp(embedding, source.embedding, share.view(-1, 1, 1))
-    moved = model.predict(embedding)
-    return Solution(embedding, torch.where(moving.view(-1, 1, 1, 1), moved, uncond), loss)
+        return share, uncond, loss
+    at_source = step.cond if source_predicts_cond else predict(torch.ones_like(share))
+    move = line_share(step.wanted - uncond, at_source - uncond, tolerance / loss) * moving
+    share = share + move * (1.0 - share)
+    return share, torch.where(moving.view(-1, 1, 1, 1), predict(share), uncond), loss
 
 
 def line_share(missing: torch.Tensor, gain: torch.Tensor, wanted_ratio: torch.Tensor) -> torch.Tensor:

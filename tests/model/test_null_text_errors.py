@@ -45,7 +45,7 @@ def other_size(inputs):
         (lambda i: {"model": tiny_models.sdxl()}, "^model: expected the kind of model the trajectory was made with"),
         (
             lambda i: {"negative": core_nodes.ConditioningSetTimestepRange().set_range(i["negative"], 0.0, 0.5)[0]},
-            "^negative: expected conditioning without a time range .* start_percent",
+            "^negative: expected conditioning without a time range, .* start_percent",
         ),
         (
             lambda i: {"negative": [[i["negative"][0][0], {"hooks": comfy.hooks.HookGroup()}]]},
