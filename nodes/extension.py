@@ -1,9 +1,11 @@
 from comfy_api.latest import ComfyExtension, io
 
 from .inversion.nodes import NODES as INVERSION
+from .null_text.nodes import NODES as NULL_TEXT
 from .plug_and_play.nodes import NODES as PLUG_AND_PLAY
+from .prompt_to_prompt.nodes import NODES as PROMPT_TO_PROMPT
 
 
 class PalimpsestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*INVERSION, *PLUG_AND_PLAY]
+        return [*INVERSION, *NULL_TEXT, *PLUG_AND_PLAY, *PROMPT_TO_PROMPT]

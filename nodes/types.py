@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .diffusion.trajectory import Trajectory
 from .plug_and_play.features import Features
+from .prompt_to_prompt.prompt_edit import PromptEdit
 
 
 @io.comfytype(io_type="PAL_TRAJECTORY")
@@ -14,3 +15,8 @@ class TrajectoryIO(io.ComfyTypeIO):
 @io.comfytype(io_type="PAL_FEATURES")
 class FeaturesIO(io.ComfyTypeIO):
     Type = Features
+
+
+@io.comfytype(io_type="PAL_PROMPT_EDIT")
+class PromptEditIO(io.ComfyTypeIO):
+    Type = PromptEdit

@@ -118,6 +118,11 @@ class Trajectory:
             )
 
 
+def first_steps(share: float, steps: int) -> int:
+    """How many of `steps` a share of them is, from the noisy end and exclusive: 0.8 of 50 means steps 0..39."""
+    return math.floor(share * steps + 1e-6)  # 0.29 * 100 is 28.999999999999996
+
+
 def require_descending_to_zero(sigmas: torch.Tensor, socket: str = "sigmas") -> None:
     """Raise ValueError unless `sigmas` is a schedule a whole trajectory can have: finite, strictly descending, ending at 0."""
     if sigmas.ndim != 1 or len(sigmas) < 2:

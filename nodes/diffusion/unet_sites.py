@@ -26,6 +26,11 @@ class Sites:
     features: tuple[int, ...]
     attention: tuple[tuple[int, int], ...]
 
+    @property
+    def layers(self) -> frozenset[tuple[str, int, int]]:
+        """The attention, each with the side of the UNet that it is on."""
+        return frozenset(("output", block, depth) for block, depth in self.attention)
+
     def covers(self, other: Sites) -> bool:
         return set(other.features) <= set(self.features) and set(other.attention) <= set(self.attention)
 

@@ -7,6 +7,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ..diffusion.step_intervals import schedule_mismatch
 from ..feedback import show_on_node
 from ..types import TrajectoryIO
 from . import comparison
@@ -116,10 +117,15 @@ class SampleTrajectory(io.ComfyNode):
                 io.Latent.Output("latent", tooltip="The sampled latent, the same as SamplerCustomAdvanced gives."),
                 TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, noise, guider, sampler, sigmas, latent_image) -> io.NodeOutput:
+        mismatch = schedule_mismatch(guider.original_conds.get("negative", []), sigmas, guider.cfg)
+        if mismatch is not None:
+            log.warning("Sample Trajectory: %s", mismatch)
+            show_on_node(cls, mismatch)
         samples = comfy.sample.fix_empty_latent_channels(
             guider.model_patcher, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
         )

@@ -6,12 +6,12 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import comfy.samplers
-import latent_preview
 import torch
 
-from ..diffusion.source_pass import Record, mark_source_pass, record_source
+from ..diffusion.source_pass import Record
 from ..diffusion.trajectory import Conditioning, ModelFingerprint, Trajectory
+from ..diffusion.visit import visit
+from .recording import SiteRecorder
 from .windows import Windows
 
 if TYPE_CHECKING:
@@ -67,41 +67,17 @@ def capture(
     source: Conditioning | None = None,
 ) -> Features:
     """Run the source pass of 2211.12572 over every step in `windows`; `source` defaults to the trajectory's conditioning."""
-    trajectory.model.require_match(model)
-    sampler = _CaptureSampler(trajectory, windows, dtype)
-    guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": trajectory.positive if source is None else source})
-    guider.model_options = mark_source_pass(guider.model_options)
-    latent = model.model.process_latent_out(trajectory.latents[-1])
-    callback = latent_preview.prepare_callback(model, windows.last)
-    guider.sample(torch.zeros_like(latent), latent, sampler, trajectory.sigmas, callback=callback, seed=0)
-    return Features(tuple(sampler.records), ModelFingerprint.of(model), digest(trajectory), windows)
+    records: list[Record] = []
 
+    def keep(step: int, recorder: SiteRecorder) -> None:
+        records.append({site: tensor.to("cpu", dtype) for site, tensor in recorder.record.items()})
 
-class _CaptureSampler(comfy.samplers.Sampler):
-    """Visits the trajectory instead of stepping, inside ComfyUI's own loading, conditions, progress and cancel."""
-
-    def __init__(self, trajectory: Trajectory, windows: Windows, dtype: torch.dtype):
-        self.trajectory = trajectory
-        self.windows = windows
-        self.dtype = dtype
-        self.records: list[Record] = []
-
-    def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
-    ) -> torch.Tensor:
-        for i in range(self.windows.last):
-            x = self.trajectory.latents[i].to(noise)
-            record, denoised = record_source(
-                comfy.samplers.calc_cond_batch,
-                model_wrap.inner_model,
-                model_wrap.conds["positive"],
-                x,
-                sigmas[i].expand(len(x)),
-                extra_args["model_options"],
-                self.windows.at(i),
-                to_the_end=True,
-            )
-            self.records.append({site: tensor.to("cpu", self.dtype) for site, tensor in record.items()})
-            callback(i, denoised, x, self.windows.last)
-        return latent_image
+    visit(
+        model,
+        trajectory,
+        trajectory.positive if source is None else source,
+        range(windows.last),
+        lambda step: SiteRecorder(windows.at(step), to_the_end=True),
+        keep,
+    )
+    return Features(tuple(records), ModelFingerprint.of(model), digest(trajectory), windows)

@@ -7,10 +7,10 @@ from itertools import groupby
 
 import torch
 
+from ..diffusion.step_intervals import require_timeless, step_interval
 from ..diffusion.trajectory import Conditioning, require_descending_to_zero
 
 SCHEDULES = ("linear", "constant", "exp")
-OWN_TIMES = ("start_percent", "end_percent", "clip_start_percent", "timestep_start", "timestep_end")
 
 
 def weights(steps: int, alpha: float, schedule: str) -> list[float]:
@@ -29,28 +29,14 @@ def negative_schedule(
     """negative: P_n; negative_source: the empty prompt; sigmas: the sampler's, descending to 0."""
     require_descending_to_zero(sigmas)
     for socket, conditioning in (("negative", negative), ("negative_source", negative_source)):
-        _require_timeless(conditioning, socket)
+        require_timeless(conditioning, socket)
     entries: Conditioning = []
     steps = enumerate(weights(len(sigmas) - 1, alpha, schedule))
     for weight, group in groupby(steps, key=lambda step: step[1]):
         indices = [i for i, _ in group]
-        interval = _interval(sigmas, indices[0], indices[-1])
+        interval = step_interval(sigmas, indices[0], indices[-1])
         entries += _weighted(negative_source, weight, interval) + _weighted(negative, 1.0 - weight, interval)
     return entries
-
-
-def _interval(sigmas: torch.Tensor, first: int, last: int) -> dict[str, float]:
-    """The levels that steps first..last own.
-
-    Core keeps an entry while timestep_end <= sigma <= timestep_start, in float32. Borders lie just above a level, so that
-    rounding moves none of them to the step before, and no sigma belongs to two steps.
-    """
-    border = sigmas.float() * (1.0 + 1e-4)
-    above = torch.nextafter(border, torch.tensor(math.inf))
-    return {
-        "timestep_start": math.inf if first == 0 else float(border[first]),
-        "timestep_end": 0.0 if last == len(sigmas) - 2 else float(above[last + 1]),
-    }
 
 
 def _weighted(conditioning: Conditioning, weight: float, interval: dict[str, float]) -> Conditioning:
@@ -62,12 +48,3 @@ def _weighted(conditioning: Conditioning, weight: float, interval: dict[str, flo
         for (embedding, options), strength in zip(conditioning, strengths, strict=True)
         if weight * strength > 0.0
     ]
-
-
-def _require_timeless(conditioning: Conditioning, socket: str) -> None:
-    timed = next((key for _, options in conditioning for key in OWN_TIMES if key in options), None)
-    if timed is not None:
-        raise ValueError(
-            f"{socket}: expected conditioning without a time range, because the schedule sets one for every step, got some "
-            f"with {timed}. Connect it from before the node that set the range."
-        )

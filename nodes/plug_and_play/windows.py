@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
+from ..diffusion.trajectory import first_steps
 from ..diffusion.unet_sites import Sites
 
 
@@ -19,14 +19,10 @@ class Windows:
     @classmethod
     def of(cls, sites: Sites, feature_end: float, attention_end: float, steps: int) -> Windows:
         """Windows of `steps` steps; a kind without sites has none."""
-
-        def count(end: float) -> int:
-            return math.floor(end * steps + 1e-6)  # 0.29 * 100 is 28.999999999999996
-
         return cls(
             sites,
-            feature=count(feature_end) if sites.features else 0,
-            attention=count(attention_end) if sites.attention else 0,
+            feature=first_steps(feature_end, steps) if sites.features else 0,
+            attention=first_steps(attention_end, steps) if sites.attention else 0,
         )
 
     @property

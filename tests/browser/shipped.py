@@ -21,59 +21,15 @@ from browser.shipped_notes import (
     RECONSTRUCT_NOTE,
     TUNING_NOTE,
 )
+from browser.shipped_parts import invert_picture, load_picture
 from browser.shipped_style import BLUE, CHECKPOINT, CYAN, GOLD, GREEN, NEGATIVE, PICTURE, POSITIVE, RED
+from browser.shipped_words import mask_by_word, refine_a_prompt, reweight_a_word, swap_a_word
 from host.provision import comfyui_location
 from host.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "example_workflows"
 API = Path(__file__).with_name("api_format")
-
-
-def load_picture() -> tuple[list[NodeSpec], list[tuple[str, str, str, str]]]:
-    """From a checkpoint and any photograph to the latent of its middle, 512 x 512."""
-    nodes = [
-        NodeSpec("model", "CheckpointLoaderSimple", (0, 0), {"ckpt_name": CHECKPOINT}, size=(300, 100)),
-        NodeSpec("picture", "LoadImage", (0, 190), {"image": PICTURE}, size=(300, 310), title="Your picture"),
-        NodeSpec(
-            "resize",
-            "ImageScale",
-            (0, 590),
-            {"upscale_method": "lanczos", "width": 512, "height": 512, "crop": "center"},
-            size=(300, 130),
-        ),
-        NodeSpec("encode", "VAEEncode", (0, 810), size=(300, 46)),
-    ]
-    links = [
-        ("picture", "IMAGE", "resize", "image"),
-        ("resize", "IMAGE", "encode", "pixels"),
-        ("model", "VAE", "encode", "vae"),
-    ]
-    return nodes, links
-
-
-def invert_picture(x: int) -> tuple[list[NodeSpec], list[tuple[str, str, str, str]]]:
-    """A column at `x`: the latent of load_picture carried up 50 steps with an empty prompt."""
-    nodes = [
-        NodeSpec("empty", "CLIPTextEncode", (x, 0), {"text": ""}, size=(320, 100), title="Source prompt (empty)"),
-        NodeSpec(
-            "schedule",
-            "BasicScheduler",
-            (x, 190),
-            {"scheduler": "ddim_uniform", "steps": 50, "denoise": 1.0},
-            size=(320, 110),
-        ),
-        NodeSpec("invert", "PAL_DDIMInvert", (x, 400), {"method": "fixed_point", "iterations": 5}, size=(320, 490)),
-    ]
-    links = [
-        ("model", "CLIP", "empty", "clip"),
-        ("model", "MODEL", "schedule", "model"),
-        ("model", "MODEL", "invert", "model"),
-        ("empty", "CONDITIONING", "invert", "positive"),
-        ("encode", "LATENT", "invert", "latent_image"),
-        ("schedule", "SIGMAS", "invert", "sigmas"),
-    ]
-    return nodes, links
 
 
 def invert_and_reconstruct() -> Workflow:
@@ -245,7 +201,15 @@ def main() -> None:
         checkpoints.mkdir(parents=True)
         (checkpoints / CHECKPOINT).touch()  # so that no thumbnail marks it as missing
         with server, launch() as browser, open_frontend(browser, server.address) as frontend:
-            for workflow in (invert_and_reconstruct(), plug_and_play_on_a_photo(), edit_a_generated_picture()):
+            for workflow in (
+                invert_and_reconstruct(),
+                plug_and_play_on_a_photo(),
+                edit_a_generated_picture(),
+                swap_a_word(),
+                refine_a_prompt(),
+                reweight_a_word(),
+                mask_by_word(),
+            ):
                 print(save_workflow(frontend, workflow, FOLDER, API))
 
 

@@ -83,3 +83,66 @@ The first picture stays as it is while you try new prompts: only the second one 
 SAVED_PATH_NOTE = """*Invert and reconstruct* saves its path. To edit that picture here, un-mute **Load Trajectory** \
 (Ctrl+M), pick the file, and draw its output to *Plug-and-Play* and *Trajectory Start*. Mute the nodes of group 2 but \
 the negative prompt, and *Before*."""
+
+SWAP_NOTE = """## Swap a word in a photo
+
+Opens your picture in the model together with a sentence about it, and draws it again with one word exchanged.
+
+### Change
+- the **checkpoint**: any SD1.5 model
+- **Your picture**: its middle is cut to 512 x 512
+- *source_text*: one sentence for what it shows
+- *target_text*: the same sentence with another word in its place
+- *blend_words*: the words whose place may change; everything else stays the picture's"""
+
+REFINE_NOTE = """## Add words to a photo
+
+As *Swap a word in a photo*, with words added: *refine* aligns the two sentences, the words both have keep the attention they \
+had, and new words find their own.
+
+### Change
+- the **checkpoint**, **your picture** and *source_text*
+- *target_text*: the same sentence with words added or left out"""
+
+REWEIGHT_NOTE = """## Reweight a word in a photo
+
+Both sentences are the same; *reweight* makes words of it count more or less: *pink: 3* for more of it, *pink: -1* against it, \
+several with commas.
+
+### Change
+- the **checkpoint**, **your picture**, *source_text* and *target_text* alike
+- *reweight*: stay within -2 and 4 or so"""
+
+BY_WORDS_NOTE = """- **The same cfg** in Null-Text Optimize and CFG Guider: what it finds holds for one value.
+- **The same scheduler and steps** for all: one node gives them. The sampler *euler*.
+- *source* to DDIM Invert, *target* to the guider, just as they come.
+
+The first run inverts the picture and finds a negative prompt for every step, so that guidance gives your picture back. As long \
+as picture and *source_text* stay, the next runs only draw.
+
+**Null-Text Optimize** shows how close guidance comes to the picture's latent, as PSNR. The method *null_text* is the published \
+optimisation: slower, and needs memory for gradients."""
+
+BLEND_NOTE = """- **Too little changes**: lower *self_end* first, then *cross_end*, in Prompt-to-Prompt; widen *blend_words*.
+- **The picture falls apart**: raise them.
+- **Places change that should not**: write *blend_words*, or raise *blend_threshold*.
+- **An error about a word**: it must stand in the sentence as you write it."""
+
+MASK_NOTE = """## Mask by a word, then inpaint
+
+Finds where a word is in your picture, by the model's own attention to it, and paints that place anew with ComfyUI's own \
+nodes.
+
+### Change
+- the **checkpoint**: any SD1.5 model
+- **Your picture**: its middle is cut to 512 x 512
+- **What it shows**, and the same sentence in Attention Mask
+- *words*: what the mask is to cover, words of that sentence
+- **What it becomes**
+
+Then press Run. The inversion is only there to be read; 20 steps are enough for it."""
+
+MASK_TUNING_NOTE = """- **Too small or too large**: set *threshold*: 0 finds a level by itself, higher values make it smaller. *Grow Mask* \
+widens it by some pixels.
+- **Other things are in it**: name them in the sentence too, so that they have words of their own.
+- **Only an outline is in it**: read fewer of the late steps: lower *end*."""

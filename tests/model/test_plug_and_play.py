@@ -1,5 +1,4 @@
 import dataclasses
-import hashlib
 
 import comfy.hooks
 import comfy.model_management
@@ -7,7 +6,7 @@ import pytest
 import torch
 from fixtures.sampling import random_trajectory, sample, schedule
 from fixtures.tiny_models import conditioning, flow_dit, sd15, sd21_v, sdxl
-from fixtures.unet_probe import UNetProbe, rows_equal, same
+from fixtures.unet_probe import UNetProbe, fingerprint, rows_equal, same
 from palimpsest.nodes.diffusion.unet_sites import decoder_depths
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 
@@ -27,16 +26,6 @@ def plug_and_play(model, trajectory, feature_end=1.0, attention_end=1.0, blocks=
 
 def prompts(model):
     return conditioning(model, 2), conditioning(model, 3)
-
-
-def fingerprint(model):
-    digest = hashlib.sha256()
-    for name, weight in model.model.state_dict().items():
-        digest.update(name.encode() + weight.cpu().view(torch.uint8).numpy().tobytes())
-    hooks = sum(
-        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.model.diffusion_model.modules()
-    )
-    return digest.hexdigest(), str(model.model_options), str(model.wrappers), str(model.additional_models), hooks
 
 
 def test_same_prompt_and_latent_give_the_source_row(model):

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from comfy_extras.nodes_freelunch import FreeU_V2
-from comfy_extras.nodes_hypertile import HyperTile
-from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from fixtures.other_packs import OTHERS, hyper_tile, perturbed_attention, reference_tokens, with_control
 from fixtures.sampling import random_trajectory, sample
 from fixtures.tiny_models import conditioning, sd15
 from fixtures.tiny_models import control_net as tiny_control_net
@@ -13,8 +11,6 @@ from palimpsest.nodes.diffusion.unet_sites import decoder_depths, parse_sites
 from palimpsest.nodes.plug_and_play.features import capture
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.plug_and_play.windows import Windows
-
-from nodes import ControlNetApplyAdvanced
 
 pytestmark = pytest.mark.model
 
@@ -45,76 +41,6 @@ def run(model, trajectory, positive=None, negative=None):
     """Away from the source's own start, so that the source's calls are known by their input."""
     positive, negative = positive or conditioning(model, 2), negative or conditioning(model, 3)
     return sample(model, trajectory.start.flip(-1), positive, negative, CFG, trajectory.sigmas)[-1]
-
-
-def lora(model):
-    """Weights of an injected block and of a to_q, as a LoRA loader patches them."""
-    patched = model.clone()
-    generator = torch.Generator().manual_seed(5)
-    weights = model.model.state_dict()
-    names = [
-        "diffusion_model.output_blocks.4.0.out_layers.3.weight",
-        "diffusion_model.output_blocks.5.1.transformer_blocks.0.attn1.to_q.weight",
-    ]
-    patches = {name: (0.05 * torch.randn(weights[name].shape, generator=generator),) for name in names}
-    assert sorted(patched.add_patches({name: ("diff", patch) for name, patch in patches.items()})) == sorted(names)
-    return patched
-
-
-def free_u(model):
-    return FreeU_V2.execute(model, 1.3, 1.4, 0.9, 0.2)[0]
-
-
-def perturbed_attention(model):
-    return PerturbedAttentionGuidance.execute(model, 3.0)[0]
-
-
-def hyper_tile(model):
-    return HyperTile.execute(model, 32, 1, 0, False)[0]
-
-
-def image_prompt(model):
-    """attn2_replace, as IPAdapter does: attends to tokens of its own beside the prompt's."""
-    patched = model.clone()
-    tokens = torch.randn(1, 4, 128, generator=torch.Generator().manual_seed(6))
-
-    def attend(q, k, v, extra_options):
-        extra = tokens.expand(len(q), -1, -1)
-        heads = [t.unflatten(-1, (extra_options["n_heads"], -1)).transpose(1, 2) for t in (q, k, v, extra)]
-        own, added = (
-            torch.nn.functional.scaled_dot_product_attention(heads[0], *pair)
-            for pair in ((heads[1], heads[2]), (heads[3], heads[3]))
-        )
-        return (own + added).transpose(1, 2).flatten(2)
-
-    patched.set_model_attn2_replace(attend, "output", 4)
-    return patched
-
-
-def sharpened_attention(model):
-    """attn1_replace at a site that is injected."""
-    patched = model.clone()
-
-    def attend(q, k, v, extra_options):
-        heads = [t.unflatten(-1, (extra_options["n_heads"], -1)).transpose(1, 2) for t in (2.0 * q, k, v)]
-        return torch.nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-
-    patched.set_model_attn1_replace(attend, "output", 5)
-    return patched
-
-
-def reference_tokens(model):
-    """attn1_patch that lets the decoder's self-attention see more keys than the picture has."""
-    patched = model.clone()
-
-    def extend(n, context, value, extra_options):
-        return n, torch.cat([context, context.mean(1, keepdim=True)], 1), torch.cat([value, value[:, :1]], 1)
-
-    patched.set_model_attn1_patch(extend)
-    return patched
-
-
-OTHERS = [lora, free_u, perturbed_attention, hyper_tile, image_prompt, sharpened_attention, reference_tokens]
 
 
 @pytest.mark.parametrize("other", OTHERS)
@@ -168,11 +94,6 @@ def test_capture_from_a_patched_model_is_the_plain_source(model, trajectory):
 @pytest.fixture(scope="module")
 def control_net():
     return tiny_control_net()
-
-
-def with_control(control_net, positive, negative, strength=1.0):
-    hint = torch.rand(1, 128, 128, 3, generator=torch.Generator().manual_seed(12))
-    return ControlNetApplyAdvanced().apply_controlnet(positive, negative, control_net, hint, strength, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("both", [True, False])

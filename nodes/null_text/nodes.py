@@ -1,0 +1,121 @@
+from comfy_api.latest import io
+
+from ..feedback import show_on_node
+from ..types import TrajectoryIO
+from .optimize import METHODS, optimize
+from .report import draw_report
+from .solvers import CONSTANTS, Effort
+
+
+class NullTextOptimize(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_NullTextOptimize",
+            display_name="Null-Text Optimize",
+            category="palimpsest/null_text",
+            description=(
+                "Finds a negative prompt for every step with which guidance gives an inverted picture back, so that it can be "
+                "edited by words at that guidance. Null-text inversion (Mokady 2022, arXiv 2211.09794)."
+            ),
+            search_aliases=["null text inversion", "negative prompt inversion", "npi", "nti", "edit real image"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="The kind of model the trajectory was made with: SD1.x, SD2.x or SDXL."
+                ),
+                io.Conditioning.Input(
+                    "positive", tooltip="The source prompt: the one the picture was inverted with, which describes it."
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    tooltip="Where the search starts: an empty prompt as a rule. Its ControlNet, mask or area and SDXL's pooled output are kept.",
+                ),
+                TrajectoryIO.Input(
+                    "trajectory",
+                    tooltip="The inverted picture. The result holds for its schedule: same scheduler, steps and denoise.",
+                ),
+                io.Float.Input(
+                    "cfg",
+                    default=7.5,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    tooltip="The guidance the sampler will use. The result holds for this value.",
+                ),
+                io.Int.Input(
+                    "inner_steps",
+                    default=10,
+                    min=1,
+                    max=500,
+                    tooltip="Optimiser steps for each sampling step at most. For null_text only.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=1e-2,
+                    min=1e-6,
+                    max=1.0,
+                    step=1e-4,
+                    round=False,
+                    tooltip="Adam's learning rate. For null_text only.",
+                ),
+                io.Float.Input(
+                    "tolerance",
+                    default=1e-5,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=False,
+                    tooltip="A step is left alone once its loss is below this. With fast, higher stays nearer to the negative prompt.",
+                ),
+                io.Combo.Input(
+                    "method",
+                    options=list(METHODS),
+                    default="fast",
+                    tooltip="fast: moves towards the source prompt, as far as each step needs; no gradients. "
+                    "null_text: the published optimisation, the slowest, needs memory for gradients. "
+                    "negative_prompt: the source prompt itself as the negative, at no cost.",
+                ),
+                io.Combo.Input(
+                    "constants",
+                    options=list(CONSTANTS),
+                    default="code",
+                    advanced=True,
+                    tooltip="For null_text. code: the published code's, which lower the learning rate and raise the tolerance from step "
+                    "to step. paper: fixed ones, as the paper says.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="negative",
+                    tooltip="For the negative input of any sampler or guider, with this cfg and the trajectory's schedule.",
+                ),
+                io.Image.Output(display_name="report", tooltip="Loss and PSNR by step, and the evaluations spent."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model,
+        positive,
+        negative,
+        trajectory,
+        cfg,
+        inner_steps,
+        learning_rate,
+        tolerance,
+        method,
+        constants,
+    ) -> io.NodeOutput:
+        def show(step: int, steps: int, psnr: float) -> None:
+            show_on_node(cls, f"step {step + 1} of {steps}: latent PSNR {psnr:.1f} dB")
+
+        effort = Effort(inner_steps, learning_rate, tolerance, constants)
+        result, course = optimize(model, positive, negative, trajectory, cfg, effort, method, show)
+        if course.psnr:
+            show_on_node(cls, f"latent PSNR {course.psnr[-1]:.1f} dB, {course.evaluations}, for cfg {cfg:g}")
+        return io.NodeOutput(result, draw_report(course, f"{method}, cfg {cfg:g}, {trajectory.steps} steps"))
+
+
+NODES = [NullTextOptimize]

@@ -1,0 +1,159 @@
+"""One step of null-text inversion (2211.09794): the null embedding that guides x(sigma) to the pivot x*(sigma_next).
+
+In sigma space the step is Euler's, x' = x + (x - D) (sigma_next - sigma) / sigma with D = u + w (c - u), where u and c are
+the denoised predictions for the null text and the source prompt. It is affine in u, so that the u which lands on the pivot
+is known before anything is solved:
+
+    D* = x - (x* - x) sigma / (sigma_next - sigma),    u* = (D* - w c) / (1 - w),
+
+and the published loss, the mean squared error of x' in variance-preserving units, is a constant times |u* - u|^2.
+
+`null_text` is the published loop: Adam on the embedding, made anew at every step.
+
+`fast` needs no gradient. On the pivot u* is c: what null-text inversion looks for is a text that predicts there what the
+source prompt itself predicts. So the source prompt is a solution that is known (negative-prompt inversion, 2305.16807, takes
+it), and what is left to find is how far to go there: one number a for each picture and step. From where the prompt is, the
+prediction runs from u to v, which is c where nothing but the prompts sets the two conditions apart, and to first order
+|u* - u - a (v - u)|^2 is a parabola in a. The smallest a in 0..1 that brings the loss down to the tolerance is taken, the
+best one where none does, and x goes on with what the model really predicts there, so that what the parabola leaves out is
+corrected by the next step. Steps start from the last one's prompt and most move it little or not at all. Evaluations a step:
+2 where the loss is small already, else 3, or 4 where v is not c.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .gradients import Pullback
+
+CONSTANTS = ("code", "paper")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a step may spend. "code" is the published code's schedule, written for any number of steps; "paper" the paper's."""
+
+    inner_steps: int = 10
+    learning_rate: float = 1e-2
+    tolerance: float = 1e-5
+    constants: str = "code"
+
+    def at(self, progress: float) -> Effort:
+        """The constants after a share of the steps: over 50 of them the code's are lr (1 - i / 100) and tolerance + 2e-5 i."""
+        if self.constants == "paper":
+            return self
+        i = 50.0 * progress
+        return Effort(
+            self.inner_steps, self.learning_rate * (1.0 - i / 100.0), self.tolerance + i * 2e-5, self.constants
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    x: torch.Tensor  # [B, C, H, W], as all latents here
+    target: torch.Tensor
+    cond: torch.Tensor  # denoised
+    sigma: float
+    sigma_next: float
+    cfg: float
+    unit: float  # divides a latent at sigma_next for the loss: sqrt(sigma_next^2 + 1), or 1 for a flow model
+
+    @property
+    def width(self) -> float:
+        return (self.sigma_next - self.sigma) / self.sigma
+
+    @property
+    def wanted(self) -> torch.Tensor:
+        """u*, the denoised prediction for the null text that lands on the target."""
+        guided = self.x - (self.target - self.x) / self.width
+        return (guided - self.cfg * self.cond) / (1.0 - self.cfg)
+
+    def guided(self, uncond: torch.Tensor) -> torch.Tensor:
+        return uncond + self.cfg * (self.cond - uncond)
+
+    def next(self, uncond: torch.Tensor) -> torch.Tensor:
+        return self.x + (self.x - self.guided(uncond)) * self.width
+
+    def loss(self, uncond: torch.Tensor) -> torch.Tensor:
+        """[B], mean squared error in the units of `unit`."""
+        return ((self.next(uncond) - self.target) / self.unit).square().flatten(1).mean(1)
+
+    def loss_slope(self, uncond: torch.Tensor) -> torch.Tensor:
+        """d loss / d uncond, for each row of its own loss."""
+        error = self.next(uncond) - self.target
+        return error * (-2.0 * self.width * (1.0 - self.cfg) / self.unit**2 / error[0].numel())
+
+
+class NullText(Protocol):
+    """The model at this step's x and sigma, as a function of the null embedding [B, N, D]."""
+
+    def predict(self, embedding: torch.Tensor) -> torch.Tensor: ...
+
+    def predict_with_pullback(self, embedding: torch.Tensor) -> tuple[torch.Tensor, Pullback]: ...
+
+
+def solve_null_text(
+    step: Step, model: NullText, embedding: torch.Tensor, effort: Effort
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """2211.09794 algorithm 1 with the published code's early stop, which is looked at after the optimiser's step.
+
+    Returns the embedding, the prediction with it, and the loss before [B].
+    Every row has its own loss and stops by itself; a row that has stopped keeps its embedding.
+    """
+    embedding = embedding.clone()
+    optimiser = torch.optim.Adam([embedding], lr=effort.learning_rate)
+    active = torch.ones(len(embedding), dtype=torch.bool, device=embedding.device)
+    before = None
+    for _ in range(effort.inner_steps):
+        uncond, pullback = model.predict_with_pullback(embedding)
+        loss = step.loss(uncond)
+        before = loss if before is None else before
+        kept = embedding.clone()
+        embedding.grad = pullback(step.loss_slope(uncond))
+        optimiser.step()
+        embedding.copy_(torch.where(active.view(-1, 1, 1), embedding, kept))
+        active = active & (loss >= effort.tolerance)
+        if not bool(active.any()):
+            break
+    embedding.grad = None
+    return embedding, model.predict(embedding), before
+
+
+def solve_fast(
+    step: Step,
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    share: torch.Tensor,
+    tolerance: float,
+    source_predicts_cond: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The shortest move towards the source prompt that brings the loss of every row to the tolerance.
+
+    predict: denoised at shares [B] of the way from the null prompt to the source prompt; share: those to start from.
+    source_predicts_cond: whether the null condition at share 1 predicts step.cond.
+    Returns shares, the prediction there, and the loss before.
+    """
+    uncond = predict(share)
+    loss = step.loss(uncond)
+    moving = (loss > tolerance) & (share < 1.0)
+    if not bool(moving.any()):
+        return share, uncond, loss
+    at_source = step.cond if source_predicts_cond else predict(torch.ones_like(share))
+    move = line_share(step.wanted - uncond, at_source - uncond, tolerance / loss) * moving
+    share = share + move * (1.0 - share)
+    return share, torch.where(moving.view(-1, 1, 1, 1), predict(share), uncond), loss
+
+
+def line_share(missing: torch.Tensor, gain: torch.Tensor, wanted_ratio: torch.Tensor) -> torch.Tensor:
+    """Smallest a in 0..1 with |missing - a gain|^2 <= wanted_ratio |missing|^2, the best one where there is none; [B]."""
+    missing, gain = missing.flatten(1).double(), gain.flatten(1).double()
+    length = gain.square().sum(1).clamp_min(1e-30)
+    best = (missing * gain).sum(1) / length
+    rest = missing.square().sum(1) - best.square() * length
+    spare = wanted_ratio.double() * missing.square().sum(1) - rest
+    return (best - (spare.clamp_min(0.0) / length).sqrt()).clamp(0.0, 1.0).float()

@@ -1,0 +1,150 @@
+"""Which of a source prompt's attention columns a target prompt's columns follow (prompt-to-prompt, 2208.01626).
+
+Columns are the positions of the text encoder's output: one chunk of 77 after another, each with its begin token, words, end
+token and padding. The costs and tie order are those of the authors' code; two of its slips are not reproduced. Its replace
+mapper reads every word after a replaced one of another token count from a shifted column: here they keep their own. Its refine
+mapper lets padding follow whatever the source has in the same column, which may be a word: here padding follows padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+
+GAP, MATCH, MISMATCH = 0, 1, -1
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A tokenised prompt.
+
+    ids: the token of each column, or anything hashable that stands for a textual inversion's vector.
+    words: the columns of each word of the text, in order; all other columns are special tokens.
+    chunk: columns in a chunk.
+    """
+
+    text: str
+    ids: tuple[Hashable, ...]
+    words: tuple[tuple[int, ...], ...]
+    chunk: int
+
+    @property
+    def content(self) -> tuple[int, ...]:
+        return tuple(column for word in self.words for column in word)
+
+    def of(self, columns: Sequence[int]) -> tuple[Hashable, ...]:
+        return tuple(self.ids[column] for column in columns)
+
+    def find(self, phrase: Sequence[Hashable]) -> tuple[int, ...]:
+        """The columns of every place where these tokens stand one after another; empty when there is none."""
+        content, n = self.content, len(phrase)
+        found = [
+            content[i : i + n] for i in range(len(content) - n + 1) if self.of(content[i : i + n]) == tuple(phrase)
+        ]
+        return tuple(sorted({column for columns in found for column in columns}))
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """edit(A_src, A_tgt) = (A_src @ mapper) * aligned + A_tgt * (1 - aligned), for maps [..., columns].
+
+    mapper: [source columns, target columns]; aligned: [target columns], 1 where the source has a counterpart, else 0.
+    """
+
+    mapper: torch.Tensor
+    aligned: torch.Tensor
+
+
+def replace_alignment(source: PromptTokens, target: PromptTokens) -> Alignment:
+    """Word i of the target follows word i of the source; both have the same number of words.
+
+    Columns of n source tokens spread evenly over m target tokens: the mapper's rows sum to 1. Tokens that both words begin or
+    end with, such as a comma, stay with each other.
+    """
+    if len(source.words) != len(target.words):
+        raise ValueError(
+            f"mode: expected as many words in both prompts for replace, got {len(source.words)} in source_text and "
+            f"{len(target.words)} in target_text. Use refine, which may add and remove words, or auto."
+        )
+    pairs: list[tuple[int, int, float]] = []
+    for old, new in zip(source.words, target.words, strict=True):
+        if len(old) == len(new):
+            pairs += [(i, j, 1.0) for i, j in zip(old, new, strict=True)]
+            continue
+        first = _common_start(source.of(old), target.of(new))
+        shorter = min(len(old), len(new)) - first
+        last = min(_common_start(source.of(old)[::-1], target.of(new)[::-1]), shorter)
+        ends = [*range(first), *range(-last, 0)]
+        pairs += [(old[k], new[k], 1.0) for k in ends]
+        middle = new[first : len(new) - last]
+        pairs += [(i, j, 1.0 / len(middle)) for i in old[first : len(old) - last] for j in middle]
+    return _alignment(source, target, pairs)
+
+
+def refine_alignment(source: PromptTokens, target: PromptTokens) -> Alignment:
+    """Each word token of the target follows the source token that a global alignment finds for it, if any."""
+    old, new = source.content, target.content
+    matches = global_alignment(source.of(old), target.of(new))
+    return _alignment(source, target, [(old[i], new[j], 1.0) for i, j in matches])
+
+
+def global_alignment(x: Sequence[Hashable], y: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """Needleman-Wunsch: the pairs (i, j) of x[i] aligned with y[j]. Ties go left (skip in y), then up (skip in x)."""
+    score = [[j * GAP for j in range(len(y) + 1)]]
+    for i in range(len(x)):
+        row = [(i + 1) * GAP]
+        for j in range(len(y)):
+            diagonal = score[i][j] + (MATCH if x[i] == y[j] else MISMATCH)
+            row.append(max(row[j] + GAP, score[i][j + 1] + GAP, diagonal))
+        score.append(row)
+    pairs = []
+    i, j = len(x), len(y)
+    while i and j:
+        if score[i][j] == score[i][j - 1] + GAP:
+            j -= 1
+        elif score[i][j] == score[i - 1][j] + GAP:
+            i -= 1
+        else:
+            i, j = i - 1, j - 1
+            pairs.append((i, j))
+    return pairs[::-1]
+
+
+def _common_start(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _alignment(source: PromptTokens, target: PromptTokens, pairs: list[tuple[int, int, float]]) -> Alignment:
+    mapper = torch.zeros(len(source.ids), len(target.ids))
+    aligned = torch.zeros(len(target.ids))
+    for i, j, weight in [*pairs, *_special_pairs(source, target)]:
+        mapper[i, j] = weight
+        aligned[j] = 1.0
+    return Alignment(mapper, aligned)
+
+
+def _special_pairs(source: PromptTokens, target: PromptTokens) -> list[tuple[int, int, float]]:
+    """Begin follows begin, end follows end; padding keeps its column, or takes the first that is padding there."""
+    pairs = []
+    for (begin, end, padding), (own_begin, own_end, own_padding) in zip(
+        _specials(source), _specials(target), strict=False
+    ):
+        pairs += [(begin, own_begin, 1.0), (end, own_end, 1.0)]
+        if padding:
+            pairs += [(max(column, padding[0]), column, 1.0) for column in own_padding]
+    return pairs
+
+
+def _specials(prompt: PromptTokens) -> list[tuple[int, int, Sequence[int]]]:
+    """The begin column, the end column and the columns of padding of each chunk."""
+    chunks = {
+        number: list(columns) for number, columns in groupby(prompt.content, lambda column: column // prompt.chunk)
+    }
+    found = []
+    for begin in range(0, len(prompt.ids), prompt.chunk):
+        end = max(chunks.get(begin // prompt.chunk, [begin])) + 1
+        found.append((begin, end, range(end + 1, begin + prompt.chunk)))
+    return found

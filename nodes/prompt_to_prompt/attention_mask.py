@@ -1,0 +1,99 @@
+"""Where a prompt's words are in a picture: cross-attention along its trajectory, as a map and as a mask.
+
+The model is evaluated at the trajectory's own latents (no sampling is watched), and read at the layers that the local blend
+reads. Each layer's map is divided by its mean over the picture, so that layers and steps count alike, whatever share of their
+attention they spend on the words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from ..diffusion.source_pass import ModelOptions, Record
+from ..diffusion.trajectory import Conditioning, Trajectory
+from ..diffusion.unet_layers import Layer, attention_layers
+from ..diffusion.visit import visit
+from .cross_attention import CrossCall, on_cross_attention
+from .local_blend import blend_layers
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+BINS = 256
+# Dark violet to yellow: colours of rising lightness, which also read as grey.
+HEAT = ((0.0, 0.0, 0.02), (0.34, 0.07, 0.43), (0.73, 0.21, 0.33), (0.98, 0.55, 0.04), (0.99, 1.0, 0.64))
+
+
+def word_map(
+    model: ModelPatcher,
+    trajectory: Trajectory,
+    source: Conditioning,
+    columns: Sequence[int],
+    prompt_columns: int,
+    steps: range,
+) -> torch.Tensor:
+    """[B, h, w] in 0..1 at the layers' size: attention to these columns of a prompt that has `prompt_columns`."""
+    size = tuple(trajectory.latents.shape[-2:])
+    recorder = _MapRecorder(blend_layers(attention_layers(model), size), columns, prompt_columns)
+    visit(model, trajectory, source, steps, lambda step: recorder, lambda step, seen: None)
+    maps = recorder.total.cpu()
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    return (maps - low) / (high - low).clamp_min(1e-12)
+
+
+class _MapRecorder:
+    """Sums over steps, layers, heads and words, each map relative to its mean: [B, h, w]."""
+
+    def __init__(self, layers: tuple[Layer, ...], columns: Sequence[int], prompt_columns: int):
+        self.layers = layers
+        self.columns = list(columns)
+        self.prompt_columns = prompt_columns
+        self.record: Record = {}
+        self.total: torch.Tensor | float = 0.0
+
+    def attach(self, model_options: ModelOptions) -> None:
+        on_cross_attention(model_options, self.layers, self._add)
+
+    def _add(self, call: CrossCall) -> torch.Tensor:
+        maps = call.probabilities(slice(None), self.prompt_columns)[..., self.columns].sum((1, 3))
+        maps = maps / maps.mean(1, keepdim=True).clamp_min(1e-12)
+        self.total = self.total + maps.unflatten(-1, call.size)
+        return call.output
+
+
+def enlarged(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """[B, H, W] in 0..1."""
+    return F.interpolate(maps[:, None], size, mode="bicubic", align_corners=False)[:, 0].clamp(0.0, 1.0)
+
+
+def otsu(maps: torch.Tensor) -> torch.Tensor:
+    """[B], the level that parts each map's values into the two classes furthest apart (Otsu 1979)."""
+    levels = (torch.arange(BINS) + 0.5) / BINS
+    thresholds = []
+    for values in maps.flatten(1):
+        share = torch.histc(values, BINS, 0.0, 1.0).double() / len(values)
+        below = share.cumsum(0)
+        mean_below = (share * levels).cumsum(0)
+        between = (mean_below[-1] * below - mean_below) ** 2 / (below * (1.0 - below)).clamp_min(1e-12)
+        best = between[:-1] >= between[:-1].max() * (1.0 - 1e-9)
+        thresholds.append(float(levels[:-1][best].mean()) + 0.5 / BINS)
+    return torch.tensor(thresholds)
+
+
+def mask_of(maps: torch.Tensor, threshold: float) -> torch.Tensor:
+    """[B, H, W] of 0 and 1: above `threshold` times the map's highest value, or above Otsu's level when it is 0."""
+    levels = otsu(maps) if threshold == 0.0 else threshold * maps.amax((1, 2))
+    return (maps > levels.view(-1, 1, 1)).float()
+
+
+def heatmap(maps: torch.Tensor, image: torch.Tensor | None) -> torch.Tensor:
+    """Maps [B, H, W] as colours [B, H, W, 3], half-way over the image [B or 1, H, W, 3] where there is one."""
+    stops = torch.tensor(HEAT)
+    position = maps * (len(HEAT) - 1)
+    lower = position.floor().clamp(0, len(HEAT) - 2).long()
+    colours = torch.lerp(stops[lower], stops[lower + 1], (position - lower)[..., None])
+    return colours if image is None else torch.lerp(image[..., :3].cpu().expand_as(colours), colours, 0.6)

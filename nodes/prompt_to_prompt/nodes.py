@@ -1,0 +1,289 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from comfy_api.latest import io
+
+from ..diffusion.trajectory import first_steps
+from ..feedback import show_on_node
+from ..types import PromptEditIO, TrajectoryIO
+from .alignment import PromptTokens
+from .attention_mask import enlarged, heatmap, mask_of, word_map
+from .control import Settings, prompt_to_prompt, require_columns
+from .prompt_edit import MODES, PromptEdit, columns_of, phrases, prompt_edit, tokenize_prompt
+from .tokens import tokenize
+
+CATEGORY = "palimpsest/prompt_to_prompt"
+ALIASES = ["p2p", "prompt to prompt", "hertz", "cross attention control", "word swap"]
+PAPER = "Prompt-to-Prompt (Hertz 2022, arXiv 2208.01626)"
+
+
+def _trajectory_input() -> io.Input:
+    return TrajectoryIO.Input(
+        "trajectory",
+        tooltip="The source picture, from DDIM Invert or Sample Trajectory, made with the source prompt. Its steps must be the "
+        "sampler's: same scheduler, steps and denoise.",
+    )
+
+
+class EncodePromptEdit(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_EncodePromptEdit",
+            display_name="Encode Prompt Edit",
+            category=CATEGORY,
+            description="Two prompts and what connects them: which words follow which, which count more or less, and which may "
+            f"change pixels. {PAPER}.",
+            search_aliases=[*ALIASES, "reweight", "attention refine", "attention replace", "local blend"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The checkpoint's CLIP, one of SD1.x, SD2.x or SDXL."),
+                io.String.Input(
+                    "source_text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What the picture shows now: the prompt it was inverted or generated with.",
+                ),
+                io.String.Input(
+                    "target_text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What it is to show: the same prompt with words exchanged or added. To reweight only, the same prompt.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default="auto",
+                    tooltip="replace: word for word, both prompts have as many words. refine: words may be added or left out; new "
+                    "words get attention of their own. auto: replace when the number of words is equal, else refine.",
+                ),
+                io.String.Input(
+                    "reweight",
+                    default="",
+                    tooltip="Words of target_text with a factor for their attention: 'fluffy: 2, red: -1'. 1 changes nothing, 0 takes "
+                    "the word away, negative values push it away. Strong factors distort: stay within -2 and 4 or so.",
+                ),
+                io.String.Input(
+                    "blend_words",
+                    default="",
+                    tooltip="Words whose place may change, from either prompt: 'cat, dog'. Everything elsewhere stays the source's "
+                    "pixels. Empty: the whole picture may change.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="source", tooltip="The source prompt, for DDIM Invert and Prompt-to-Prompt."
+                ),
+                io.Conditioning.Output(
+                    display_name="target", tooltip="The target prompt: the sampler's positive, just as it is."
+                ),
+                PromptEditIO.Output(display_name="edit", tooltip="For Prompt-to-Prompt, and for Attention Mask."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, clip, source_text, target_text, mode, reweight, blend_words) -> io.NodeOutput:
+        edit = prompt_edit(partial(tokenize, clip), source_text, target_text, mode, reweight, blend_words)
+        source, target = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (source_text, target_text))
+        show_on_node(cls, f"{edit.mode}, {len(edit.source.words)} and {len(edit.target.words)} words")
+        return io.NodeOutput(source, target, edit)
+
+
+class PromptToPrompt(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_PromptToPrompt",
+            display_name="Prompt-to-Prompt",
+            category=CATEGORY,
+            description="Changes an inverted picture by changing words of its prompt: the attention of the words that stay is the "
+            f"source's, so its composition stays too. {PAPER}.",
+            search_aliases=[*ALIASES, "edit by words", "local blend"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="SD1.x, SD2.x or SDXL: the kind of model the trajectory was made with."
+                ),
+                _trajectory_input(),
+                io.Conditioning.Input(
+                    "source", tooltip="`source` of Encode Prompt Edit: the prompt that the picture is read with."
+                ),
+                PromptEditIO.Input("edit", tooltip="`edit` of Encode Prompt Edit."),
+                io.Float.Input(
+                    "cross_end",
+                    default=0.8,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the steps, from the noisy end, in which words take the source's cross-attention: 0.8 of 50 is "
+                    "the first 40. Higher keeps more of the composition. 0 turns it off, and reweighting with it.",
+                ),
+                io.Float.Input(
+                    "self_end",
+                    default=0.4,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Share of the steps, from the noisy end, that take the source's self-attention. Higher keeps more of the "
+                    "shapes; lower it to change a shape. 0 turns it off.",
+                ),
+                io.Float.Input(
+                    "blend_start",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Only with blend_words: share of the steps after which everything but those words' place is the source's.",
+                ),
+                io.Float.Input(
+                    "blend_threshold",
+                    default=0.3,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Only with blend_words: how much attention, as a share of the most, makes a pixel part of the words' place. "
+                    "Higher is a smaller place.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    display_name="model",
+                    tooltip="Connect to a sampler or guider, with `target` as its positive and the inversion's noise or latent.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, trajectory, source, edit, cross_end, self_end, blend_start, blend_threshold
+    ) -> io.NodeOutput:
+        settings = Settings.of(edit, trajectory.steps, cross_end, self_end, blend_start, blend_threshold)
+        return io.NodeOutput(prompt_to_prompt(model, trajectory, source, settings))
+
+
+class AttentionMask(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_AttentionMask",
+            display_name="Attention Mask",
+            category=CATEGORY,
+            description="Finds the place of words in a picture, by the model's own attention to them along the picture's trajectory: "
+            f"a mask and a heatmap. {PAPER}.",
+            search_aliases=[*ALIASES, "mask by text", "segment by words", "attention map", "heatmap", "daam"],
+            inputs=[
+                io.Model.Input(
+                    "model", tooltip="SD1.x, SD2.x or SDXL: the kind of model the trajectory was made with."
+                ),
+                io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
+                _trajectory_input(),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="What the picture shows, in a sentence that has the words. Not used when an edit is connected.",
+                ),
+                io.String.Input(
+                    "words",
+                    tooltip="Words of the text whose place is wanted: 'cat', or several: 'cat, red hat'. Not used when an edit is connected.",
+                ),
+                io.Float.Input(
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where along the trajectory reading starts, as a share of its steps from the noisy end.",
+                ),
+                io.Float.Input(
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="Where reading ends. Few steps are quicker: each costs one evaluation of the model.",
+                ),
+                io.Float.Input(
+                    "threshold",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="How much attention, as a share of the most, belongs to the mask. Higher is smaller. 0 finds the level that "
+                    "parts the picture best (Otsu).",
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="The encoded text, when something else has encoded it. Unconnected: the text is encoded here.",
+                ),
+                PromptEditIO.Input(
+                    "edit",
+                    optional=True,
+                    tooltip="From Encode Prompt Edit: the place of its blend_words in its source_text.",
+                ),
+                io.Image.Input(
+                    "image", optional=True, tooltip="The picture, to lay the heatmap over. The mask takes its size."
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(
+                    display_name="mask",
+                    tooltip="1 where the words are, at the size of the image, else 8 times the latent's.",
+                ),
+                io.Image.Output(
+                    display_name="heatmap", tooltip="The attention as colours, over the image if there is one."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, clip, trajectory, text, words, start, end, threshold, positive=None, edit=None, image=None
+    ) -> io.NodeOutput:
+        prompt, columns = _words_of(partial(tokenize, clip), text, words, edit)
+        if positive is None:
+            positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
+        else:
+            require_columns(positive, len(prompt.ids), "positive", "an encoding of the text")
+        steps = range(first_steps(start, trajectory.steps), first_steps(end, trajectory.steps))
+        if not steps:
+            raise ValueError(
+                f"end: expected at least one of the trajectory's {trajectory.steps} steps between start and end, got {start} and "
+                f"{end}. Raise end."
+            )
+        maps = word_map(model, trajectory, positive, columns, len(prompt.ids), steps)
+        size = tuple(image.shape[1:3]) if image is not None else tuple(8 * n for n in trajectory.latents.shape[-2:])
+        if image is not None and len(image) not in (1, len(maps)):
+            raise ValueError(
+                f"image: expected one picture or the trajectory's {len(maps)}, got a batch of {len(image)}. Connect the picture "
+                "that was inverted."
+            )
+        maps = enlarged(maps, size)
+        mask = mask_of(maps, threshold)
+        show_on_node(cls, f"{100 * float(mask.mean()):.1f} % of the picture, {len(steps)} steps read")
+        return io.NodeOutput(mask, heatmap(maps, image))
+
+
+def _words_of(
+    read: Callable[[str], PromptTokens], text: str, words: str, edit: PromptEdit | None
+) -> tuple[PromptTokens, tuple[int, ...]]:
+    """The prompt and the columns of the words in it."""
+    if edit is not None:
+        if not edit.source_blend:
+            raise ValueError(
+                "edit: expected one with blend_words of its source_text, got none of them. Write them in Encode Prompt Edit, or "
+                "disconnect the edit and use words."
+            )
+        return edit.source, edit.source_blend
+    prompt = tokenize_prompt(read, text, "text")
+    wanted = phrases(words)
+    if not wanted:
+        raise ValueError("words: expected at least one word of the text, got none. Write what the mask is to cover.")
+    found = [columns_of(read, phrase, "words", text=prompt) for phrase in wanted]
+    return prompt, tuple(sorted({column for columns in found for column in columns}))
+
+
+NODES = [EncodePromptEdit, PromptToPrompt, AttentionMask]

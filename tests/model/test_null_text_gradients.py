@@ -1,0 +1,108 @@
+"""Gradients through the model: right, with weights of every kind, and with checkpointing at a fraction of the memory."""
+
+import comfy.sampler_helpers
+import comfy.samplers
+import pytest
+import torch
+from fixtures import tiny_models
+from fixtures.inversions import relative
+from palimpsest.nodes.null_text.checkpointing import BLOCKS
+from palimpsest.nodes.null_text.gradients import Denoiser, differentiable
+
+pytestmark = pytest.mark.model
+
+
+def loaded(model, checkpoint):
+    clone = differentiable(model)
+    comfy.sampler_helpers.prepare_sampling(clone, (1, 4, 32, 32), {}, clone.model_options, force_full_load=True)
+    options = clone.model_options
+    return Denoiser(clone.model, options, checkpoint), clone
+
+
+def conds(model, x, seed=3):
+    return comfy.samplers.encode_model_conds(
+        model.model.extra_conds,
+        comfy.sampler_helpers.convert_cond(tiny_models.conditioning(model, seed)),
+        x,
+        x.device,
+        "negative",
+    )
+
+
+def gradient(model, checkpoint, size=16):
+    denoiser, clone = loaded(model, checkpoint)
+    generator = torch.Generator().manual_seed(4)
+    x = 3.0 * torch.randn(1, 4, size, size, generator=generator)
+    embedding = tiny_models.conditioning(model, 3)[0][0]
+    clone.model.current_patcher = clone
+    denoised, pullback = denoiser.predict_with_pullback(x, torch.full((1,), 2.0), conds(model, x)[0], embedding)
+    return denoised, pullback(torch.randn(denoised.shape, generator=generator))
+
+
+@pytest.mark.parametrize("build", [tiny_models.sd15, tiny_models.sd21_v, tiny_models.sdxl])
+def test_checkpointing_changes_no_gradient(build):
+    model = build()
+    kept, again = gradient(model, False), gradient(model, True)
+    assert torch.equal(kept[0], again[0])
+    assert float(again[1].norm()) > 0
+    assert relative(again[1], kept[1]) < 1e-6
+
+
+def test_weights_loaded_in_inference_mode_give_the_same_gradient():
+    wanted = gradient(tiny_models.sd15(), False)[1]
+    with torch.inference_mode():
+        model = tiny_models.sd15()
+        for module in model.model.modules():
+            for name, weight in module.named_parameters(recurse=False):
+                setattr(module, name, torch.nn.Parameter(weight.clone(), requires_grad=False))
+        assert all(weight.is_inference() for weight in model.model.diffusion_model.parameters())
+        for checkpoint in (False, True):
+            assert relative(gradient(model, checkpoint)[1], wanted) < 1e-6
+
+
+def test_the_gradient_is_the_derivative():
+    model = tiny_models.sd15()
+    denoiser, clone = loaded(model, True)
+    clone.model.current_patcher = clone
+    x = 3.0 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(4))
+    sigma, cond = torch.full((1,), 2.0), conds(model, x)[0]
+    embedding = tiny_models.conditioning(model, 3)[0][0]
+    denoised, pullback = denoiser.predict_with_pullback(x, sigma, cond, embedding)
+    slope = pullback(denoised)
+    moved = [
+        denoiser.predict_with_pullback(x, sigma, cond, embedding + h * slope / slope.norm())[0].square().sum() / 2
+        for h in (0.5, -0.5)
+    ]
+    assert float(moved[0] - moved[1]) == pytest.approx(float(slope.norm()), rel=0.02)
+
+
+def test_checkpointing_holds_a_fraction_of_the_activations():
+    held = {checkpoint: bytes_held(checkpoint) for checkpoint in (False, True)}
+    assert held[True] < 0.35 * held[False], held
+
+
+def bytes_held(checkpoint):
+    """Storages that the graph of one prediction keeps until its backward pass, the blocks' inputs among them."""
+    sizes: dict[int, int] = {}
+    alive = []
+
+    def remember(tensor):
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        alive.append(storage)  # so that no address is used again
+        return tensor
+
+    def remember_inputs(module, args):
+        for value in args:
+            remember(value)
+
+    model = tiny_models.sd15()
+    denoiser, clone = loaded(model, checkpoint)
+    clone.model.current_patcher = clone
+    for module in model.model.diffusion_model.modules():
+        if isinstance(module, BLOCKS):
+            module.register_forward_pre_hook(remember_inputs)
+    x = torch.randn(1, 4, 32, 32)
+    with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
+        denoiser.predict_with_pullback(x, torch.full((1,), 2.0), conds(model, x)[0], torch.randn(1, 77, 64))
+    return sum(sizes.values())

@@ -1,0 +1,324 @@
+import dataclasses
+from functools import partial
+
+import comfy.model_management
+import pytest
+import torch
+from fixtures import tiny_clip
+from fixtures.sampling import random_trajectory, sample, schedule
+from fixtures.tiny_models import conditioning, flow_dit, sd15, sd21_v, sdxl
+from fixtures.unet_probe import UNetProbe, fingerprint, rows_equal, same
+from palimpsest.nodes.diffusion.unet_layers import attention_layers
+from palimpsest.nodes.prompt_to_prompt.local_blend import blend_layers
+from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
+from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
+from palimpsest.nodes.prompt_to_prompt.tokens import tokenize
+
+pytestmark = pytest.mark.model
+
+CFG = 7.5
+STEPS = 4
+SIZE = (8, 8)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sd15()
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tiny_clip.sd1()
+
+
+@pytest.fixture(scope="module")
+def trajectory(model):
+    return random_trajectory(model, conditioning(model, 1), STEPS, size=SIZE)
+
+
+def edit_of(clip, source="a red cat", target="a blue dog", mode="auto", reweight="", blend=""):
+    return prompt_edit(partial(tokenize, clip), source, target, mode, reweight, blend)
+
+
+def prompt_to_prompt(model, trajectory, edit, cross=1.0, self_end=1.0, blend_start=0.25, threshold=0.3, source=None):
+    source = trajectory.positive if source is None else source
+    return PromptToPrompt.execute(model, trajectory, source, edit, cross, self_end, blend_start, threshold)[0]
+
+
+def run(model, trajectory, positive=None, negative=None, sampler="euler", cfg=CFG, **options):
+    """From a start of the target's own, so that the source's calls are known by their input."""
+    positive, negative = positive or conditioning(model, 2), negative or conditioning(model, 3)
+    return sample(model, trajectory.start.flip(-1), positive, negative, cfg, trajectory.sigmas, sampler, **options)
+
+
+def predictions(model, trajectory, **options):
+    """cond and uncond predictions of the first step."""
+    kept = []
+    watched = model.clone()
+    watched.set_model_sampler_post_cfg_function(lambda args: kept.append(args) or args["denoised"])
+    run(watched, trajectory, **options)
+    return kept[0]["cond_denoised"], kept[0]["uncond_denoised"]
+
+
+def test_identical_prompts_and_latents_give_the_source_row(model, clip):
+    prompt = conditioning(model, 2)
+    grid = random_trajectory(model, prompt, STEPS)
+    path = sample(model, grid.start, prompt, prompt, 1.0, grid.sigmas)
+    trajectory = dataclasses.replace(grid, latents=torch.stack(path))
+    edit = edit_of(clip, "a red cat", "a red cat")
+    with UNetProbe(model) as probe:
+        patched = prompt_to_prompt(model, trajectory, edit)
+        again = sample(patched, grid.start, prompt, prompt, CFG, grid.sigmas)
+    assert all(same(ours, source) for ours, source in zip(again, path, strict=True))
+    for source, target in zip(probe.calls[::2], probe.calls[1::2], strict=True):
+        assert rows_equal(target.query, source.query) and rows_equal(target.block, source.block)
+
+
+def test_nothing_to_do_is_no_node_at_all(model, clip, trajectory):
+    for edit, start in ((edit_of(clip), 0.0), (edit_of(clip, blend="cat"), 1.0)):
+        neutral = prompt_to_prompt(model, trajectory, edit, 0.0, 0.24, start)
+        assert neutral.wrappers == model.wrappers
+        assert torch.equal(run(neutral, trajectory)[-1], run(model, trajectory)[-1])
+
+
+def test_only_rows_of_the_positive_are_edited(model, clip, trajectory):
+    plain, patched = (predictions(m, trajectory) for m in (model, prompt_to_prompt(model, trajectory, edit_of(clip))))
+    assert torch.equal(patched[1], plain[1])
+    assert not same(patched[0], plain[0], 1e-2)
+    with UNetProbe(model) as probe:
+        run(prompt_to_prompt(model, trajectory, edit_of(clip)), trajectory)
+    source, target = probe.calls[:2]
+    assert [rows_equal(row[None], source.query) for row in target.query] == [False, True]  # core runs uncond first
+
+
+@pytest.mark.parametrize("repeats", [2, 5])
+def test_batched_split_and_repeated_prompts_agree(model, clip, trajectory, repeats):
+    """Core repeats a prompt to the length of one twice as long, and does not join one five times as long at all."""
+    patched = prompt_to_prompt(model, trajectory, edit_of(clip))
+    negative = conditioning(model, 3)
+    with UNetProbe(model) as probe:
+        long = run(patched, trajectory, negative=[[negative[0][0].repeat(1, repeats, 1), {}]])
+    assert [len(call.x) for call in probe.calls] == ([1, 2] if repeats == 2 else [1, 1, 1]) * STEPS
+    assert same(long[-1], run(patched, trajectory)[-1])
+
+
+def test_guidance_of_one_edits_the_positive_row(model, clip, trajectory):
+    patched = prompt_to_prompt(model, trajectory, edit_of(clip))
+    assert not same(run(patched, trajectory, cfg=1.0)[-1], run(model, trajectory, cfg=1.0)[-1], 1e-2)
+
+
+def test_rows_of_a_batch_are_edited_alike_and_follow_their_own_source(model, clip):
+    edit = edit_of(clip, blend="cat, dog")
+    trajectory = random_trajectory(model, conditioning(model, 1), STEPS, batch=2, size=SIZE)
+    both = run(prompt_to_prompt(model, trajectory, edit), trajectory)[-1]
+    for i in range(2):
+        one = dataclasses.replace(trajectory, latents=trajectory.latents[:, i : i + 1])
+        assert same(both[i : i + 1], run(prompt_to_prompt(model, one, edit), one)[-1])
+    one = dataclasses.replace(trajectory, latents=trajectory.latents[:, :1])
+    shared = prompt_to_prompt(model, one, edit)
+    positive, negative = conditioning(model, 2), conditioning(model, 3)
+    rows = sample(shared, trajectory.start, positive, negative, CFG, trajectory.sigmas)[-1]
+    for row, start in zip(rows, trajectory.start, strict=True):
+        assert same(row[None], sample(shared, start[None], positive, negative, CFG, trajectory.sigmas)[-1])
+
+
+def test_an_area_takes_the_source_of_the_same_area(model, clip, trajectory):
+    patched = prompt_to_prompt(model, trajectory, edit_of(clip))
+    embedding = conditioning(model, 2)[0][0]
+    whole = run(patched, trajectory, positive=[[embedding, {"area": (*SIZE, 0, 0), "strength": 1.0}]])
+    assert same(whole[-1], run(patched, trajectory)[-1])
+    corner = [[embedding, {"area": (4, 4, 4, 0), "strength": 1.0}]]
+    with UNetProbe(model) as probe:
+        run(patched, trajectory, positive=conditioning(model, 2) + corner)
+    crop = trajectory.latents[..., 4:8, 0:4]
+    sources = probe.source_calls(crop, trajectory.sigmas)
+    assert len(sources) == STEPS
+    assert all(
+        rows_equal(target.query, probe.calls[i].query)
+        for i in sources
+        for target in probe.calls[i : i + 4]
+        if len(target.x) == 1 and target.x.shape[2:] == (4, 4)
+    )
+
+
+def test_masks_and_several_positives_are_edited_too(model, clip, trajectory):
+    mask = torch.ones(1, *SIZE)
+    masked = [[conditioning(model, 2)[0][0], {"mask": mask, "set_area_to_bounds": False, "mask_strength": 1.0}]]
+    patched = prompt_to_prompt(model, trajectory, edit_of(clip, blend="cat, dog"))
+    twice = run(patched, trajectory, positive=conditioning(model, 2) + masked)
+    assert same(twice[-1], run(patched, trajectory)[-1])
+
+
+def test_a_positive_that_rests_at_some_levels(model, clip, trajectory):
+    patched = prompt_to_prompt(model, trajectory, edit_of(clip, blend="cat, dog"))
+    embedding, middle = conditioning(model, 2)[0][0], float(trajectory.sigmas[2]) + 1e-3
+    early = [embedding, {"timestep_start": 1e3, "timestep_end": middle}]
+    late = [embedding, {"timestep_start": middle, "timestep_end": 0.0}]
+    assert same(run(patched, trajectory, positive=[early, late])[-1], run(patched, trajectory)[-1])
+    assert bool(torch.isfinite(run(patched, trajectory, positive=[late])[-1]).all())
+
+
+def test_windows_count_steps_and_the_source_is_evaluated_once_in_each(model, clip, trajectory):
+    for options, sources in (((0.5, 0.25), 2), ((0.0, 0.75), 3), ((1.0, 0.0), 4), ((0.24, 0.24), 0)):
+        with UNetProbe(model) as probe:
+            run(prompt_to_prompt(model, trajectory, edit_of(clip), *options), trajectory)
+        assert len(probe.source_calls(trajectory.latents, trajectory.sigmas)) == sources
+        assert len(probe.calls) == STEPS + sources
+    with UNetProbe(model) as probe:
+        run(prompt_to_prompt(model, trajectory, edit_of(clip, blend="cat"), 0.5, 0.25), trajectory, sampler="heun")
+    assert len(probe.source_calls(trajectory.latents, trajectory.sigmas)) == STEPS
+    assert len(probe.calls) == STEPS + 2 * STEPS - 1
+
+
+def test_part_of_the_schedule_uses_the_steps_it_meets(model, clip, trajectory):
+    patched = prompt_to_prompt(model, trajectory, edit_of(clip), 0.5, 0.5)
+    positive, negative = conditioning(model, 2), conditioning(model, 3)
+    whole = run(patched, trajectory)
+    rest = sample(patched, whole[1], positive, negative, CFG, trajectory.sigmas[1:])
+    assert same(rest[-1], whole[-1])
+    late = sample(patched, whole[2], positive, negative, CFG, trajectory.sigmas[2:])
+    assert torch.equal(late[-1], sample(model, whole[2], positive, negative, CFG, trajectory.sigmas[2:])[-1])
+
+
+def test_longer_prompts_than_one_chunk(model, clip):
+    source, target = "a red cat " + "and a dog " * 30, "a fluffy red cat " + "and a dog " * 50
+    edit = edit_of(clip, source, target, reweight="fluffy: 2", blend="cat")
+    assert edit.alignment.mapper.shape == (154, 231)
+    trajectory = random_trajectory(model, conditioning(model, 1, tokens=154), STEPS, size=SIZE)
+    patched = prompt_to_prompt(model, trajectory, edit)
+    positive = conditioning(model, 2, tokens=231)
+    assert not same(run(patched, trajectory, positive)[-1], run(model, trajectory, positive)[-1], 1e-2)
+
+
+def test_a_mask_of_the_whole_picture_changes_nothing(model, clip, trajectory):
+    blended = prompt_to_prompt(model, trajectory, edit_of(clip, blend="cat, dog"), threshold=0.0)
+    assert torch.equal(
+        run(blended, trajectory)[-1], run(prompt_to_prompt(model, trajectory, edit_of(clip)), trajectory)[-1]
+    )
+
+
+@pytest.mark.parametrize("sampler", ["euler", "ddim", "dpmpp_2m", "heun"])
+def test_an_empty_mask_leaves_the_source(model, clip, trajectory, sampler):
+    edit = edit_of(clip, blend="cat, dog")
+    path = run(prompt_to_prompt(model, trajectory, edit, blend_start=0.25, threshold=1.0), trajectory, sampler=sampler)
+    assert same(path[-1], trajectory.latents[-1], 1e-6)
+    if sampler in ("euler", "ddim"):
+        assert not same(path[1], trajectory.latents[1], 1e-2)  # step 0 is before blend_start
+        for ours, source in zip(path[2:], trajectory.latents[2:], strict=True):
+            assert same(ours, source, 1e-6)
+
+
+def test_blending_keeps_the_source_outside_and_the_edit_inside(model, clip, trajectory):
+    edit = edit_of(clip, blend="cat, dog")
+    blended = run(prompt_to_prompt(model, trajectory, edit, blend_start=0.0, threshold=0.9), trajectory)[-1]
+    kept = (blended - trajectory.latents[-1]).abs().amax(1) < 1e-5
+    assert 0 < int(kept.sum()) < kept.numel()
+
+
+def test_reweighting_scales_the_words_and_ends_with_the_window(model, clip, trajectory):
+    results = {}
+    for reweight in ("", "cat: 1", "cat: 3", "cat: -2"):
+        edit = edit_of(clip, "a red cat", "a red cat", reweight=reweight)
+        results[reweight] = run(prompt_to_prompt(model, trajectory, edit), trajectory)[-1]
+    assert torch.equal(results[""], results["cat: 1"])
+    assert not same(results[""], results["cat: 3"], 1e-3) and not same(results["cat: 3"], results["cat: -2"], 1e-3)
+    late = prompt_to_prompt(model, trajectory, edit_of(clip, "a cat", "a cat", reweight="cat: 3"), 0.0, 0.0)
+    assert late.wrappers == model.wrappers
+
+
+@pytest.mark.parametrize("end", ["result", "error", "interrupt"])
+def test_model_is_untouched_afterwards(model, clip, trajectory, end):
+    plain = run(model, trajectory)
+    before = fingerprint(model)
+    patched = prompt_to_prompt(model, trajectory, edit_of(clip, blend="cat"))
+    own = fingerprint(patched)
+
+    def on_step(step):
+        if step == 1 and end == "error":
+            raise RuntimeError("half-way")
+        if step == 1 and end == "interrupt":
+            comfy.model_management.interrupt_current_processing()
+
+    if end == "result":
+        first = run(patched, trajectory, on_step=on_step)
+    else:
+        expected = RuntimeError if end == "error" else comfy.model_management.InterruptProcessingException
+        with pytest.raises(expected):
+            run(patched, trajectory, on_step=on_step)
+        first = run(patched, trajectory)
+    assert fingerprint(patched) == own
+    assert torch.equal(run(patched, trajectory)[-1], first[-1])
+    assert fingerprint(model) == before
+    assert torch.equal(run(model, trajectory)[-1], plain[-1])
+
+
+@pytest.mark.parametrize("build", [sd21_v, sdxl])
+def test_other_topologies(build, clip):
+    model = build()
+    trajectory = random_trajectory(model, conditioning(model, 1), 2, size=(16, 16))
+    patched = prompt_to_prompt(model, trajectory, edit_of(clip, blend="cat, dog"), blend_start=0.5)
+    with UNetProbe(model, attention=1 if build is sdxl else 5, feature=1) as probe:
+        result = run(patched, trajectory)[-1]
+    assert [rows_equal(row[None], probe.calls[0].query) for row in probe.calls[1].query] == [False, True]
+    assert bool(torch.isfinite(result).all()) and not same(result, run(model, trajectory)[-1], 1e-2)
+
+
+def test_layers_and_their_resolutions(model):
+    layers = attention_layers(model)
+    sides = {side: [(n, f) for (s, n, _), f in layers.items() if s == side] for side in ("input", "middle", "output")}
+    assert sides["input"] == [(1, 1), (2, 1), (4, 2), (5, 2), (7, 4), (8, 4)]
+    assert sides["middle"] == [(0, 8)]
+    assert sides["output"] == [(3, 4), (4, 4), (5, 4), (6, 2), (7, 2), (8, 2), (9, 1), (10, 1), (11, 1)]
+    published = {("input", 7, 0), ("input", 8, 0), ("output", 3, 0), ("output", 4, 0), ("output", 5, 0)}
+    assert set(blend_layers(layers, (64, 64))) == set(blend_layers(layers, (96, 64))) == published
+    assert {layers[layer] for layer in blend_layers(layers, (32, 24))} == {2}
+    assert {layers[layer] for layer in blend_layers(layers, (16, 16))} == {1}
+    big = attention_layers(sdxl())
+    assert sorted(set(big.values())) == [2, 4]
+    assert {big[layer] for layer in blend_layers(big, (128, 128))} == {4}
+    assert {big[layer] for layer in blend_layers(big, (16, 16))} == {2}  # it has none at full resolution
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights(dtype, clip):
+    model = sd15(dtype=dtype)
+    trajectory = random_trajectory(model, conditioning(model, 1), 2, size=SIZE)
+    result = run(prompt_to_prompt(model, trajectory, edit_of(clip, blend="cat")), trajectory)[-1]
+    assert bool(torch.isfinite(result).all()) and not same(result, run(model, trajectory)[-1], 1e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"sampler": "euler_ancestral"}, "^sampler: expected .* got euler_ancestral"),
+        ({"sampler": "dpm_2"}, "^sampler: expected .* got dpm_2, which also needs sigma"),
+        (
+            {"positive": 154},
+            "^positive: expected `target` of the connected Encode Prompt Edit, which has 77 tokens, got .* 154",
+        ),
+        ({"area": True}, "^blend_words: expected a positive prompt for the whole picture"),
+        ({"sigmas": "karras"}, "^sigmas: expected levels of the trajectory"),
+    ],
+)
+def test_refuses_a_run_that_does_not_fit(model, clip, trajectory, change, says):
+    patched = prompt_to_prompt(model, trajectory, edit_of(clip, blend="cat"))
+    positive = conditioning(model, 2, tokens=change.get("positive", 77))
+    if "area" in change:
+        positive[0][1]["area"] = (4, 4, 0, 0)
+    sigmas = schedule(model, STEPS, change.get("sigmas", "ddim_uniform"))
+    with pytest.raises(ValueError, match=says):
+        sample(patched, trajectory.start, positive, positive, CFG, sigmas, change.get("sampler", "euler"))
+
+
+def test_refuses_models_and_sources_that_do_not_fit(model, clip, trajectory):
+    edit = edit_of(clip)
+    with pytest.raises(ValueError, match=r"^model: expected an image model with a UNet .* got SD3"):
+        prompt_to_prompt(flow_dit(), trajectory, edit)
+    with pytest.raises(ValueError, match=r"^model: expected the kind of model the trajectory was made with"):
+        prompt_to_prompt(sdxl(), trajectory, edit)
+    with pytest.raises(
+        ValueError, match=r"^source: expected `source` of the connected Encode Prompt Edit, which has 77"
+    ):
+        prompt_to_prompt(model, trajectory, edit, source=conditioning(model, 1, tokens=154))
+    with pytest.raises(ValueError, match=r"^model: expected one without a prompt-to-prompt edit"):
+        prompt_to_prompt(prompt_to_prompt(model, trajectory, edit), trajectory, edit)

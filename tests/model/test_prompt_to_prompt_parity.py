@@ -1,0 +1,125 @@
+"""Equality with prompt-to-prompt written independently, as attention processors of a diffusers UNet with the same weights."""
+
+from functools import partial
+
+import pytest
+import torch
+from fixtures import tiny_clip
+from fixtures.sampling import random_trajectory, sample
+from fixtures.tiny_models import conditioning, sd15
+from fixtures.twin_prompt_to_prompt import Control, PublishedPromptToPrompt
+from fixtures.twin_unet import sd15_twin
+from palimpsest.nodes.diffusion.trajectory import first_steps
+from palimpsest.nodes.prompt_to_prompt.control import Settings, prompt_to_prompt
+from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
+from palimpsest.nodes.prompt_to_prompt.tokens import tokenize
+
+pytestmark = pytest.mark.model
+
+CFG = 7.5
+STEPS = 10
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sd15()
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return tiny_clip.sd1()
+
+
+def replace(source, own, columns):
+    """The published replace for a swap of single tokens is the identity mapper; `columns` says which columns differ."""
+    mapper = torch.zeros(77, 77)
+    for i, j, weight in columns:
+        mapper[i, j] = weight
+    return torch.einsum("bhpw,wn->bhpn", source, mapper)
+
+
+def refine(source, own, mapper, aligned):
+    """AttentionRefine: gathers the source's columns, -1 where there is none."""
+    return source[..., mapper] * aligned + own * (1 - aligned)
+
+
+def run_both(model, clip, texts, published, cross, self_end, size, batch=1, steps=STEPS, **words):
+    source, negative, positive = (conditioning(model, seed) for seed in (1, 2, 3))
+    trajectory = random_trajectory(model, source, steps, batch, (size, size))
+    edit = prompt_edit(partial(tokenize, clip), *texts, "auto", words.get("reweight", ""), words.get("blend", ""))
+    settings = Settings.of(edit, steps, cross, self_end, 0.2, published.threshold)
+    patched = prompt_to_prompt(model, trajectory, source, settings)
+    start = trajectory.start.flip(-1)  # away from the source's own path
+    ours = sample(patched, start, positive, negative, CFG, trajectory.sigmas)
+
+    timesteps = model.get_model_object("model_sampling").timestep(trajectory.sigmas[:-1])
+    text = torch.cat([rows[0][0].repeat(batch, 1, 1) for rows in (source, negative, positive)])
+    twin = PublishedPromptToPrompt(sd15_twin(model), published)
+    theirs = twin.denoise(start, trajectory.latents, trajectory.sigmas, timesteps, text, CFG)
+    assert len(ours) == len(theirs) == steps + 1
+    for a, b in zip(ours, theirs, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+    return ours[-1], trajectory, lambda: sample(model, start, positive, negative, CFG, trajectory.sigmas)[-1]
+
+
+def assert_equal(*args, **options):
+    result, _, plain = run_both(*args, **options)
+    assert (result - plain()).norm() > 0.01 * result.norm()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_swap_of_words_of_one_and_of_several_tokens(model, clip, batch):
+    # begin a red cat on the grass: 1-6; hippopotamuses has tokens 3, 4, 5 here, so all that follows moves by two.
+    texts = "a red cat on the grass", "a blue hippopotamuses on the grass"
+    edit = prompt_edit(partial(tokenize, clip), *texts, "replace", "", "")
+    assert edit.target.words == ((1,), (2,), (3, 4, 5), (6,), (7,), (8,))
+    columns = [
+        (0, 0, 1),
+        (1, 1, 1),
+        (2, 2, 1),
+        *((3, j, 1 / 3) for j in (3, 4, 5)),
+        *((i, i + 2, 1) for i in (4, 5, 6, 7)),
+    ]
+    columns += [(j, j, 1) for j in range(10, 77)]
+    published = Control(partial(replace, columns=columns), 8, 4, self_pixels=8**2)
+    assert_equal(model, clip, texts, published, 0.8, 0.4, 16, batch)
+
+
+def test_refinement(model, clip):
+    texts = "a cat on the grass", "a fluffy red cat on the green grass"
+    mapper, aligned = torch.arange(77), torch.ones(77)
+    mapper[:10] = torch.tensor([0, 1, -1, -1, 2, 3, 4, -1, 5, 6])
+    aligned[[2, 3, 7]] = 0
+    published = Control(partial(refine, mapper=mapper, aligned=aligned), 6, 10, self_pixels=8**2)
+    assert_equal(model, clip, texts, published, 0.6, 1.0, 16)
+
+
+def test_reweighting(model, clip):
+    texts = "a fluffy cat on the red grass", "a fluffy cat on the red grass"
+    equalizer = torch.ones(77)
+    equalizer[2], equalizer[6] = 2.5, -1.0
+    published = Control(lambda source, own: source * equalizer, 8, 4, self_pixels=8**2)
+    assert_equal(model, clip, texts, published, 0.8, 0.4, 16, reweight="fluffy: 2.5, red: -1")
+
+
+def test_reweighted_refinement_acts_on_the_refined_maps(model, clip):
+    texts = "a cat on the grass", "a fluffy cat on the grass"
+    mapper, aligned, equalizer = torch.arange(77), torch.ones(77), torch.ones(77)
+    mapper[:8] = torch.tensor([0, 1, -1, 2, 3, 4, 5, 6])
+    aligned[2], equalizer[2], equalizer[3] = 0, 3.0, 0.5
+    published = Control(lambda s, own: refine(s, own, mapper, aligned) * equalizer, 8, 4, self_pixels=8**2)
+    assert_equal(model, clip, texts, published, 0.8, 0.4, 16, reweight="fluffy: 3, cat: 0.5")
+
+
+@pytest.mark.parametrize(("size", "steps"), [(32, STEPS), (64, 3)])
+def test_local_blend(model, clip, size, steps):
+    """64 is the published size, with its literal limit of 32 x 32 pixels for self-attention."""
+    texts = "a red cat on the grass", "a red dog on the grass"
+    windows = first_steps(0.8, steps), first_steps(0.4, steps)
+    pixels = 32**2 if size == 64 else 16**2
+    blend = [3], [3], first_steps(0.2, steps)
+    # Random weights look everywhere nearly alike: only a high threshold parts the picture.
+    published = Control(lambda source, own: source, *windows, pixels, blend, threshold=0.9)
+    result, trajectory, _ = run_both(model, clip, texts, published, 0.8, 0.4, size, steps=steps, blend="cat, dog")
+    kept = (result - trajectory.latents[-1]).abs().amax(1) < 1e-4
+    assert 0.01 < float(kept.float().mean()) < 0.99
