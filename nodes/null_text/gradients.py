@@ -61,7 +61,7 @@ def differentiable(model: ModelPatcher) -> ModelPatcher:
 
 
 def _own(weight: torch.Tensor) -> torch.Tensor:
-    return weight.clone() if torch.is_grad_enabled() else weight
+    return weight.detach().clone() if torch.is_grad_enabled() else weight
 
 
 def _load_whole(executor, model, noise_shape, conds, model_options=None, force_full_load=False, **kwargs):
@@ -106,6 +106,7 @@ class Denoiser:
             text = _Text(variable)
             add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, text.apply_model, options, is_model_options=True)
             if "control" in cond:
+                cond = {**cond, "control": _ReadOnly(cond["control"])}
                 patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
                 patches["input_block_patch_after_skip"] = [
                     *patches.get("input_block_patch_after_skip", ()),
@@ -138,13 +139,24 @@ def with_embedding(cond: dict[str, Any], embedding: torch.Tensor) -> dict[str, A
 
 
 class _Text:
-    """Puts the variable in the place of its value where the UNet alone sees it: a ControlNet is read, not differentiated."""
+    """Puts the variable in the place of its value where the UNet alone sees it."""
 
     def __init__(self, variable: torch.Tensor):
         self.variable = variable
 
     def apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, *args, **kwargs):
         return executor(x, t, c_concat, self.variable.to(c_crossattn.device), *args, **kwargs)
+
+
+class _ReadOnly:
+    """A ControlNet whose outputs are constants of the gradient: its own weights may be inference tensors."""
+
+    def __init__(self, control: Any):
+        self.control = control
+
+    def get_control(self, *args, **kwargs):
+        with torch.no_grad():
+            return self.control.get_control(*args, **kwargs)
 
 
 def _keep_skip_apart(h: torch.Tensor, transformer_options: dict[str, Any]) -> torch.Tensor:

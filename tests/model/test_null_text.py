@@ -25,18 +25,24 @@ STEPS = 5
 QUICK = Effort(inner_steps=3)
 
 
-def v_model(**options):
+def v_model(build=tiny_models.sd15):
     """A random eps net is chaotic at low noise; read as v-prediction it can be inverted."""
-    return core_advanced.ModelSamplingDiscrete().patch(tiny_models.sd15(**options), "v_prediction", False)[0]
+    return core_advanced.ModelSamplingDiscrete().patch(build(), "v_prediction", False)[0]
 
 
-MODELS = {"eps": tiny_models.sd15, "v": tiny_models.sd21_v, "sdxl": tiny_models.sdxl}
+MODELS = {
+    "eps": tiny_models.sd15,
+    "v": tiny_models.sd21_v,
+    "sdxl": lambda: v_model(tiny_models.sdxl),
+    "flow": tiny_models.flow_dit,
+}
 
 
 def inverted(model, batch=1, steps=STEPS, positive=None):
     positive = tiny_models.conditioning(model, 1) if positive is None else positive
     latent = tiny_models.latent(model, 2, batch=batch, height=8, width=8)["samples"]
-    return positive, invert(model, positive, latent, schedule(model, steps), "fixed_point", 12)
+    scheduler = "simple" if latent.shape[1] == 16 else "ddim_uniform"
+    return positive, invert(model, positive, latent, schedule(model, steps, scheduler), "fixed_point", 12)
 
 
 def sampled(model, trajectory, positive, negative, cfg=CFG):
@@ -76,7 +82,7 @@ def test_another_number_of_steps_works_and_sample_trajectory_says_so(caplog):
     result, _ = optimize(model, positive, tiny_models.conditioning(model, 3), trajectory, CFG, QUICK, "fast")
     euler = core.KSamplerSelect.execute("euler")[0]
     latent = {"samples": torch.zeros_like(trajectory.start)}
-    for steps, cfg, said in ((STEPS, CFG, ""), (STEPS, 4.0, "cfg 7.5, not 4"), (STEPS + 2, CFG, "the sampler has 7")):
+    for steps, cfg, said in ((STEPS, CFG, ""), (STEPS, 4.0, "cfg 7.5, not 4"), (2 * STEPS, CFG, "the sampler has 10")):
         guider = core.CFGGuider.execute(model, positive, result, cfg)[0]
         noise = core.RandomNoise.execute(0)[0]
         caplog.clear()
