@@ -28,7 +28,7 @@ class NullTextOptimize(io.ComfyNode):
                 ),
                 io.Conditioning.Input(
                     "negative",
-                    tooltip="Where the search starts: an empty prompt as a rule. Its ControlNet, mask or area and SDXL's pooled output are kept.",
+                    tooltip="Where the search starts: an empty prompt as a rule. Its ControlNet, mask or area is kept.",
                 ),
                 TrajectoryIO.Input(
                     "trajectory",
