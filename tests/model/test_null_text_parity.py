@@ -11,7 +11,7 @@ from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.null_text.optimize import optimize
 from palimpsest.nodes.null_text.solvers import Effort
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 CFG = 7.5
 SD_SCHEDULE = {

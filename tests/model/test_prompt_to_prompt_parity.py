@@ -14,7 +14,7 @@ from palimpsest.nodes.prompt_to_prompt.control import Settings, prompt_to_prompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.prompt_to_prompt.tokens import tokenize
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 CFG = 7.5
 STEPS = 10
