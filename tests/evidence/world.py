@@ -60,9 +60,17 @@ class World:
         euler = core.KSamplerSelect.execute("euler")[0]
         return SampleTrajectory.execute(noise, guider, euler, sigmas, {"samples": latent})[1]
 
-    def sample(self, noise, positive: Conditioning, cfg: float, sigmas: Tensor, latent: Tensor) -> Tensor:
-        """Latents that euler ends at, with classifier-free guidance against the empty prompt."""
-        guider = core.CFGGuider.execute(self.model, positive, self.prompts([""]), cfg)[0]
+    def sample(
+        self,
+        noise,
+        positive: Conditioning,
+        cfg: float,
+        sigmas: Tensor,
+        latent: Tensor,
+        negative: Conditioning | None = None,
+    ) -> Tensor:
+        """Latents that euler ends at, with classifier-free guidance against `negative`, else the empty prompt."""
+        guider = core.CFGGuider.execute(self.model, positive, negative or self.prompts([""]), cfg)[0]
         euler = core.KSamplerSelect.execute("euler")[0]
         return core.SamplerCustomAdvanced.execute(noise, guider, euler, sigmas, {"samples": latent})[0]["samples"]
 
