@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import comfy.latent_formats
 import torch
 import torch.nn.functional as F
+from comfy.latent_formats import LatentFormat
 
 from ..diffusion.trajectory import Trajectory
 
@@ -38,10 +38,13 @@ def _latent_colours(trajectory: Trajectory, latents: torch.Tensor) -> torch.Tens
     return F.interpolate(images.movedim(-1, 1), scale_factor=8, mode="nearest").movedim(1, -1)
 
 
-def _latent_format(trajectory: Trajectory) -> comfy.latent_formats.LatentFormat:
-    fmt = getattr(comfy.latent_formats, trajectory.model.latent_format, None)
-    if fmt is None:
-        raise ValueError(
-            f"trajectory: unknown latent format {trajectory.model.latent_format!r}; this ComfyUI may be too old."
-        )
-    return fmt()
+def _latent_format(trajectory: Trajectory) -> LatentFormat:
+    wanted, known = trajectory.model.latent_format, [LatentFormat]
+    for fmt in known:  # core's, and those other packs derive from them
+        if fmt.__name__ == wanted:
+            return fmt()
+        known += fmt.__subclasses__()
+    raise ValueError(
+        f"trajectory: expected a latent format that this ComfyUI knows, got {wanted!r}. Update ComfyUI, or install the pack that "
+        "the trajectory's model came from."
+    )

@@ -1,3 +1,6 @@
+from dataclasses import replace
+
+import comfy.latent_formats
 import comfy_extras.nodes_custom_sampler as core
 import comfy_extras.nodes_model_advanced as core_advanced
 import pytest
@@ -118,6 +121,23 @@ def test_preview_strip_has_one_row_a_picture():
     strip = PreviewTrajectory.execute(trajectory, 4)[0]
     assert strip.shape == (2, 64, 4 * 80, 3) and float(strip.min()) >= 0 and float(strip.max()) <= 1
     assert strip[0].ne(strip[1]).any()
+
+
+@torch.inference_mode()
+def test_preview_strip_knows_the_latent_formats_of_other_packs():
+    class OthersLatent(comfy.latent_formats.SD15):
+        pass
+
+    model = tiny_models.sd15()
+    positive, picture = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2, height=8, width=8)["samples"]
+    trajectory = invert(model, positive, picture, schedule(model, 2), "ddim")
+    other = replace(trajectory, model=replace(trajectory.model, latent_format=OthersLatent.__name__))
+    assert torch.equal(PreviewTrajectory.execute(other, 3)[0], PreviewTrajectory.execute(trajectory, 3)[0])
+    unknown = replace(trajectory, model=replace(trajectory.model, latent_format="NeverHeardOf"))
+    with pytest.raises(
+        ValueError, match="trajectory: expected a latent format that this ComfyUI knows, got 'NeverHeardOf'"
+    ):
+        PreviewTrajectory.execute(unknown, 3)
 
 
 def test_load_trajectory_reads_nothing_outside_its_folders(tmp_path):
