@@ -53,8 +53,15 @@ def null_text_inversion(unet, prediction, pivot, cond_text, null_text, effort, s
     return x, found, iterations
 
 
+# Of a random net's output, so that two prompts differ by as little as they do for a trained one: losses of 1e-5 to 1e-3. At its
+# full output they are 1 to 40 in eps, and 10 steps of Adam blow the rounding of two UNets up past any bound.
+GAIN = 0.01
+
+
 def setup(prediction, batch=1):
     model = tiny_models.sd15()
+    for weight in model.model.diffusion_model.out[2].parameters():
+        weight.data.mul_(GAIN)
     unet = sd15_twin(model)
     if prediction == "v_prediction":
         model = core_advanced.ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
@@ -62,15 +69,10 @@ def setup(prediction, batch=1):
 
 
 @pytest.mark.parametrize(
-    ("prediction", "steps", "inner_steps", "constants", "tolerance"),
-    [
-        ("v_prediction", 50, 10, "code", 1e-4),
-        ("v_prediction", 10, 3, "paper", 1e-4),
-        # Adam divides a gradient that is all rounding by itself, and a random eps net has many such at low noise.
-        ("epsilon", 10, 3, "code", 1e-3),
-    ],
+    ("prediction", "steps", "inner_steps", "constants"),
+    [("epsilon", 50, 10, "code"), ("v_prediction", 10, 10, "code"), ("v_prediction", 10, 3, "paper")],
 )
-def test_equals_the_published_loop(prediction, steps, inner_steps, constants, tolerance):
+def test_equals_the_published_loop(prediction, steps, inner_steps, constants):
     model, unet, latent = setup(prediction)
     positive, negative = tiny_models.conditioning(model, 1), tiny_models.conditioning(model, 3)
     effort = Effort(inner_steps=inner_steps, constants=constants)
@@ -80,6 +82,6 @@ def test_equals_the_published_loop(prediction, steps, inner_steps, constants, to
     pivot = (trajectory.latents / (trajectory.sigmas**2 + 1).sqrt().view(-1, 1, 1, 1, 1))[:, 0].clone()
     x, found, iterations = null_text_inversion(unet, prediction, pivot, positive[0][0], negative[0][0], effort, steps)
     assert relative(course.final, x) < 1e-4
-    assert relative(torch.stack([embedding for embedding, _ in result]), torch.stack(found)) < tolerance
+    assert relative(torch.stack([embedding for embedding, _ in result]), torch.stack(found)) < 1e-4
     assert course.evaluations.backwards == sum(iterations)
     assert course.evaluations.forwards == sum(iterations) + 2 * steps
