@@ -88,7 +88,7 @@ def parse_reweight(text: str) -> list[tuple[str, float]]:
             weight = math.nan
         if not (colon and words and math.isfinite(weight)):
             raise ValueError(
-                f"reweight: expected words of target_text with a number each, got {entry!r} in {text!r}. "
+                f"reweight: expected words of target_text with a number each, after a colon, got {entry!r} in {text!r}. "
                 "Write them like 'fluffy: 2, red: -1'."
             )
         parsed.append((words, weight))

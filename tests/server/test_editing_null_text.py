@@ -76,12 +76,16 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("build", "socket", "got"), BAD.values(), ids=BAD.keys())
-def test_bad_input_is_named(client: Client, edit: Callable[..., WordEdit], build: Callable, socket: str, got: str):
-    made = edit()
+def refused(made: WordEdit, build: Callable[[WordEdit], Node]) -> tuple[Graph, Node]:
     node = build(made)
     made.graph.add("PreviewAny", source=node[0])
-    require_refusal(client.run(made.graph), made.graph, node, socket, got)
+    return made.graph, node
+
+
+@pytest.mark.parametrize(("build", "socket", "got"), BAD.values(), ids=BAD.keys())
+def test_bad_input_is_named(client: Client, edit: Callable[..., WordEdit], build: Callable, socket: str, got: str):
+    graph, node = refused(edit(), build)
+    require_refusal(client.run(graph), graph, node, socket, got)
 
 
 @pytest.mark.parametrize("value", [0, 501])
@@ -198,7 +202,9 @@ def test_progress_and_previews_arrive_and_another_target_repeats_the_edit_only(
     assert {made.words.id, nodes["prompt-to-prompt"].id} <= set(other.executed)
 
 
-def test_after_interrupts_the_next_run_is_as_if_nothing_had_happened(client: Client, edit: Callable[..., WordEdit]):
+def test_after_interrupts_and_bad_input_the_next_run_is_as_if_nothing_had_happened(
+    client: Client, edit: Callable[..., WordEdit]
+):
     made = edit()
     _, shown = add_all(made)
     first = client.run(made.graph)
@@ -224,6 +230,7 @@ def test_after_interrupts_the_next_run_is_as_if_nothing_had_happened(client: Cli
         assert stopped.progress[-1][0] == target.id and stopped.progress[-1][1] < 3
         assert waited < 3.0, name
 
+    assert {client.run(refused(edit(), build)[0]).status for build, *_ in BAD.values()} == {"error"}
     blank = edit(source_text=made.graph[made.stock.positive.id]["inputs"]["text"] + " ", negative=" ")  # not cached
     _, shown = add_all(blank)
     after = client.run(blank.graph)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fixtures.server_runs import dit_file, photo_file, pixels, require_refusal
-from host.client import Client, Graph, Node, PromptRejected
+from host.client import Client, Graph, Node, PromptRejected, Run
 from host.graphs import SOURCE_TEXT, WordEdit, add_preview, add_word_edit
 from host.server import Server
 
@@ -169,6 +171,9 @@ BAD = {
 }  # fmt: skip
 
 
+CASES = {f"{node}: {name}": bad for node, cases in BAD.items() for name, bad in cases.items()}
+
+
 def refused(client: Client, sd15: str, photo: Path, build: Build) -> tuple[Graph, Node]:
     made = add_word_edit(Graph(), sd15, client.upload_image(photo), STEPS)
     node = build(made)
@@ -176,16 +181,7 @@ def refused(client: Client, sd15: str, photo: Path, build: Build) -> tuple[Graph
     return made.graph, node
 
 
-@pytest.mark.parametrize(
-    ("build", "socket", "got"),
-    [pytest.param(*bad, id=f"{node}: {name}") for node, cases in BAD.items() for name, bad in cases.items()],
-)
-def test_bad_input_is_named(client: Client, sd15: str, photo: Path, build: Build, socket: str, got: str):
-    graph, node = refused(client, sd15, photo, build)
-    require_refusal(client.run(graph), graph, node, socket, got)
-
-
-def good(client: Client, sd15: str, photo: Path, spaces: int) -> tuple[WordEdit, Node, Node]:
+def good(client: Client, sd15: str, photo: Path, spaces: int) -> tuple[WordEdit, list[Node]]:
     """An edited picture and a heatmap. Spaces change no token, but nothing behind a prompt comes from the cache."""
     blank = " " * spaces
     image = client.upload_image(photo)
@@ -193,27 +189,47 @@ def good(client: Client, sd15: str, photo: Path, spaces: int) -> tuple[WordEdit,
         Graph(), sd15, image, STEPS, SOURCE_TEXT + blank, blank, reweight="red: 2", blend_words="square"
     )
     edited = made.sample(made.guider(model=made.prompt_to_prompt()[0]))
-    made.graph.add("PreviewAny", source=edited[0])
     heatmap = made.attention_mask(text=SOURCE_TEXT + blank)
-    shown = add_preview(made.graph, made.stock, edited[0])
-    return made, shown, made.graph.add("PreviewImage", images=heatmap[1])
+    shown = [add_preview(made.graph, made.stock, edited[0]), made.graph.add("PreviewImage", images=heatmap[1])]
+    return made, shown
 
 
-def test_what_is_queued_behind_bad_input_is_as_if_it_had_not_been_there(client: Client, sd15: str, photo: Path):
-    made, *shown = good(client, sd15, photo, 1)
-    first = client.run(made.graph)
-    before = [pixels(client, first, node) for node in shown]
+@dataclass
+class Queue:
+    """All bad input queued at once, between two prompts that ask for the same pictures."""
 
-    queued = [
-        client.queue(refused(client, sd15, photo, build)[0]) for cases in BAD.values() for build, *_ in cases.values()
-    ]
-    made, *shown = good(client, sd15, photo, 2)
-    last = client.queue(made.graph)
-    assert {client.follow(prompt).status for prompt in queued} == {"error"}
-    after = client.follow(last)
-    assert {made.words.id, made.invert.id} <= set(after.executed)
-    assert made.stock.checkpoint.id in after.cached  # the very model that the bad input met
-    assert all((pixels(client, after, node) == picture).all() for node, picture in zip(shown, before, strict=True))
+    refused: dict[str, tuple[Run, Graph, Node]]
+    good: WordEdit
+    last: Run
+    before: list[np.ndarray]
+    after: list[np.ndarray]
+
+
+@pytest.fixture(scope="module")
+def queue(server: Server, sd15: str, photo: Path) -> Queue:
+    with Client(server.address) as client:
+        made, shown = good(client, sd15, photo, 1)
+        first = client.run(made.graph)
+        before = [pixels(client, first, node) for node in shown]
+        built = {name: refused(client, sd15, photo, build) for name, (build, *_) in CASES.items()}
+        ids = {name: client.queue(graph) for name, (graph, _) in built.items()}
+        made, shown = good(client, sd15, photo, 2)
+        last = client.queue(made.graph)
+        runs = {name: (client.follow(ids[name]), *built[name]) for name in CASES}
+        run = client.follow(last)
+        return Queue(runs, made, run, before, [pixels(client, run, node) for node in shown])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_named(queue: Queue, name: str):
+    _, socket, got = CASES[name]
+    require_refusal(*queue.refused[name], socket, got)
+
+
+def test_what_is_queued_behind_bad_input_is_as_if_it_had_not_been_there(queue: Queue):
+    assert {queue.good.words.id, queue.good.invert.id} <= set(queue.last.executed)
+    assert queue.good.stock.checkpoint.id in queue.last.cached  # the very model that the bad input met
+    assert all((after == before).all() for after, before in zip(queue.after, queue.before, strict=True))
 
 
 def test_nothing_to_edit_is_the_picture_without_the_node(client: Client, sd15: str, photo: Path):
