@@ -49,7 +49,7 @@ def differentiable(model: ModelPatcher) -> ModelPatcher:
             raise ValueError(
                 f"model: expected weights that gradients can flow through (fp32, fp16, bf16, fp8), got quantised ones, "
                 f"{name} as {type(weight.data).__name__} {weight.dtype}. Load an unquantised checkpoint, or use the method "
-                "negative_prompt, which needs no gradients."
+                "fast or negative_prompt, which need no gradients."
             )
     clone = model.clone(disable_dynamic=True)
     for name, module in clone.model.named_modules():
@@ -120,7 +120,7 @@ class Denoiser:
             raise ValueError(
                 "model: expected a prediction that gradients can flow back from, got one without. An attention or a patch "
                 "that works forwards only is in use: start ComfyUI with --use-pytorch-cross-attention, connect the model "
-                "without the patch, or use the method negative_prompt."
+                "without the patch, or use the method fast or negative_prompt."
             )
 
         def pullback(cotangent: torch.Tensor) -> torch.Tensor:

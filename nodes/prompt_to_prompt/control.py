@@ -20,9 +20,10 @@ from ..diffusion.source_pass import Area, Chunk, ModelOptions, Record, Recorder,
 from ..diffusion.source_run import SourceRuns
 from ..diffusion.trajectory import Conditioning, Trajectory, first_steps
 from ..diffusion.unet_layers import Layer, attention_layers
+from .alignment import PromptTokens
 from .cross_attention import KEY, CrossCall, CrossRecorder, on_cross_attention
 from .local_blend import LocalBlend, blend_layers
-from .prompt_edit import PromptEdit
+from .prompt_edit import PROMPT, PromptEdit
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -66,7 +67,7 @@ def prompt_to_prompt(
             "model: expected one without a prompt-to-prompt edit, got one that has been through Prompt-to-Prompt already. "
             "Write both edits into one Encode Prompt Edit."
         )
-    require_columns(source, len(settings.edit.source.ids), "source", "`source` of the connected Encode Prompt Edit")
+    require_prompt(source, settings.edit.source, "source", "`source` of the connected Encode Prompt Edit")
     patched = model.clone()
     blends = settings.edit.blends and settings.blend_start < trajectory.steps
     if max(settings.cross, settings.self_attention) == 0 and not blends:
@@ -78,9 +79,9 @@ def prompt_to_prompt(
             raise ValueError(
                 f"guider: expected one with a positive conditioning, got {type(guider).__name__} without. Use CFGGuider."
             )
-        require_columns(
+        require_prompt(
             [[cond["cross_attn"], cond] for cond in positive],
-            len(settings.edit.target.ids),
+            settings.edit.target,
             "positive",
             "`target` of the connected Encode Prompt Edit",
         )
@@ -99,12 +100,20 @@ def prompt_to_prompt(
     return patched
 
 
-def require_columns(conditioning: Conditioning, columns: int, socket: str, expected: str) -> None:
-    """Raise ValueError unless every entry has a prompt's number of tokens."""
-    for embedding, _ in conditioning:
+def require_prompt(conditioning: Conditioning, prompt: PromptTokens, socket: str, expected: str) -> None:
+    """Raise ValueError unless every entry has the prompt's number of tokens and, where it says of what it is, its text."""
+    what_to_do = "Connect it as it comes from there, with nothing concatenated."
+    for embedding, options in conditioning:
+        columns = len(prompt.ids)
         if embedding.shape[1] != columns:
             raise ValueError(
-                f"{socket}: expected {expected}, which has {columns} tokens, got conditioning of {embedding.shape[1]}."
+                f"{socket}: expected {expected}, which has {columns} tokens, got conditioning of {embedding.shape[1]}. "
+                f"{what_to_do}"
+            )
+        text = options.get(PROMPT, prompt.text)
+        if text.split() != prompt.text.split():
+            raise ValueError(
+                f"{socket}: expected {expected}, which is {prompt.text!r}, got an encoding of {text!r}. {what_to_do}"
             )
 
 

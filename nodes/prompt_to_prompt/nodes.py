@@ -10,8 +10,8 @@ from ..feedback import show_on_node
 from ..types import PromptEditIO, TrajectoryIO
 from .alignment import PromptTokens
 from .attention_mask import enlarged, heatmap, mask_of, word_map
-from .control import Settings, prompt_to_prompt, require_columns
-from .prompt_edit import MODES, PromptEdit, columns_of, phrases, prompt_edit, tokenize_prompt
+from .control import Settings, prompt_to_prompt, require_prompt
+from .prompt_edit import MODES, PROMPT, PromptEdit, columns_of, phrases, prompt_edit, tokenize_prompt
 from .tokens import tokenize
 
 CATEGORY = "palimpsest/prompt_to_prompt"
@@ -86,7 +86,10 @@ class EncodePromptEdit(io.ComfyNode):
     @classmethod
     def execute(cls, clip, source_text, target_text, mode, reweight, blend_words) -> io.NodeOutput:
         edit = prompt_edit(partial(tokenize, clip), source_text, target_text, mode, reweight, blend_words)
-        source, target = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (source_text, target_text))
+        source, target = (
+            clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict={PROMPT: text})
+            for text in (source_text, target_text)
+        )
         show_on_node(cls, f"{edit.mode}, {len(edit.source.words)} and {len(edit.target.words)} words")
         return io.NodeOutput(source, target, edit)
 
@@ -244,23 +247,23 @@ class AttentionMask(io.ComfyNode):
         cls, model, clip, trajectory, text, words, start, end, threshold, positive=None, edit=None, image=None
     ) -> io.NodeOutput:
         prompt, columns = _words_of(partial(tokenize, clip), text, words, edit)
-        if positive is None:
-            positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
-        else:
-            require_columns(positive, len(prompt.ids), "positive", "an encoding of the text")
         steps = range(first_steps(start, trajectory.steps), first_steps(end, trajectory.steps))
         if not steps:
             raise ValueError(
                 f"end: expected at least one of the trajectory's {trajectory.steps} steps between start and end, got {start} and "
-                f"{end}. Raise end."
+                f"{end}. Raise end, or lower start."
             )
+        if image is not None and len(image) not in (1, trajectory.batch):
+            raise ValueError(
+                f"image: expected one picture or the trajectory's {trajectory.batch}, got a batch of {len(image)}. Connect the "
+                "picture that was inverted."
+            )
+        if positive is None:
+            positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
+        else:
+            require_prompt(positive, prompt, "positive", "an encoding of the text")
         maps = word_map(model, trajectory, positive, columns, len(prompt.ids), steps)
         size = tuple(image.shape[1:3]) if image is not None else tuple(8 * n for n in trajectory.latents.shape[-2:])
-        if image is not None and len(image) not in (1, len(maps)):
-            raise ValueError(
-                f"image: expected one picture or the trajectory's {len(maps)}, got a batch of {len(image)}. Connect the picture "
-                "that was inverted."
-            )
         maps = enlarged(maps, size)
         mask = mask_of(maps, threshold)
         show_on_node(cls, f"{100 * float(mask.mean()):.1f} % of the picture, {len(steps)} steps read")

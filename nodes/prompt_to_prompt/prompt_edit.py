@@ -12,6 +12,7 @@ import torch
 from .alignment import Alignment, PromptTokens, refine_alignment, replace_alignment
 
 MODES = ("auto", "replace", "refine")
+PROMPT = "palimpsest.prompt"  # in the dict of a CONDITIONING entry: the text it encodes
 
 Tokenize = Callable[[str], PromptTokens]
 
@@ -65,7 +66,8 @@ def tokenize_prompt(tokenize: Tokenize, text: str, socket: str) -> PromptTokens:
     prompt = tokenize(text)
     if not prompt.words:
         raise ValueError(
-            f"{socket}: expected a prompt with at least one word, got {text!r}. Write what the picture shows."
+            f"{socket}: expected a prompt with at least one word, got {text!r}. "
+            f"Write what the picture {'is to show' if socket == 'target_text' else 'shows'}."
         )
     return prompt
 
@@ -86,7 +88,8 @@ def parse_reweight(text: str) -> list[tuple[str, float]]:
             weight = math.nan
         if not (colon and words and math.isfinite(weight)):
             raise ValueError(
-                f"reweight: expected words of target_text with a number each, such as 'fluffy: 2, red: -1', got {entry!r} in {text!r}."
+                f"reweight: expected words of target_text with a number each, after a colon, got {entry!r} in {text!r}. "
+                "Write them like 'fluffy: 2, red: -1'."
             )
         parsed.append((words, weight))
     return parsed

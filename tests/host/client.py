@@ -15,6 +15,7 @@ from pathlib import Path
 import websocket
 
 PREVIEW_IMAGE = 1  # comfy's protocol.BinaryEventTypes; then 4 bytes of image type, then the file
+TEXT = 3  # then 4 bytes of length, the node id of that length, then the text
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Run:
     cached: list[str] = field(default_factory=list)
     progress: list[tuple[str, int, int]] = field(default_factory=list)  # (node id, value, maximum)
     previews: list[bytes] = field(default_factory=list)  # JPEG or PNG files
+    texts: list[tuple[str, str]] = field(default_factory=list)  # (node id, what it says of its progress)
     outputs: dict[str, dict] = field(default_factory=dict)  # node id -> what the node shows
 
     def images(self, node: Node) -> list[dict]:
@@ -138,8 +140,7 @@ class Client:
             except websocket.WebSocketTimeoutException:
                 raise TimeoutError(f"Prompt {prompt_id} did not end within {timeout:.0f} s.") from None
             if isinstance(message, bytes):
-                if int.from_bytes(message[:4], "big") == PREVIEW_IMAGE:
-                    run.previews.append(message[8:])
+                record_binary(run, int.from_bytes(message[:4], "big"), message[4:])
                 continue
             event = json.loads(message)
             data = event["data"]
@@ -169,6 +170,14 @@ class Client:
     def image(self, item: dict) -> bytes:
         """The file of one item of `Run.images`."""
         return self.get("/view", filename=item["filename"], subfolder=item["subfolder"], type=item["type"])
+
+
+def record_binary(run: Run, event: int, data: bytes) -> None:
+    if event == PREVIEW_IMAGE:
+        run.previews.append(data[4:])
+    elif event == TEXT:
+        end = 4 + int.from_bytes(data[:4], "big")
+        run.texts.append((data[4:end].decode(), data[end:].decode()))
 
 
 def record(run: Run, event: str, data: dict) -> None:

@@ -61,3 +61,102 @@ def add_preview(graph: Graph, stock: Stock, latent: list) -> Node:
     """Decode a latent and show it."""
     decoded = graph.add("VAEDecode", samples=latent, vae=stock.vae)
     return graph.add("PreviewImage", images=decoded[0])
+
+
+SOURCE_TEXT = "a red circle on a blue wall"
+TARGET_TEXT = "a red square on a blue wall"
+
+
+@dataclass
+class WordEdit:
+    """A photo inverted with the source prompt, and an Encode Prompt Edit; the methods add the nodes that edit it."""
+
+    graph: Graph
+    stock: Stock
+    picture: Node
+    sigmas: Node
+    words: Node
+    invert: Node
+
+    def prompt_to_prompt(self, **changed) -> Node:
+        inputs = {
+            "model": self.stock.model,
+            "trajectory": self.invert[0],
+            "source": self.words[0],
+            "edit": self.words[2],
+            "cross_end": 0.8,
+            "self_end": 0.5,
+            "blend_start": 0.2,
+            "blend_threshold": 0.3,
+        }
+        return self.graph.add("PAL_PromptToPrompt", **{**inputs, **changed})
+
+    def attention_mask(self, **changed) -> Node:
+        inputs = {
+            "model": self.stock.model,
+            "clip": self.stock.clip,
+            "trajectory": self.invert[0],
+            "text": SOURCE_TEXT,
+            "words": "circle",
+            "start": 0.0,
+            "end": 1.0,
+            "threshold": 0.0,
+        }
+        return self.graph.add("PAL_AttentionMask", **{**inputs, **changed})
+
+    def null_text(self, **changed) -> Node:
+        inputs = {
+            "model": self.stock.model,
+            "positive": self.stock.positive[0],
+            "negative": self.stock.negative[0],
+            "trajectory": self.invert[0],
+            "cfg": 4.0,
+            "inner_steps": 2,
+            "learning_rate": 0.01,
+            "tolerance": 1e-5,
+            "method": "null_text",
+            "constants": "code",
+        }
+        return self.graph.add("PAL_NullTextOptimize", **{**inputs, **changed})
+
+    def guider(self, **changed) -> Node:
+        inputs = {
+            "model": self.stock.model,
+            "positive": self.words[1],
+            "negative": self.stock.negative[0],
+            "cfg": 4.0,
+        }
+        return self.graph.add("CFGGuider", **{**inputs, **changed})
+
+    def sample(self, guider: Node, sampler_name: str = "euler", **changed) -> Node:
+        inputs = {
+            "guider": guider[0],
+            "noise": self.invert[1],
+            "latent_image": self.invert[2],
+            "sigmas": self.sigmas[0],
+            "sampler": self.graph.add("KSamplerSelect", sampler_name=sampler_name)[0],
+        }
+        return self.graph.add("SamplerCustomAdvanced", **{**inputs, **changed})
+
+    def schedule(self, steps: int, scheduler: str = "ddim_uniform") -> Node:
+        return self.graph.add("BasicScheduler", model=self.stock.model, scheduler=scheduler, steps=steps, denoise=1.0)
+
+
+def add_word_edit(
+    graph: Graph, checkpoint: str, image: str, steps: int, source_text: str = SOURCE_TEXT, negative: str = "", **words
+) -> WordEdit:
+    """`image`: a name that LoadImage knows; `words`: inputs of Encode Prompt Edit.
+
+    What the inversion reads is encoded apart from the edit, so that another target inverts nothing again.
+    """
+    stock = add_stock(graph, checkpoint, source_text, negative)
+    picture = graph.add("LoadImage", image=image)
+    latent = graph.add("VAEEncode", pixels=picture[0], vae=stock.vae)
+    sigmas = graph.add("BasicScheduler", model=stock.model, scheduler="ddim_uniform", steps=steps, denoise=1.0)
+    inputs = {"source_text": source_text, "target_text": TARGET_TEXT, "mode": "auto", "reweight": "", "blend_words": ""}
+    edit = graph.add("PAL_EncodePromptEdit", clip=stock.clip, **{**inputs, **words})
+    invert = graph.add(
+        "PAL_DDIMInvert", model=stock.model, positive=stock.positive[0], latent_image=latent[0], sigmas=sigmas[0],
+        method="ddim", iterations=1,
+    )  # fmt: skip
+    return WordEdit(graph, stock, picture, sigmas, edit, invert)
