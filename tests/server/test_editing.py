@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-from host.client import Client, Graph, Node, PromptRejected, Run
+from fixtures.server_runs import dit_file, photo_file, pixels
+from host.client import Client, Graph, Node, PromptRejected
 from host.graphs import Stock, add_stock
 from host.server import Server
 from PIL import Image
-from skimage import data
 
 pytestmark = pytest.mark.server
 
@@ -22,21 +21,12 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("photo") / "photo.png"
-    Image.fromarray(data.astronaut()).resize((SIZE, SIZE)).save(file)
-    return file
+    return photo_file(tmp_path_factory.mktemp("photo"), SIZE)
 
 
 @pytest.fixture(scope="module")
 def dit(server: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A one-block SD3 model in its published layout, for UNETLoader."""
-    from fixtures.tiny_models import flow_dit
-    from safetensors.torch import save_file
-
-    weights = flow_dit().model.diffusion_model.state_dict()
-    file = tmp_path_factory.mktemp("dit") / "dit.safetensors"
-    save_file({key: value.contiguous() for key, value in weights.items()}, file)
-    return server.link_model("diffusion_models", file)
+    return server.link_model("diffusion_models", dit_file(tmp_path_factory.mktemp("dit")))
 
 
 @dataclass
@@ -82,12 +72,6 @@ def inversion(client: Client, sd15: str, photo: Path, method: str = "ddim", step
 def add_edit(made: Inversion, **changed) -> Node:
     inputs = {"trajectory": made.invert[0], "feature_end": 0.8, "attention_end": 0.5, "blocks": "auto", **changed}
     return made.graph.add("PAL_PlugAndPlay", model=made.stock.model, **inputs)
-
-
-def pixels(client: Client, run: Run, shown: Node) -> np.ndarray:
-    assert run.status == "success", run.error
-    [item] = run.images(shown)
-    return np.asarray(Image.open(io.BytesIO(client.image(item))).convert("RGB"))
 
 
 def expect_error(client: Client, graph: Graph, node: Node, message: str) -> None:
