@@ -208,11 +208,13 @@ def null_text_section(cases: list[NullTextCase]) -> str:
 
 NULL_TEXT = """\
 One step of `null_text` through the node's code, with random weights and PyTorch's attention; an evaluation is a forward and a
-backward pass to the embedding. Every case is a process of its own. On the CPU the peak is that of resident memory over what was
-resident before, with the weights there and a plain evaluation done, and the seconds are processor time; on a GPU they are what
-torch's allocator had given out at most, and wall-clock time. fp16-as-fp32 are weights in fp16 that ComfyUI casts to compute.
-Counted is the same evaluation on tensors of shapes without values: bytes of all storages alive at once, without the workspaces
-and roundings of a device. Where no GPU is at hand the figures at full size are such counts, not measurements, and judge nothing."""
+backward pass to the embedding, s its median seconds. Every case is a process of its own. On the CPU the peak is that of resident
+memory over what was resident before, with the weights there and a plain evaluation done, and the seconds are processor time; on a
+GPU they are what torch's allocator had given out at most, and wall-clock time. fp16-as-fp32 are weights in fp16 that ComfyUI casts
+to compute. Counted is one such evaluation on tensors that have shapes but no values: the bytes of all storages alive at once, the
+weights' transient copies among them. Resident memory comes out above it by what malloc keeps of freed tensors and what the CPU's
+libraries rearrange for themselves; a GPU's allocator and libraries add theirs. Where no GPU is at hand the figures at full size
+are such counts, not measurements, and judge nothing."""
 
 
 def published_section(results: Results) -> str:

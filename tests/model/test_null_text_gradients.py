@@ -143,9 +143,8 @@ def test_however_it_ends_the_clone_is_released_and_nothing_of_the_graph_is_left(
     assert ending is expected
     assert len(clones) >= 3 and clones[0]() is not model
     gc.collect()
-    assert [loaded.model for loaded in comfy.model_management.current_loaded_models if loaded.model is not None][
-        :1
-    ] == [model]
+    loaded = [entry.model for entry in comfy.model_management.current_loaded_models if entry.model is not None]
+    assert loaded[0] is model
     assert not any(clone() is not None for clone in clones)
-    assert not any(isinstance(value, _Call) for value in gc.get_objects())
+    assert not any(type(value) is _Call for value in gc.get_objects())
     assert not any(getattr(module, "weight_function", ()) for module in model.model.modules())
