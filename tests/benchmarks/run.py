@@ -3,8 +3,8 @@
     python tests/host/provision.py tests/benchmarks/run.py                      # everything
     python tests/host/provision.py tests/benchmarks/run.py null_text_memory     # one of: edits, capture_memory, null_text_memory
 
-The tables are printed, and the sections that were measured replace those of docs/speed.md. `--quick` is for development: it
-measures the edits once and writes nothing. Exit status 1 if a bar is missed.
+The tables are printed, and the sections that were measured replace those of docs/speed.md, if that is of the same machine.
+`--quick` is for development: it measures the edits once and writes nothing. Exit status 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -70,9 +70,13 @@ def benchmark(quick: bool, parts: Sequence[str]) -> int:
         sections["Ratios"] = report.bars_section(results)
         sections["Costs"] = report.costs_section(results)
         sections["Beside the published recipe"] = PUBLISHED + "\n\n" + report.published_section(results)
-    text = page(sections, {} if quick or not REPORT.exists() else sections_of(REPORT.read_text(encoding="utf-8")))
+    standing = sections_of(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
+    elsewhere = len(sections) < len(SECTIONS) and machine() not in standing.get(HEAD, "")
+    text = page(sections, {} if quick or elsewhere else standing)
     print(text)
-    if not quick:
+    if elsewhere:
+        progress(f"nothing written: {REPORT.relative_to(ROOT)} is of another machine, so run all parts")
+    elif not quick:
         REPORT.parent.mkdir(exist_ok=True)
         REPORT.write_text(text, encoding="utf-8")
         progress(f"written to {REPORT.relative_to(ROOT)}")
