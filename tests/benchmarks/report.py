@@ -213,8 +213,8 @@ memory over what was resident before, with the weights there and a plain evaluat
 GPU they are what torch's allocator had given out at most, and wall-clock time. fp16-as-fp32 are weights in fp16 that ComfyUI casts
 to compute. Counted is one such evaluation on tensors that have shapes but no values: the bytes of all storages alive at once, the
 weights' transient copies among them. Resident memory comes out above the count: malloc and
-the CPU's libraries are not in it, and how much is whose was not taken apart; a GPU's allocator and libraries add theirs too. Where no GPU is at hand the figures at full size
-are such counts, not measurements, and judge nothing."""
+the CPU's libraries are not in it, and how much is whose was not taken apart; a GPU's allocator and libraries add theirs too.
+Where no GPU is at hand the figures at full size are such counts, not measurements, and judge nothing."""
 
 
 def published_section(results: Results) -> str:
