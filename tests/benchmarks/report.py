@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median
+from typing import Any
 
 from benchmarks.contestants import (
     BARE,
@@ -23,6 +24,7 @@ from benchmarks.published import EDIT_ROWS, EDIT_STEPS, INVERSION_STEPS
 from benchmarks.subjects import Subject
 
 MB = 1e6
+GB = 1e9
 Measurements = dict[str, Measurement]
 Results = list[tuple[Subject, Measurements]]
 
@@ -102,6 +104,117 @@ def memory_section(memory: dict[str, float]) -> str:
         f"{memory['feature_tensors']} for the features (one each: {verdict}). A plain evaluation that came before the "
         f"capture had peaked {grown / MB:.0f} MB lower; the {memory['captured_steps']} captured steps hold {kept / MB:.1f} MB."
     )
+
+
+@dataclass
+class NullTextCase:
+    """Arguments of null_text_memory.py, and what it answered."""
+
+    model: str
+    latent: int
+    precision: str
+    keep: bool  # all activations, instead of checkpointing
+    goal: float | None = None  # bytes, on a GPU
+    counted: dict[str, float] = field(default_factory=dict)
+    measured: dict[str, Any] | None = None
+
+    def arguments(self) -> list[str]:
+        return [self.model, str(self.latent), self.precision, *(["--keep"] if self.keep else [])]
+
+    def __str__(self) -> str:
+        return f"{self.model}, {8 * self.latent} x {8 * self.latent}, {self.precision}, {self.activations}"
+
+    @property
+    def activations(self) -> str:
+        return "kept" if self.keep else "checkpointed"
+
+    @property
+    def returned(self) -> bool:
+        """After a result, an error and a cancel."""
+        still_used = max(self.measured["after"].values())
+        return self.measured["loaded_models"] == 1 and still_used < RETURNED_WITHIN * self.measured["weights"]
+
+    @property
+    def passed(self) -> bool:
+        if self.measured is None:
+            return True
+        in_goal = self.goal is None or self.keep or self.measured["weights"] + self.measured["peak"] <= self.goal
+        return self.returned and in_goal
+
+
+RETURNED_WITHIN = 0.1  # of the weights; a copy of them is what could be forgotten
+NULL_TEXT_ON_CPU = [
+    NullTextCase("SD1.5", 32, "fp32", False),
+    NullTextCase("SD1.5", 32, "fp32", True),
+    NullTextCase("SDXL", 16, "fp16-as-fp32", False),
+]
+NULL_TEXT_GOALS = [
+    NullTextCase(model, latent, "fp16", keep, goal)
+    for model, latent, goal in (("SD1.5", 64, 5 * GB), ("SDXL", 128, 14 * GB))
+    for keep in (False, True)
+]
+
+
+def null_text_section(cases: list[NullTextCase]) -> str:
+    measured = [case for case in cases if case.measured]
+    header = [
+        "measured",
+        "activations",
+        "weights, MB",
+        "peak beside them",
+        "counted",
+        "after result, error, cancel",
+        "s",
+    ]
+    rows = [
+        [
+            f"{c.model}, {8 * c.latent} x {8 * c.latent}, {c.precision}, {c.measured['device']}",
+            c.activations,
+            f"{c.measured['weights'] / MB:.0f}",
+            f"{c.measured['peak'] / MB:.0f}",
+            f"{c.counted['peak'] / MB:.0f}",
+            ", ".join(f"{c.measured['after'][end] / MB:.0f}" for end in ("result", "error", "cancel")),
+            f"{median(c.measured['seconds']):.1f}",
+        ]
+        for c in measured
+    ]
+    seconds = [
+        (f"{a.model} at {8 * a.latent} x {8 * a.latent}", median(a.measured["seconds"]) / median(b.measured["seconds"]))
+        for a in measured
+        for b in measured
+        if (a.model, a.latent, a.precision, a.keep, b.keep) == (b.model, b.latent, b.precision, False, True)
+    ]
+    ratios = "; ".join(f"{name}, {ratio:.2f} times the time of kept activations" for name, ratio in seconds)
+    verdict = "pass" if all(case.returned for case in measured) else "MISSED"
+    goals = [
+        [
+            f"{c.model}, {8 * c.latent} x {8 * c.latent}, {c.precision}",
+            c.activations,
+            f"{c.counted['weights'] / GB:.2f}",
+            f"{(c.counted['weights'] + c.counted['peak']) / GB:.2f}",
+            f"{(c.measured['weights'] + c.measured['peak']) / GB:.2f}" if c.measured else "no GPU",
+            f"{c.goal / GB:.0f}",
+            "" if c.keep or not c.measured else "pass" if c.passed else "MISSED",
+        ]
+        for c in cases
+        if c.goal
+    ]
+    return (
+        f"{NULL_TEXT}\n\n{_table(header, rows)}\n\nAn evaluation with checkpointing: {ratios}. "
+        f"One model loaded and less than {RETURNED_WITHIN:.0%} of its weights' size still in use after each ending: {verdict}.\n\n"
+        + _table(["at full size", "activations", "weights, GB", "in all, counted", "measured", "goal", ""], goals)
+    )
+
+
+NULL_TEXT = """\
+One step of `null_text` through the node's code, with random weights and PyTorch's attention; an evaluation is a forward and a
+backward pass to the embedding, s its median seconds. Every case is a process of its own. On the CPU the peak is that of resident
+memory over what was resident before, with the weights there and a plain evaluation done, and the seconds are processor time; on a
+GPU they are what torch's allocator had given out at most, and wall-clock time. fp16-as-fp32 are weights in fp16 that ComfyUI casts
+to compute. Counted is one such evaluation on tensors that have shapes but no values: the bytes of all storages alive at once, the
+weights' transient copies among them. Resident memory comes out above the count: malloc and
+the CPU's libraries are not in it, and how much is whose was not taken apart; a GPU's allocator and libraries add theirs too.
+Where no GPU is at hand the figures at full size are such counts, not measurements, and judge nothing."""
 
 
 def published_section(results: Results) -> str:

@@ -1,7 +1,10 @@
-"""`make bench`: what the nodes cost beside plain ComfyUI, on a small and on a full-size model.
+"""What the nodes cost beside plain ComfyUI, on a small and on full-size models. `make bench` runs all of it.
 
-Five repetitions; the tables are printed and written to docs/speed.md. `--quick` and `--only` are for development: they
-measure less and write nothing. Exit status 1 if a bar is missed.
+    python tests/host/provision.py tests/benchmarks/run.py                      # everything
+    python tests/host/provision.py tests/benchmarks/run.py null_text_memory     # one of: edits, capture_memory, null_text_memory
+
+The tables are printed, and the sections that were measured replace those of docs/speed.md, if that is of the same machine.
+`--quick` is for development: it measures the edits once and writes nothing. Exit status 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -10,11 +13,17 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from benchmarks import report
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[0] = str(TESTS)
@@ -23,53 +32,51 @@ from host.in_process import enter_comfyui, enter_pack  # noqa: E402
 from host.provision import ROOT, Missing  # noqa: E402
 
 REPORT = ROOT / "docs" / "speed.md"
+PARTS = ("edits", "capture_memory", "null_text_memory")
 REPETITIONS = 5
 QUICK_INVERSION_STEPS = 5
 STARTED = time.monotonic()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Measure what the nodes cost beside plain ComfyUI.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="part", help=", ".join(PARTS))
     parser.add_argument("--quick", action="store_true", help="one repetition, no report file; for development")
-    parser.add_argument("--only", choices=["toy", "SD1.5", "memory"], help="one part, no report file")
     options = parser.parse_args()
     enter_pack()
     with tempfile.TemporaryDirectory() as base:
         enter_comfyui(base)
-        return benchmark(options.quick, options.only)
+        return benchmark(options.quick, options.parts or PARTS)
 
 
-def benchmark(quick: bool, only: str | None) -> int:
-    import torch
-    from benchmarks import report, subjects
-    from benchmarks.contestants import contestants, measure
+def benchmark(quick: bool, parts: Sequence[str]) -> int:
+    from benchmarks import report
 
-    sections: list[str] = []
+    sections: dict[str, str] = {}
     passed = True
-    if only in (None, "memory"):
-        # Before this process has a large model: the two need not fit side by side.
+    # What runs in processes of its own comes before this process has a large model: the two need not fit side by side.
+    if "capture_memory" in parts:
         progress("memory: capturing at 512 x 512 in a process of its own")
         memory = json.loads(subprocess.check_output([sys.executable, TESTS / "benchmarks" / "capture_memory.py"]))
         passed &= report.captures_one_tensor_a_site(memory)
-        sections.append("## Memory of captured features\n\n" + report.memory_section(memory))
-    results: report.Results = []
-    with torch.inference_mode():
-        for name, build in (("toy", subjects.toy), ("SD1.5", subjects.sd15)):
-            if only in (None, name):
-                progress(f"{name}: building")
-                subject = build(QUICK_INVERSION_STEPS) if quick else build()
-                results.append((subject, measure(subject, contestants(subject), 1 if quick else REPETITIONS, progress)))
-    if results:
+        sections["Memory of captured features"] = report.memory_section(memory)
+    if "null_text_memory" in parts:
+        cases = null_text_cases()
+        passed &= all(case.passed for case in cases)
+        sections["Memory of null-text optimisation"] = report.null_text_section(cases)
+    if "edits" in parts:
+        results = edits(quick)
         passed &= all(bar.passed for bar in report.bars(results))
-        sections = [
-            "## Ratios\n\n" + report.bars_section(results),
-            "## Costs\n\n" + report.costs_section(results),
-            *sections,
-            "## Beside the published recipe\n\n" + PUBLISHED + "\n\n" + report.published_section(results),
-        ]
-    text = f"# Speed\n\n{INTRODUCTION}\n\n{machine()}\n\n" + "\n\n".join(sections) + "\n"
+        sections["Ratios"] = report.bars_section(results)
+        sections["Costs"] = report.costs_section(results)
+        sections["Beside the published recipe"] = PUBLISHED + "\n\n" + report.published_section(results)
+    standing = sections_of(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
+    elsewhere = len(sections) < len(SECTIONS) and machine() not in standing.get(HEAD, "")
+    text = page(sections, {} if quick or elsewhere else standing)
     print(text)
-    if not quick and only is None:
+    if elsewhere:
+        progress(f"nothing written: {REPORT.relative_to(ROOT)} is of another machine, so run all parts")
+    elif not quick:
         REPORT.parent.mkdir(exist_ok=True)
         REPORT.write_text(text, encoding="utf-8")
         progress(f"written to {REPORT.relative_to(ROOT)}")
@@ -77,6 +84,60 @@ def benchmark(quick: bool, only: str | None) -> int:
         progress("a bar was missed")
     return 0 if passed else 1
 
+
+def edits(quick: bool) -> report.Results:
+    import torch
+    from benchmarks import subjects
+    from benchmarks.contestants import contestants, measure
+
+    results = []
+    with torch.inference_mode():
+        for name, build in (("toy", subjects.toy), ("SD1.5", subjects.sd15)):
+            progress(f"{name}: building")
+            subject = build(QUICK_INVERSION_STEPS) if quick else build()
+            results.append((subject, measure(subject, contestants(subject), 1 if quick else REPETITIONS, progress)))
+    return results
+
+
+def null_text_cases() -> list[report.NullTextCase]:
+    import torch
+    from benchmarks import report
+
+    cases = [*report.NULL_TEXT_ON_CPU, *report.NULL_TEXT_GOALS]
+    for case in cases:
+        on_gpu = case.goal is not None and torch.cuda.is_available()
+        progress(f"null-text: {case}")
+        program = [sys.executable, TESTS / "benchmarks" / "null_text_memory.py", *case.arguments()]
+        case.counted = json.loads(subprocess.check_output([*program, "--count"]))
+        if case.goal is None or on_gpu:
+            where = ["--cuda"] if on_gpu else []
+            case.measured = json.loads(subprocess.check_output([*program, *where]))
+    return cases
+
+
+def page(measured: dict[str, str], standing: dict[str, str]) -> str:
+    """The whole report: every section as it was just measured, else as it stands."""
+    sections = {**standing, **measured}
+    head = (
+        standing.get(HEAD) if standing.get(HEAD) and len(measured) < len(SECTIONS) else f"{INTRODUCTION}\n\n{machine()}"
+    )
+    titled = [f"## {title}\n\n{sections[title]}" for title in SECTIONS if title in sections]
+    return "\n\n".join([f"# {HEAD}\n\n{head}", *titled]) + "\n"
+
+
+def sections_of(text: str) -> dict[str, str]:
+    parts = re.split(r"^##? (.*)\n", text, flags=re.MULTILINE)
+    return {title: body.strip() for title, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+HEAD = "Speed"
+SECTIONS = (
+    "Ratios",
+    "Costs",
+    "Memory of captured features",
+    "Memory of null-text optimisation",
+    "Beside the published recipe",
+)
 
 INTRODUCTION = """\
 Printed by `make bench`. What a bar compares runs once in each of five repetitions, in turns, every other one in reverse order; a

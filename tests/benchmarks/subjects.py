@@ -1,4 +1,4 @@
-"""The two models that are measured."""
+"""The models that are measured."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ from dataclasses import dataclass
 
 import comfy.supported_models
 import torch
+from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from fixtures import tiny_models
 from palimpsest.nodes.diffusion.trajectory import Conditioning
 from toy.pack.general import load_general
 from toy.scenes import caption, edited, render, sample_scenes
 
-# What ComfyUI detects in a published SD1.5 checkpoint.
+# What ComfyUI detects in a published SD1.5 checkpoint, and in one of SDXL.
 SD15_UNET = {**tiny_models.SD1_UNET, "model_channels": 320, "context_dim": 768}
+SDXL_UNET = {
+    **tiny_models.SDXL_UNET, "model_channels": 320, "context_dim": 2048, "adm_in_channels": 2816,
+    "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_middle": 10,
+    "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,14 +68,40 @@ def sd15(published_inversion_steps: int = 5) -> Subject:
 
 
 def full_size_sd15(seed: int = 0) -> ModelPatcher:
-    """SD1.5's UNet in float32 with variance-preserving random weights: time and memory depend on shapes alone."""
-    config = comfy.supported_models.SD15(SD15_UNET)
-    config.unet_config["dtype"] = torch.float32
-    model = config.get_model({}, device=tiny_models.CPU)
+    """SD1.5's UNet in float32."""
+    return full_size("SD1.5", torch.float32, None, tiny_models.CPU, seed)
+
+
+def full_size(
+    name: str, dtype: torch.dtype, compute_dtype: torch.dtype | None, device: torch.device, seed: int = 0
+) -> ModelPatcher:
+    """A UNet with variance-preserving random weights: time and memory depend on shapes alone.
+
+    compute_dtype: what ComfyUI casts weights to, None for their own dtype. device: where it runs; it is kept on the CPU.
+    """
+    model = base_model(name, dtype, compute_dtype, tiny_models.CPU)
     generator = torch.Generator().manual_seed(seed)
-    for name, weight in model.diffusion_model.named_parameters():
+    for key, weight in model.diffusion_model.named_parameters():
         if weight.ndim > 1:
             weight.data.normal_(0.0, weight[0].numel() ** -0.5, generator=generator)
         else:
-            weight.data.fill_(float(name.endswith("weight")))
-    return ModelPatcher(model, load_device=tiny_models.CPU, offload_device=tiny_models.CPU)
+            weight.data.fill_(float(key.endswith("weight")))
+    return ModelPatcher(model, load_device=device, offload_device=tiny_models.CPU)
+
+
+def base_model(name: str, dtype: torch.dtype, compute_dtype: torch.dtype | None, device: torch.device) -> BaseModel:
+    """SD1.5 or SDXL at full size; on the device "meta" its UNet has no weights, only their shapes."""
+    kind, unet = {
+        "SD1.5": (comfy.supported_models.SD15, SD15_UNET),
+        "SDXL": (comfy.supported_models.SDXL, SDXL_UNET),
+    }[name]
+    config = kind(unet)
+    config.set_inference_dtype(dtype, compute_dtype)
+    return config.get_model({}, device=device)
+
+
+def full_size_conditioning(model: BaseModel, seed: int) -> Conditioning:
+    width = model.model_config.unet_config["context_dim"]
+    generator = torch.Generator().manual_seed(seed)
+    text, pooled = torch.randn(1, 77, width, generator=generator), torch.randn(1, 1280, generator=generator)
+    return [[text, {"pooled_output": pooled} if model.adm_channels else {}]]

@@ -1,13 +1,20 @@
 """Gradients through the model: right, with weights of every kind, and with checkpointing at a fraction of the memory."""
 
+import gc
+import weakref
+
+import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
 import pytest
 import torch
 from fixtures import tiny_models
 from fixtures.inversions import relative
-from palimpsest.nodes.null_text.checkpointing import BLOCKS
+from fixtures.sampling import random_trajectory
+from palimpsest.nodes.null_text.checkpointing import BLOCKS, _Call
 from palimpsest.nodes.null_text.gradients import Denoiser, differentiable
+from palimpsest.nodes.null_text.optimize import optimize
+from palimpsest.nodes.null_text.solvers import Effort
 
 pytestmark = pytest.mark.model
 
@@ -106,3 +113,38 @@ def bytes_held(checkpoint):
     with torch.autograd.graph.saved_tensors_hooks(remember, lambda tensor: tensor):
         denoiser.predict_with_pullback(x, torch.full((1,), 2.0), conds(model, x)[0], torch.randn(1, 77, 64))
     return sum(sizes.values())
+
+
+@pytest.mark.parametrize("end", ["result", "error", "interrupt"])
+@pytest.mark.parametrize("method", ["null_text", "fast"])
+@torch.inference_mode()
+def test_however_it_ends_the_clone_is_released_and_nothing_of_the_graph_is_left(method, end):
+    model = tiny_models.sd15()
+    clones = []
+
+    def at_call(*_):
+        clones.append(weakref.ref(comfy.model_management.current_loaded_models[0].model))
+        if len(clones) == 3 and end == "error":  # of null_text: the block's second run, in the backward pass
+            raise RuntimeError("broken off")
+        if len(clones) == 3 and end == "interrupt":
+            comfy.model_management.interrupt_current_processing()
+
+    handle = model.model.diffusion_model.middle_block[0].register_forward_pre_hook(at_call)
+    positive, negative = (tiny_models.conditioning(model, seed) for seed in (1, 3))
+    ending = None
+    try:
+        optimize(
+            model, positive, negative, random_trajectory(model, positive, 2), 7.5, Effort(2, tolerance=0.0), method
+        )
+    except (RuntimeError, comfy.model_management.InterruptProcessingException) as stop:
+        ending = type(stop)
+    handle.remove()
+    expected = {"error": RuntimeError, "interrupt": comfy.model_management.InterruptProcessingException}.get(end)
+    assert ending is expected
+    assert len(clones) >= 3 and clones[0]() is not model
+    gc.collect()
+    loaded = [entry.model for entry in comfy.model_management.current_loaded_models if entry.model is not None]
+    assert loaded[0] is model
+    assert not any(clone() is not None for clone in clones)
+    assert not any(type(value) is _Call for value in gc.get_objects())
+    assert not any(getattr(module, "weight_function", ()) for module in model.model.modules())
