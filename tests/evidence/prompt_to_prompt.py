@@ -33,14 +33,15 @@ DONE_BAR, KEPT_BAR = 0.85, 28.0
 SHOWN = 9
 
 DEFAULTS = Windows()
-CHOSEN = Windows(0.4, 0.4, object_words)
+CHOSEN = Windows(0.4, 0.4, object_words, 0.5)
 SWEEP = (
     Windows(0.0, 0.0),
     CHOSEN,
-    Windows(0.4, 1.0, object_words),
-    Windows(0.2, 0.4, object_words),
-    Windows(0.8, 0.4, object_words),
-    Windows(0.4, 0.4, changed_words),
+    replace(CHOSEN, self_end=1.0),
+    replace(CHOSEN, cross_end=0.2),
+    replace(CHOSEN, cross_end=0.8),
+    replace(CHOSEN, blend_threshold=0.7),
+    replace(CHOSEN, blend_words=changed_words),
 )
 NEGATIVES = ("empty text", "negative_prompt", "fast", "null_text")
 HEADER = "edit done | colour | shape | background | all five | background kept, mean | median | to the outline | object kept |"
@@ -50,6 +51,7 @@ def compare(world: World) -> dict[str, Score]:
     edits = Edits.open(world, held_out_edits(SCENES, 600), STEPS)
     ways: dict[str, Callable[[Group], World]] = {
         "chosen": lambda group: group.steered(CHOSEN),
+        "threshold": lambda group: group.steered(replace(CHOSEN, blend_threshold=DEFAULTS.blend_threshold)),
         "no blend": lambda group: group.steered(replace(CHOSEN, blend_words=no_words)),
         "defaults": lambda group: group.steered(DEFAULTS),
         "plain": lambda group: world,
@@ -124,8 +126,9 @@ def page(
     kinds = ", ".join(f"{kind} {sum(e.attribute == kind for e in chosen.edits)}" for kind in ATTRIBUTES)
     ends = f"cross_end {CHOSEN.cross_end}, self_end {CHOSEN.self_end}"
     names = {
-        "chosen": f"**Prompt-to-Prompt, {ends}, local blend on the object's words**",
-        "no blend": f"Prompt-to-Prompt, {ends}, no local blend",
+        "chosen": f"**Prompt-to-Prompt, {ends}, local blend on the object's words, threshold {CHOSEN.blend_threshold}**",
+        "threshold": f"the same, the node's default threshold ({DEFAULTS.blend_threshold})",
+        "no blend": "the same, no local blend",
         "defaults": f"Prompt-to-Prompt, the node's defaults ({DEFAULTS.cross_end}, {DEFAULTS.self_end}), no local blend",
         "plain": "plain prompt change from the inverted noise",
         "plug and play": "Plug-and-Play (0.8/0.5)",
@@ -185,6 +188,7 @@ def contact_sheet(scores: dict[str, Score]) -> Sheet:
     """The first edits as they come."""
     names = {
         "chosen": "P2P, chosen",
+        "threshold": f"threshold {DEFAULTS.blend_threshold}",
         "no blend": "no blend",
         "defaults": "defaults",
         "plain": "plain",
