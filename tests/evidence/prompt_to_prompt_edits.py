@@ -63,10 +63,6 @@ class Windows:
     blend_words: Callable[[Edit], str] = no_words
     blend_threshold: float = 0.3
 
-    def __str__(self) -> str:
-        blend = {no_words: "off", object_words: "object", changed_words: "object or background"}[self.blend_words]
-        return f"{self.cross_end} | {self.self_end} | {blend} | {'' if blend == 'off' else self.blend_threshold}"
-
 
 def held_out_edits(count: int, seed: int) -> list[Edit]:
     rng = random.Random(seed)
