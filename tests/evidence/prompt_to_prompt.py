@@ -25,14 +25,12 @@ from toy.scenes import render
 from tqdm import tqdm
 
 SCENES, STEPS = 100, 20
-OPTIMISED = 9  # scenes of the table of negatives
-CFG, PUBLISHED_CFG = 2.5, 7.5
+CFG = 2.5
 DONE_BAR, KEPT_BAR = 0.85, 28.0
 SHOWN = 9
 
 DEFAULTS = Windows()
 CHOSEN = Windows(0.4, 0.4, object_words, 0.5)
-NEGATIVES = ("empty text", "negative_prompt", "fast", "null_text")
 HEADER = "edit done | colour | shape | background | all five | background kept, mean | median | to the outline | object kept |"
 
 
@@ -57,25 +55,14 @@ def compare(world: World) -> dict[str, Score]:
     }
 
 
-def negatives(world: World) -> dict[tuple[float, str], Score]:
-    edits = Edits.open(world, held_out_edits(SCENES, 600)[:OPTIMISED], STEPS)
-    return {
-        (cfg, method): edits.each(
-            lambda group, cfg=cfg, method=method: group.sample(group.steered(CHOSEN), cfg, group.negative(method, cfg))
-        )
-        for cfg in tqdm((CFG, PUBLISHED_CFG), desc="guidance")
-        for method in NEGATIVES
-    }
-
-
 @torch.inference_mode()
 def write(docs: Path) -> list[str]:
     """Write the page and its contact sheet; returns the bars that were missed."""
     world = World.load()
-    return publish(docs, compare(world), negatives(world))
+    return publish(docs, compare(world))
 
 
-def publish(docs: Path, scores: dict[str, Score], optimised: dict[tuple[float, str], Score]) -> list[str]:
+def publish(docs: Path, scores: dict[str, Score]) -> list[str]:
     bars = Bars("prompt_to_prompt")
     chosen = scores["chosen"]
     kept = float(chosen.outside.mean())
@@ -91,14 +78,14 @@ def publish(docs: Path, scores: dict[str, Score], optimised: dict[tuple[float, s
         f"{kept:.1f} dB",
         kept >= KEPT_BAR,
     )
-    lines = page(scores, optimised, bars)
+    lines = page(scores, bars)
     (docs / "prompt_to_prompt.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     contact_sheet(scores).save(docs / "prompt_to_prompt.png")
     return bars.missed
 
 
-def page(scores: dict[str, Score], optimised: dict[tuple[float, str], Score], bars: Bars) -> list[str]:
+def page(scores: dict[str, Score], bars: Bars) -> list[str]:
     chosen = scores["chosen"]
     kinds = ", ".join(f"{kind} {sum(e.attribute == kind for e in chosen.edits)}" for kind in ATTRIBUTES)
     ends = f"cross_end {CHOSEN.cross_end}, self_end {CHOSEN.self_end}"
@@ -145,18 +132,6 @@ def page(scores: dict[str, Score], optimised: dict[tuple[float, str], Score], ba
         "the unedited sources for edited.",
         "",
         "![Sources and results of each method](prompt_to_prompt.png)",
-        "",
-        "## The negative",
-        "",
-        f"The first {OPTIMISED} of the 100 scenes, {STEPS} steps, the setting of the first table; negative: the empty text, or "
-        "what `PAL_NullTextOptimize` makes of it by each of its methods, with its defaults, for this guidance.",
-        "",
-        f"| guidance and negative | {HEADER}",
-        rule,
-        *(
-            score.row(f"{cfg}, {method if method == 'empty text' else f'`{method}`'}")
-            for (cfg, method), score in optimised.items()
-        ),
     ]
 
 

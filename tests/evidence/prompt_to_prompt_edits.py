@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from evidence.world import World
 from palimpsest.nodes.diffusion.trajectory import Conditioning, Trajectory
 from palimpsest.nodes.inversion.noise import TrajectoryNoise
-from palimpsest.nodes.null_text.nodes import NullTextOptimize
 from palimpsest.nodes.prompt_to_prompt.nodes import EncodePromptEdit
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import PromptEdit
 from torch import Tensor
@@ -95,17 +94,9 @@ class Group:
             self.trajectory, self.source, edit, *ends, blend_threshold=windows.blend_threshold
         )
 
-    def negative(self, method: str, cfg: float) -> Conditioning:
-        empty = self.world.prompts([""])
-        if method == "empty text":
-            return empty
-        effort = (10, 1e-2, 1e-5)  # the node's defaults
-        options = (self.trajectory, cfg, *effort, method, "code")
-        return NullTextOptimize.execute(self.world.model, self.source, empty, *options)[0]
-
-    def sample(self, world: World, cfg: float, negative: Conditioning | None = None) -> Tensor:
+    def sample(self, world: World, cfg: float) -> Tensor:
         sigmas = self.trajectory.sigmas
-        return self.world.decode(world.sample(self.noise, self.target, cfg, sigmas, self.latent, negative))
+        return self.world.decode(world.sample(self.noise, self.target, cfg, sigmas, self.latent))
 
 
 @dataclass(frozen=True)
