@@ -1,7 +1,7 @@
 """Measures what the papers claim on the toy model and writes the tables and pictures of docs/. `make evidence` runs all of it.
 
     python tests/host/provision.py tests/evidence                    # everything
-    python tests/host/provision.py tests/evidence plug_and_play      # one of: toy, inversion, plug_and_play, null_text
+    python tests/host/provision.py tests/evidence plug_and_play      # one or more of the PARTS below
 
 Ends with status 1 when a bar is missed; the page says which.
 """
@@ -21,7 +21,7 @@ sys.path[0] = str(ROOT / "tests")
 
 from host.in_process import enter_comfyui, enter_pack  # noqa: E402
 
-PARTS = ("toy", "inversion", "plug_and_play", "null_text")
+PARTS = ("toy", "inversion", "plug_and_play", "null_text", "prompt_to_prompt", "attention_mask")
 
 
 def main() -> None:

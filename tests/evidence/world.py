@@ -15,6 +15,8 @@ from palimpsest.nodes.diffusion.trajectory import Conditioning, Trajectory
 from palimpsest.nodes.inversion.nodes import DDIMInvert, SampleTrajectory
 from palimpsest.nodes.inversion.noise import TrajectoryNoise
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
+from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
+from palimpsest.nodes.prompt_to_prompt.prompt_edit import PromptEdit
 from torch import Tensor
 from toy.pack.general import load_general
 from toy.sampling import encode_prompts
@@ -77,6 +79,19 @@ class World:
     def plug_and_play(self, trajectory: Trajectory, feature_end: float, attention_end: float, **optional) -> World:
         model = PlugAndPlay.execute(self.model, trajectory, feature_end, attention_end, "auto", **optional)[0]
         return replace(self, model=model)
+
+    def prompt_to_prompt(
+        self,
+        trajectory: Trajectory,
+        source: Conditioning,
+        edit: PromptEdit,
+        cross_end: float,
+        self_end: float,
+        blend_start: float = 0.2,
+        blend_threshold: float = 0.3,
+    ) -> World:
+        settings = (cross_end, self_end, blend_start, blend_threshold)
+        return replace(self, model=PromptToPrompt.execute(self.model, trajectory, source, edit, *settings)[0])
 
     def counting(self) -> tuple[World, list[int]]:
         """The same world, and a list to which every call of the UNet adds its number of rows."""
