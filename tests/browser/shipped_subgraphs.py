@@ -41,7 +41,7 @@ def swap_a_word_box() -> Blueprint:
         ),
         inputs={
             **entrances(flat, ["decode"]),
-            "source_text": [("words", "source_text")],
+            "source_text": [("shows", "value")],
             "target_text": [("words", "target_text")],
             "blend_words": [("words", "blend_words")],
             "width": [("resize", "width")],
@@ -123,6 +123,8 @@ def entrances(flat: Workflow, outputs: list[str]) -> dict[str, list[tuple[str, s
     """Where the model, its parts and the picture enter the nodes of the box."""
     keys = needed(flat, outputs)
     return {
-        name: [(target, slot) for source, output, target, slot in flat.links if (source, output) == end and target in keys]
+        name: [
+            (target, slot) for source, output, target, slot in flat.links if (source, output) == end and target in keys
+        ]
         for name, end in FROM_OUTSIDE.items()
     }
