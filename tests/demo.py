@@ -33,7 +33,7 @@ OUTPUT = ROOT / "demo_output"
 WORKFLOWS = ROOT / "tests" / "browser" / "api_format"  # the shipped ones, as the real frontend hands them to the server
 TOY_CFG = 3.0  # where docs/toy.md finds most prompts drawn rightly
 TOY_PACK = ROOT / "tests" / "toy" / "pack"
-# Editing by words on the toy, chosen by eye from a dozen: at docs/prompt_to_prompt.md's guidance of 2.5 looks and backgrounds
+# Editing by words on the toy, chosen by eye from five: at docs/prompt_to_prompt.md's guidance of 2.5 looks and backgrounds
 # come out too strong here, with 50 steps and a null-text negative.
 WORDS_CFG, CROSS_END, SELF_END = 1.5, 0.4, 0.4
 
