@@ -32,8 +32,8 @@ ifndef COMFYUI_PATH
 	COMFYUI_VERSION=$(OLDEST) $(PYTEST) -m "(model or server) and not newest"
 endif
 
-# `make demo CHECKPOINT=<file> PHOTO=<file> PROMPT="..."` edits a picture of your own with a checkpoint of your own;
-# make hands such variables on in the environment.
+# `make demo CHECKPOINT=<file> PHOTO=<file> PROMPT="..." SOURCE="..."` edits a picture of your own with a checkpoint of
+# your own; make hands such variables on in the environment.
 demo:
 	$(RUN) tests/demo.py
 
@@ -50,7 +50,7 @@ bench:
 golden:
 	PYTHONPATH=tests $(RUN) -m host.golden
 
-# Rewrite example_workflows/ in the real frontend after a change of tests/browser/shipped.py or of the nodes.
+# Rewrite example_workflows/ and subgraphs/ in the real frontend after a change of tests/browser/shipped*.py or of the nodes.
 workflows:
 	PYTHONPATH=tests $(RUN) -m browser.shipped
 

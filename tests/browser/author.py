@@ -19,6 +19,7 @@ MENU_HIDDEN = ".no-drag.fixed { visibility: hidden }"  # the button that ends th
 
 BUILD = """workflow => {
     app.graph.clear()
+    app.graph.id = crypto.randomUUID()  // the frontend remembers values by graph, node number and widget
     const made = {}
     for (const spec of workflow.nodes) {
         const node = LiteGraph.createNode(spec.type)
@@ -63,6 +64,7 @@ BUILD = """workflow => {
         group.color = spec.color
         app.graph.add(group)
     }
+    return Object.fromEntries(Object.entries(made).map(([key, node]) => [key, node.id]))
 }"""
 
 
@@ -109,13 +111,18 @@ class Workflow:
     groups: list[Group] = field(default_factory=list)
 
 
+def build(frontend: Frontend, workflow: Workflow) -> dict[str, int]:
+    """Replace what the canvas shows by the described workflow; returns the node's number by its key."""
+    return frontend.page.evaluate(BUILD, asdict(workflow))
+
+
 def save_workflow(frontend: Frontend, workflow: Workflow, folder: Path, api_folder: Path) -> Path:
     """Write `<name>.json` and its thumbnail `<name>.jpg` to `folder`, and the API format to `api_folder`.
 
     The same description gives the same files.
     """
     page = frontend.page
-    page.evaluate(BUILD, asdict(workflow))
+    build(frontend, workflow)
     saved = json.loads(page.evaluate("() => JSON.stringify(app.graph.serialize())"))
     saved["id"] = str(uuid.uuid5(NAMESPACE, workflow.name))
     saved["extra"] = {}

@@ -87,11 +87,13 @@ class Frontend:
         self.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
 
     def frame_graph(self, margin: int = 40) -> dict:
-        """Bring the whole graph into view; returns the part of the window it fills, for a screenshot."""
+        """Bring the whole graph on the canvas into view; returns the part of the window it fills, for a screenshot."""
         clip = self.page.evaluate(
             """margin => {
-                const items = [...app.graph.nodes.map(node => node.boundingRect ?? node.getBounding()),
-                    ...app.graph.groups.map(group => [...group.pos, ...group.size])]
+                const graph = app.canvas.graph
+                const items = [...graph.nodes.map(node => node.boundingRect ?? node.getBounding()),
+                    ...graph.groups.map(group => [...group.pos, ...group.size]),
+                    ...[graph.inputNode, graph.outputNode].filter(Boolean).map(end => end.boundingRect)]
                 const left = Math.min(...items.map(r => r[0])), top = Math.min(...items.map(r => r[1]))
                 const width = Math.max(...items.map(r => r[0] + r[2])) - left
                 const height = Math.max(...items.map(r => r[1] + r[3])) - top

@@ -1,6 +1,6 @@
 """What the shipped workflows are made of, and the command that makes them anew in the real frontend.
 
-make workflows     # rewrites example_workflows/ and tests/browser/api_format/ after a change here or of the nodes
+make workflows     # rewrites example_workflows/, subgraphs/ and tests/browser/api_format/ after a change here or of the nodes
 
 which is `python -m browser.shipped` with tests/ on the path. The same descriptions give the same files.
 """
@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from browser.author import Group, NodeSpec, Note, Workflow, save_workflow
+from browser.author_subgraph import save_blueprint
 from browser.frontend import launch, open_frontend
 from browser.shipped_generated import edit_a_generated_picture
 from browser.shipped_notes import (
@@ -21,29 +22,30 @@ from browser.shipped_notes import (
     RECONSTRUCT_NOTE,
     TUNING_NOTE,
 )
-from browser.shipped_parts import invert_picture, load_picture
+from browser.shipped_parts import invert_picture, load_picture, sample_back
 from browser.shipped_style import BLUE, CHECKPOINT, CYAN, GOLD, GREEN, NEGATIVE, PICTURE, POSITIVE, RED
+from browser.shipped_subgraphs import mask_by_word_box, swap_a_word_box
 from browser.shipped_words import mask_by_word, refine_a_prompt, reweight_a_word, swap_a_word
 from host.provision import comfyui_location
 from host.server import Server
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "example_workflows"
+SUBGRAPHS = ROOT / "subgraphs"
 API = Path(__file__).with_name("api_format")
 
 
 def invert_and_reconstruct() -> Workflow:
     load, load_links = load_picture()
     invert, invert_links = invert_picture(380)
+    back, back_links = sample_back(780, 130, 300)
     return Workflow(
         "Invert and reconstruct",
         nodes=[
             *load,
             *invert,
             NodeSpec("guider", "BasicGuider", (780, 0), size=(300, 46)),
-            NodeSpec("euler", "KSamplerSelect", (780, 130), {"sampler_name": "euler"}, size=(300, 58)),
-            NodeSpec("sample", "SamplerCustomAdvanced", (780, 270), size=(300, 350)),
-            NodeSpec("decode", "VAEDecode", (780, 720), size=(300, 46)),
+            *back,
             NodeSpec("keep", "PAL_SaveTrajectory", (-420, 1050), size=(360, 90)),
             NodeSpec("strip", "PAL_PreviewTrajectory", (0, 1050), {"frames": 8}, size=(1080, 340)),
             NodeSpec(
@@ -71,13 +73,7 @@ def invert_and_reconstruct() -> Workflow:
             *invert_links,
             ("model", "MODEL", "guider", "model"),
             ("empty", "CONDITIONING", "guider", "conditioning"),
-            ("invert", "noise", "sample", "noise"),
-            ("guider", "GUIDER", "sample", "guider"),
-            ("euler", "SAMPLER", "sample", "sampler"),
-            ("schedule", "SIGMAS", "sample", "sigmas"),
-            ("encode", "LATENT", "sample", "latent_image"),
-            ("sample", "output", "decode", "samples"),
-            ("model", "VAE", "decode", "vae"),
+            *back_links,
             ("decode", "IMAGE", "save", "images"),
             ("decode", "IMAGE", "compare", "image_a"),
             ("resize", "IMAGE", "compare", "image_b"),
@@ -106,6 +102,7 @@ def invert_and_reconstruct() -> Workflow:
 def plug_and_play_on_a_photo() -> Workflow:
     load, load_links = load_picture()
     invert, invert_links = invert_picture(380)
+    back, back_links = sample_back(1560, 190, 300)
     return Workflow(
         "Plug-and-Play on a photo",
         nodes=[
@@ -142,9 +139,7 @@ def plug_and_play_on_a_photo() -> Workflow:
                 "plug", "PAL_PlugAndPlay", (1180, 570), {"feature_end": 0.8, "attention_end": 0.5}, size=(300, 190)
             ),
             NodeSpec("guider", "CFGGuider", (1560, 0), {"cfg": 7.5}, size=(300, 100)),
-            NodeSpec("euler", "KSamplerSelect", (1560, 190), {"sampler_name": "euler"}, size=(300, 58)),
-            NodeSpec("sample", "SamplerCustomAdvanced", (1560, 340), size=(300, 350)),
-            NodeSpec("decode", "VAEDecode", (1560, 780), size=(300, 46)),
+            *back,
             NodeSpec("before", "PreviewImage", (780, 1050), size=(520, 440), title="Before"),
             NodeSpec(
                 "save", "SaveImage", (1340, 1050), {"filename_prefix": "plug_and_play"}, size=(520, 440), title="After"
@@ -166,13 +161,7 @@ def plug_and_play_on_a_photo() -> Workflow:
             ("plug", "model", "guider", "model"),
             ("positive", "CONDITIONING", "guider", "positive"),
             ("fade", "negative", "guider", "negative"),
-            ("invert", "noise", "sample", "noise"),
-            ("guider", "GUIDER", "sample", "guider"),
-            ("euler", "SAMPLER", "sample", "sampler"),
-            ("schedule", "SIGMAS", "sample", "sigmas"),
-            ("encode", "LATENT", "sample", "latent_image"),
-            ("sample", "output", "decode", "samples"),
-            ("model", "VAE", "decode", "vae"),
+            *back_links,
             ("resize", "IMAGE", "before", "images"),
             ("decode", "IMAGE", "save", "images"),
         ],
@@ -211,6 +200,8 @@ def main() -> None:
                 mask_by_word(),
             ):
                 print(save_workflow(frontend, workflow, FOLDER, API))
+            for blueprint in (swap_a_word_box(), mask_by_word_box()):
+                print(save_blueprint(frontend, blueprint, SUBGRAPHS))
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ Opens your picture in the model together with a sentence about it, and draws it 
 ### Change
 - the **checkpoint**: any SD1.5 model
 - **Your picture**: its middle is cut to 512 x 512
-- *source_text*: one sentence for what it shows
+- **What it shows**: one sentence about it
 - *target_text*: the same sentence with another word in its place
 - *blend_words*: the words whose place may change; everything else stays the picture's"""
 
@@ -101,7 +101,7 @@ As *Swap a word in a photo*, with words added: *refine* aligns the two sentences
 had, and new words find their own.
 
 ### Change
-- the **checkpoint**, **your picture** and *source_text*
+- the **checkpoint**, **your picture** and **what it shows**
 - *target_text*: the same sentence with words added or left out"""
 
 REWEIGHT_NOTE = """## Reweight a word in a photo
@@ -110,15 +110,16 @@ Both sentences are the same; *reweight* makes words of it count more or less: *p
 several with commas.
 
 ### Change
-- the **checkpoint**, **your picture**, *source_text* and *target_text* alike
+- the **checkpoint** and **your picture**
+- **What it shows** and *target_text*: the same sentence
 - *reweight*: stay within -2 and 4 or so"""
 
 BY_WORDS_NOTE = """- **The same cfg** in Null-Text Optimize and CFG Guider: what it finds holds for one value.
 - **The same scheduler and steps** for all: one node gives them. The sampler *euler*.
-- *source* to DDIM Invert, *target* to the guider, just as they come.
+- *target* to the guider, just as it comes. **What it shows** is encoded apart, so that other words need no new inversion.
 
 The first run inverts the picture and finds a negative prompt for every step, so that guidance gives your picture back. As long \
-as picture and *source_text* stay, the next runs only draw.
+as your picture and **what it shows** stay, the next runs only draw.
 
 **Null-Text Optimize** shows how close guidance comes to the picture's latent, as PSNR. The method *null_text* is the published \
 optimisation: slower, and needs memory for gradients."""

@@ -52,3 +52,22 @@ def invert_picture(x: int) -> tuple[list[NodeSpec], Links]:
         ("schedule", "SIGMAS", "invert", "sigmas"),
     ]
     return nodes, links
+
+
+def sample_back(x: int, y: int, width: int) -> tuple[list[NodeSpec], Links]:
+    """A column from `y` on: from the noise of invert_picture, with whatever guider, down to the picture."""
+    nodes = [
+        NodeSpec("euler", "KSamplerSelect", (x, y), {"sampler_name": "euler"}, size=(width, 58)),
+        NodeSpec("sample", "SamplerCustomAdvanced", (x, y + 150), size=(width, 350)),
+        NodeSpec("decode", "VAEDecode", (x, y + 590), size=(width, 46)),
+    ]
+    links = [
+        ("invert", "noise", "sample", "noise"),
+        ("guider", "GUIDER", "sample", "guider"),
+        ("euler", "SAMPLER", "sample", "sampler"),
+        ("schedule", "SIGMAS", "sample", "sigmas"),
+        ("encode", "LATENT", "sample", "latent_image"),
+        ("sample", "output", "decode", "samples"),
+        ("model", "VAE", "decode", "vae"),
+    ]
+    return nodes, links

@@ -12,7 +12,7 @@ from browser.shipped_notes import (
     REWEIGHT_NOTE,
     SWAP_NOTE,
 )
-from browser.shipped_parts import load_picture
+from browser.shipped_parts import load_picture, sample_back
 from browser.shipped_style import BLUE, CYAN, GOLD, GREEN, NEGATIVE, POSITIVE, RED
 
 SOURCE = "a drawing of a girl in a pink dress on a green hill under a blue sky"
@@ -35,15 +35,25 @@ def reweight_a_word() -> Workflow:
 
 def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
     load, load_links = load_picture()
+    back, back_links = sample_back(1220, 490, 320)
     return Workflow(
         name,
         nodes=[
             *load,
-            NodeSpec("words", "PAL_EncodePromptEdit", (380, 0), {"source_text": SOURCE, **words}, size=(360, 420)),
+            NodeSpec(
+                "shows",
+                "PrimitiveStringMultiline",
+                (380, 0),
+                {"value": SOURCE},
+                size=(360, 130),
+                title="What it shows",
+            ),
+            NodeSpec("words", "PAL_EncodePromptEdit", (380, 220), words, size=(360, 340)),
+            NodeSpec("source", "CLIPTextEncode", (380, 650), size=(360, 90), title="What it shows, encoded"),
             NodeSpec(
                 "empty",
                 "CLIPTextEncode",
-                (380, 530),
+                (380, 830),
                 {"text": ""},
                 size=(360, 100),
                 title="Empty prompt",
@@ -52,7 +62,7 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
             NodeSpec(
                 "schedule",
                 "BasicScheduler",
-                (380, 720),
+                (380, 1020),
                 {"scheduler": "ddim_uniform", "steps": 50, "denoise": 1.0},
                 size=(360, 110),
             ),
@@ -60,24 +70,25 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
             NodeSpec("null_text", "PAL_NullTextOptimize", (820, 590), {"cfg": 7.5, "method": "fast"}, size=(320, 480)),
             NodeSpec("edit", "PAL_PromptToPrompt", (1220, 0), {"cross_end": 0.8, "self_end": 0.4}, size=(320, 210)),
             NodeSpec("guider", "CFGGuider", (1220, 300), {"cfg": 7.5}, size=(320, 100)),
-            NodeSpec("euler", "KSamplerSelect", (1220, 490), {"sampler_name": "euler"}, size=(320, 58)),
-            NodeSpec("sample", "SamplerCustomAdvanced", (1220, 640), size=(320, 350)),
-            NodeSpec("decode", "VAEDecode", (1220, 1080), size=(320, 46)),
+            *back,
             NodeSpec("before", "PreviewImage", (-420, 1250), size=(520, 440), title="Before"),
             NodeSpec("save", "SaveImage", (140, 1250), {"filename_prefix": "words"}, size=(520, 440), title="After"),
             NodeSpec("report", "PreviewImage", (820, 1250), size=(720, 440), title="Null-text report"),
         ],
         links=[
             *load_links,
+            ("shows", "STRING", "words", "source_text"),
+            ("shows", "STRING", "source", "text"),
             ("model", "CLIP", "words", "clip"),
+            ("model", "CLIP", "source", "clip"),
             ("model", "CLIP", "empty", "clip"),
             ("model", "MODEL", "schedule", "model"),
             ("model", "MODEL", "invert", "model"),
-            ("words", "source", "invert", "positive"),
+            ("source", "CONDITIONING", "invert", "positive"),
             ("encode", "LATENT", "invert", "latent_image"),
             ("schedule", "SIGMAS", "invert", "sigmas"),
             ("model", "MODEL", "null_text", "model"),
-            ("words", "source", "null_text", "positive"),
+            ("source", "CONDITIONING", "null_text", "positive"),
             ("empty", "CONDITIONING", "null_text", "negative"),
             ("invert", "trajectory", "null_text", "trajectory"),
             ("model", "MODEL", "edit", "model"),
@@ -87,13 +98,7 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
             ("edit", "model", "guider", "model"),
             ("words", "target", "guider", "positive"),
             ("null_text", "negative", "guider", "negative"),
-            ("invert", "noise", "sample", "noise"),
-            ("guider", "GUIDER", "sample", "guider"),
-            ("euler", "SAMPLER", "sample", "sampler"),
-            ("schedule", "SIGMAS", "sample", "sigmas"),
-            ("encode", "LATENT", "sample", "latent_image"),
-            ("sample", "output", "decode", "samples"),
-            ("model", "VAE", "decode", "vae"),
+            *back_links,
             ("resize", "IMAGE", "before", "images"),
             ("decode", "IMAGE", "save", "images"),
             ("null_text", "report", "report", "images"),

@@ -73,3 +73,16 @@ def test_a_wrong_description_is_said(browser: Browser, server: Server, tmp_path:
     with open_frontend(browser, server.address) as frontend, pytest.raises(Exception, match=message):
         save_workflow(frontend, broken, tmp_path, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_workflow_keeps_nothing_of_the_one_before(browser: Browser, server: Server, tmp_path: Path):
+    def sampler(widgets: dict) -> Workflow:
+        return Workflow("x", [NodeSpec("sampler", "KSampler", (0, 0), widgets)], [])
+
+    with open_frontend(browser, server.address) as frontend:
+        save_workflow(frontend, sampler({}), tmp_path, tmp_path)
+        written = (tmp_path / "x.json").read_bytes()
+        save_workflow(frontend, sampler({"steps": 2, "cfg": 1.5}), tmp_path, tmp_path)
+        assert (tmp_path / "x.json").read_bytes() != written
+        save_workflow(frontend, sampler({}), tmp_path, tmp_path)
+    assert (tmp_path / "x.json").read_bytes() == written

@@ -1,0 +1,193 @@
+"""Every shipped subgraph blueprint in the real frontend: found in the search, dropped as one box, wired and run."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from browser.author_subgraph import Blueprint, save_blueprint
+from browser.frontend import Frontend, open_frontend
+from browser.shipped_subgraphs import mask_by_word_box, swap_a_word_box
+from browser.shipped_words import mask_by_word, swap_a_word
+from fixtures import checkpoints
+from host.client import Client, Run
+from host.server import Server
+from PIL import Image
+from playwright.sync_api import Browser
+
+pytestmark = pytest.mark.browser
+
+API = Path(__file__).with_name("api_format")
+BOXES = [swap_a_word_box(), mask_by_word_box()]
+FLAT = {blueprint.name: workflow for blueprint, workflow in zip(BOXES, (swap_a_word(), mask_by_word()), strict=True)}
+QUICK = {"steps": 2, "width": 64, "height": 64}
+OTHERS = {"cfg": 3.0, "cross_end": 0.5, "self_end": 1.0, "threshold": 0.4, "denoise": 0.5, "seed": 7, "grow": 2}
+WORDS = {
+    "source_text": "a red cat",
+    "text": "a red cat",
+    "target_text": "a blue cat",
+    "blend_words": "cat",
+    "words": "cat",
+}
+OUTPUTS = {"image": ("SaveImage", "images"), "mask": ("MaskPreview", "mask")}
+
+BOX = """() => {
+    const [box] = app.graph.nodes
+    return {
+        title: box.title,
+        inputs: box.inputs.filter(input => !input.widget).map(input => [input.name, input.type]),
+        outputs: box.outputs.map(output => [output.name, output.type]),
+        values: box.widgets.map(widget => [widget.name, widget.value]),
+    }
+}"""
+WIRE = """({checkpoint, picture, outputs}) => {
+    const [box] = app.graph.nodes
+    const add = (type, values, x) => {
+        const node = LiteGraph.createNode(type)
+        node.pos = [x, 0]
+        app.graph.add(node)
+        for (const [name, value] of Object.entries(values)) node.widgets.find(w => w.name === name).value = value
+        return node
+    }
+    const loader = add('CheckpointLoaderSimple', {ckpt_name: checkpoint}, -800)
+    const image = add('LoadImage', {image: picture}, -400)
+    const input = name => box.inputs.findIndex(input => input.name === name)
+    const made = [
+        ...['model', 'clip', 'vae'].map((name, slot) => loader.connect(slot, box, input(name))),
+        image.connect(0, box, input('image')),
+        ...Object.entries(outputs).map(([name, [type, socket]]) => {
+            const node = add(type, {}, type === 'SaveImage' ? 800 : 1200)
+            return box.connect(box.outputs.findIndex(o => o.name === name), node, node.inputs.findIndex(i => i.name === socket))
+        }),
+    ]
+    return made.every(Boolean)
+}"""
+ENTER = "() => { const [box] = app.graph.nodes; app.canvas.openSubgraph(box.subgraph, box) }"
+OVERLAPS = """() => {
+    const nodes = app.canvas.graph.nodes
+    const apart = ([a, b, c, d], [e, f, g, h]) => a + c <= e || e + g <= a || b + d <= f || f + h <= b
+    return nodes.flatMap((one, i) => nodes.slice(i + 1)
+        .filter(other => !apart(one.boundingRect, other.boundingRect)).map(other => [one.title, other.title]))
+}"""
+
+
+def drop(frontend: Frontend, name: str) -> None:
+    """Empty the canvas and add a box as an artist does: a double click, its name, Enter, and a click to put it down."""
+    page = frontend.page
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+    page.wait_for_function("() => app.graph.nodes.length === 0")
+    page.mouse.dblclick(700, 300)
+    page.keyboard.type(name)
+    found = page.get_by_text("Subgraph Blueprints / palimpsest").first
+    found.wait_for()
+    page.keyboard.press("Enter")
+    found.wait_for(state="hidden")
+    page.wait_for_function("() => app.graph.nodes.length === 1 && app.canvas.state.ghostNodeId != null")
+    page.mouse.click(700, 300)
+    page.wait_for_function("() => app.canvas.state.ghostNodeId == null")
+
+
+@pytest.mark.parametrize("blueprint", BOXES, ids=lambda blueprint: blueprint.name)
+@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "nodes2"])
+def test_a_box_is_found_dropped_wired_and_draws_what_its_workflow_draws_and_inverts_once(
+    browser: Browser,
+    server: Server,
+    client: Client,
+    photo: Path,
+    screenshots: Path,
+    blueprint: Blueprint,
+    vue_nodes: bool,
+):
+    # One file under two names, so that nothing of one run is a cached output of the other.
+    checkpoint, twin = (
+        server.link_model("checkpoints", checkpoints.sd15(), f"{n}.safetensors") for n in ("box", "flat")
+    )
+    picture = client.upload_image(photo)
+    changes = [QUICK, {name: value for name, value in {**QUICK, **OTHERS, **WORDS}.items() if name in blueprint.inputs}]
+    with open_frontend(browser, server.address, vue_nodes) as frontend:
+        drop(frontend, blueprint.name)
+        box = frontend.page.evaluate(BOX)
+        assert box["title"] == blueprint.name
+        assert box["inputs"] == [["model", "MODEL"], ["clip", "CLIP"], ["vae", "VAE"], ["image", "IMAGE"]]
+        assert [name for name, _ in box["outputs"]] == list(blueprint.outputs)
+        assert [name for name, _ in box["values"]] == list(blueprint.inputs)[4:]
+
+        outputs = {name: OUTPUTS[name] for name in blueprint.outputs}
+        assert frontend.page.evaluate(WIRE, {"checkpoint": checkpoint, "picture": picture, "outputs": outputs})
+        show(frontend, screenshots / f"{blueprint.name} box {'nodes2' if vue_nodes else 'canvas'}.png")
+        graphs = []
+        for values in changes:
+            frontend.set_widgets(values)
+            graphs.append(frontend.api_format())
+        frontend.page.evaluate(ENTER)
+        show(frontend, screenshots / f"{blueprint.name} inside {'nodes2' if vue_nodes else 'canvas'}.png")
+        assert len(frontend.page.evaluate("() => app.canvas.graph.nodes.map(node => node.id)")) == len(
+            blueprint.inside.nodes
+        )
+        assert frontend.page.evaluate(OVERLAPS) == []
+    assert frontend.errors == []
+    assert frontend.outside == []
+    for graph, values in zip(graphs, changes, strict=True):
+        flat = flat_with(blueprint, values, twin, picture)
+        assert {spec["class_type"] for spec in graph.values()} <= {spec["class_type"] for spec in flat.values()}
+        if not vue_nodes:
+            assert drawn(client, flat) == drawn(client, graph)
+    if not vue_nodes:
+        other_words(graph)
+        run = client.run(graph)
+        assert run.status == "success", run.error
+        executed = {graph[key]["class_type"] for key in run.executed if key}
+        assert "VAEDecode" in executed
+        assert executed & {"PAL_DDIMInvert", "PAL_NullTextOptimize"} == set()
+
+
+def show(frontend: Frontend, file: Path) -> None:
+    frontend.page.screenshot(path=file, clip=frontend.frame_graph())
+
+
+def other_words(graph: dict[str, dict]) -> None:
+    for spec in graph.values():
+        if spec["class_type"] == "PAL_EncodePromptEdit":
+            spec["inputs"]["target_text"] = "a green cat"
+        elif spec["_meta"]["title"] == "What it becomes":
+            spec["inputs"]["text"] = "a green cat"
+
+
+def flat_with(blueprint: Blueprint, values: dict[str, object], checkpoint: str, picture: str) -> dict[str, dict]:
+    """The shipped workflow, as the frontend hands it to the server, with the values of the box where they belong."""
+    graph = json.loads((API / f"{blueprint.name}.json").read_text(encoding="utf-8"))
+    keys = {node.key: str(number) for number, node in enumerate(FLAT[blueprint.name].nodes, 1)}
+    for name, value in values.items():
+        for key, widget in blueprint.inputs[name]:
+            assert widget in graph[keys[key]]["inputs"]
+            graph[keys[key]]["inputs"][widget] = value
+    graph[keys["model"]]["inputs"]["ckpt_name"] = checkpoint
+    graph[keys["picture"]]["inputs"]["image"] = picture
+    return graph
+
+
+def drawn(client: Client, graph: dict) -> dict[str, bytes]:
+    """The pixels of the result, and of the mask if there is one."""
+    run = client.run(graph)
+    assert run.status == "success", run.error
+    assert "VAEDecode" in {graph[key]["class_type"] for key in run.executed if key}
+    return {
+        node["class_type"]: pixels(client, run, key)
+        for key, node in graph.items()
+        if node["class_type"] in ("SaveImage", "MaskPreview")
+    }
+
+
+def pixels(client: Client, run: Run, key: str) -> bytes:
+    [item] = run.outputs[key]["images"]
+    picture = Image.open(io.BytesIO(client.image(item)))
+    assert picture.size == (64, 64)
+    return picture.tobytes()
+
+
+def test_a_described_box_is_saved_alike_whatever_was_made_before(browser: Browser, server: Server, tmp_path: Path):
+    with open_frontend(browser, server.address) as frontend:
+        first = [save_blueprint(frontend, blueprint, tmp_path).read_bytes() for blueprint in BOXES]
+        second = [save_blueprint(frontend, blueprint, tmp_path).read_bytes() for blueprint in reversed(BOXES)]
+    assert first == second[::-1]
+    assert frontend.errors == []
