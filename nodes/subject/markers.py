@@ -55,7 +55,9 @@ def own_columns(tokens: dict[str, list[list[tuple]]]) -> list[int]:
 
 
 def _length(clip: CLIP, text: str) -> int:
-    return len(own_columns(clip.tokenize(text, return_word_ids=True, disable_weights=True)))
+    """Tokens of all words, one by one: a tokeniser that cuts long texts off does not cut words."""
+    words = (clip.tokenize(word, return_word_ids=True, disable_weights=True) for word in text.split())
+    return sum(len(own_columns(tokens)) for tokens in words)
 
 
 def _require_noun(clip: CLIP, text: str, before: str, taken: bool, number: int) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from fixtures import subject_checkpoint
+from fixtures.twin_subject import text_config
 from palimpsest.nodes.subject.checkpoint import load, models
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
@@ -94,7 +95,7 @@ def test_the_vae_is_the_file_s(loaded, weights):
 
 def test_the_text_encoder_is_the_file_s(loaded, weights):
     _, _, _, clip = loaded
-    twin = CLIPTextModel(subject_checkpoint.text_config(1)).eval()
+    twin = CLIPTextModel(text_config(1)).eval()
     twin.load_state_dict(of(weights, "text_encoder"))
     tokens = clip.tokenize("a man and a dog")
     ids = torch.tensor([[token for token, _ in tokens["l"][0]]])
