@@ -82,3 +82,10 @@ def test_subjects_against_the_plain_prompt_change_the_picture(model, conditionin
     response = sample(model, x, positive_subject, positive, CFG, sigmas)
     plain = sample(model, x, positive, positive, CFG, sigmas)
     assert (response[-1] - plain[-1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(("percent", "start_merge_step"), [(0.22, 10), (0.32, 15)])
+def test_the_help_page_s_ranges_are_the_published_steps(model, percent, start_merge_step):
+    """Published: step i of 50 is plain while i <= start_merge_step."""
+    border = model.get_model_object("model_sampling").percent_to_sigma(percent)
+    assert int((schedule(model, 50)[:-1] >= border).sum()) == start_merge_step + 1
