@@ -109,7 +109,7 @@ class SubjectConditioning(io.ComfyNode):
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
-                    default=f"a man {MARKERS[0]} and a woman {MARKERS[0]} reading a book together",
+                    default=f"a man {MARKERS[0]} reading a book in a garden",
                     tooltip=f"The prompt, with {MARKERS[0]} or {MARKERS[1]} right after the noun of each subject, in the order of the "
                     "pictures. One marker for each picture.",
                 ),

@@ -72,10 +72,7 @@ def test_the_unet_is_the_file_s(loaded, weights):
 
 def test_the_vae_is_the_file_s(loaded, weights):
     _, _, vae, _ = loaded
-    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
-    twin = AutoencoderKL(block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4, **blocks)
-    narrow = AutoencoderKL(block_out_channels=(32, 64, 128, 128), layers_per_block=2, latent_channels=4, **blocks)
-    twin.decoder = narrow.decoder
+    twin = AutoencoderKL(**subject_checkpoint.VAE).eval()
     new = {old: name for name, old in subject_checkpoint.VAE_ATTENTION.items()}
     renamed = {}
     for name, value in of(weights, "vae").items():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 
+import comfy.hooks
 import comfy.model_management
 import comfy.sd1_clip
 import pytest
 import torch
 from comfy.sd1_clip import SD1Tokenizer, SDTokenizer
+from comfy_extras.nodes_hooks import CreateHookKeyframe, SetClipHooks, SetHookKeyframes
 from fixtures import tiny_clip
 from fixtures.twin_subject import MARKER, tiny
 from palimpsest.nodes.subject.conditioning import subject_conditioning
@@ -170,8 +172,7 @@ def test_long_prompts_keep_their_subjects_in_every_chunk(clip, made):
 def test_a_textual_inversion_can_be_a_subject(encoder, tmp_path):
     save_file({"emb_params": torch.randn(2, tiny_clip.WIDTH)}, tmp_path / "hero.safetensors")
     clip = tiny_clip.sd1(embedding_directory=str(tmp_path))
-    for tokenizer in (clip.tokenizer.clip_l,):
-        tokenizer.embedding_size = tiny_clip.WIDTH
+    clip.tokenizer.clip_l.embedding_size = tiny_clip.WIDTH
     prompt = parse(clip, f"photo of embedding:hero {MARKER} there")
     assert (prompt.nouns, prompt.slots) == (("embedding:hero",), (3,))
     positive_subject, positive, _ = conditioned(clip, encoder, f"photo of embedding:hero {MARKER} there", PAIR[:1])
@@ -226,6 +227,26 @@ def test_a_lora_on_the_clip_acts_on_both_outputs(clip, encoder):
     without, _, _ = conditioned(clip, encoder, text, PAIR[:1])
     column = prompt.slots[0] + 1
     assert (states(with_lora)[column] - states(without)[column]).abs().max() > 1e-4
+
+
+def test_a_lora_that_is_scheduled_gives_an_entry_for_each_of_its_strengths(encoder):
+    clip = tiny_clip.sd1()
+    layer = "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    up, down = torch.ones(2 * tiny_clip.WIDTH, 1), 0.1 * torch.ones(1, tiny_clip.WIDTH)
+    hooks = comfy.hooks.create_hook_lora({f"{layer}.lora_up.weight": up, f"{layer}.lora_down.weight": down}, 0.0, 1.0)
+    [keyframes] = CreateHookKeyframe().create_hook_keyframe(0.0, 0.0)
+    [keyframes] = CreateHookKeyframe().create_hook_keyframe(1.0, 0.5, keyframes)
+    [hooks] = SetHookKeyframes().set_hook_keyframes(hooks, keyframes)
+    [clip] = SetClipHooks().apply_hooks(clip, True, True, hooks)
+    positive_subject, positive, prompt = conditioned(clip, encoder, f"a man {MARKER} walks", PAIR[:1])
+    reference = encode(clip, "a man walks")
+    assert [entry[1]["clip_start_percent"] for entry in positive_subject] == [0.0, 0.5]
+    column = prompt.slots[0] + 1
+    for (fused, _), (plain, _), (expected, _) in zip(positive_subject, positive, reference, strict=True):
+        assert torch.equal(plain, expected)
+        assert (fused != plain).any(dim=-1).nonzero()[:, 1].tolist() == [column]
+    off, on = (entry[0][0, column] for entry in positive_subject)
+    assert (off - on).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from nodes import CLIPTextEncode, ConditioningCombine, ConditioningSetTimestepRa
 
 pytestmark = pytest.mark.model
 
-STEPS = 10
+STEPS = 6
 CFG = 5.0
 
 
