@@ -56,10 +56,10 @@ def require_common_ground(model: ModelPatcher, expert: ModelPatcher, sockets: tu
 
 def require_levels(expert: ModelPatcher, window: Window, sigmas: torch.Tensor, socket: str) -> None:
     """Raise ValueError if a sampler's sigmas call for the expert at a level above all that it was trained at."""
-    acting = window.among(sigmas)
+    first = min(window.start, float(sigmas.max()))
     highest = float(expert.get_model_object("model_sampling").sigma_max)
-    if acting is not None and acting[1] > highest * (1.0 + 10 * TOLERANCE):
+    if first > highest * (1.0 + 10 * TOLERANCE):
         raise ValueError(
-            f"{socket}: expected a model for sigma {acting[1]:.4g}, at which sampling starts, got one for up to {highest:.4g}. "
-            "Raise start_percent, or use the sigmas of a scheduler that has this model connected."
+            f"{socket}: expected a model for sigma {first:.4g}, at which it would start, got one for up to {highest:.4g}. "
+            "Let it start later, or use the sigmas of a scheduler that has this model connected."
         )

@@ -1,4 +1,4 @@
-"""Two or more models in one sampling, each where its guidance is salient (MagicFusion, 2303.13126; Face-diffuser, 2406.12459).
+"""Two or more models in one sampling, each where its guidance is salient (MagicFusion, 2303.13126; Face-diffuser, 2311.10329).
 
 All models are evaluated at the sampler's own latent and sigma and blended as denoised predictions, in which every prediction
 type is the same; only the saliency needs eps units, for which a guidance response is divided by sigma.
@@ -22,7 +22,7 @@ from .common_ground import require_common_ground, require_levels
 from .preview import with_mask
 from .saliency import log_saliency, strength
 from .shared_weights import KEY, Weights, share_weights
-from .windows import ALWAYS, Window
+from .windows import Window
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -53,17 +53,11 @@ class Prompted:
 
 @dataclass(frozen=True)
 class Expert(Prompted):
-    """window: when it takes part. takes_over: from the window's end on, it samples alone."""
+    """span: the sampling percents between which it takes part. takes_over: from its end on, it samples alone."""
 
-    window: Window = ALWAYS
+    span: tuple[float, float] = (0.0, 1.0)
     mask: Mask | None = None
     takes_over: bool = False
-
-    def is_needed(self, sigmas: torch.Tensor) -> bool:
-        if self.mask is not None and self.mask.keeps_everything_out:
-            return False
-        at_the_end = self.takes_over and self.window.is_over_at(float(sigmas[:-1].min()))
-        return at_the_end or self.window.among(sigmas) is not None
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,8 @@ class FusionGuider(comfy.samplers.CFGGuider):
                 weights.loaded = self.model_patcher
         self.weights.loaded = self.model_patcher
         self.general = general
-        self.experts = [_ExpertGuider(*pair) for pair in zip(experts, others, strict=True)]
+        windows = [Window.of(*expert.span, general.model) for expert in experts]
+        self.experts = [_ExpertGuider(*each) for each in zip(experts, windows, others, strict=True)]
         self.blending = blending
         self.active: list[_ExpertGuider] = []
         self.decision: Decision | None = None
@@ -121,9 +116,9 @@ class FusionGuider(comfy.samplers.CFGGuider):
             raise ValueError(
                 "latent_image: expected one of pictures, [B, C, H, W], got one of several parts, such as with sound."
             )
-        self.active = [guider for guider in self.experts if len(sigmas) > 1 and guider.expert.is_needed(sigmas)]
+        self.active = [guider for guider in self.experts if len(sigmas) > 1 and guider.is_needed(sigmas)]
         for guider in self.active:
-            require_levels(guider.expert.model, guider.expert.window, sigmas, guider.expert.socket)
+            require_levels(guider.expert.model, guider.window, sigmas, guider.expert.socket)
         patchers = [patcher for guider in self.active for patcher in guider.needed_models()]
         self.model_patcher.set_additional_models(KEY, patchers)
         if callback is not None and self.active:
@@ -176,7 +171,7 @@ class FusionGuider(comfy.samplers.CFGGuider):
     def predict_noise(self, x, timestep, model_options={}, seed=None):  # noqa: B006, core's signature
         sigma = float(timestep[0])
         alone = next((guider for guider in self.active if guider.is_alone_at(sigma)), None)
-        acting = [guider for guider in self.active if guider.expert.window.holds(sigma)]
+        acting = [guider for guider in self.active if guider.window.holds(sigma)]
         if alone is not None or not acting:
             self.decision = None
             if alone is not None:
@@ -219,14 +214,21 @@ class FusionGuider(comfy.samplers.CFGGuider):
 class _ExpertGuider(comfy.samplers.CFGGuider):
     """An expert's own run around the general model's: everything of core's but the loading, which the two share."""
 
-    def __init__(self, expert: Expert, weights: Weights):
+    def __init__(self, expert: Expert, window: Window, weights: Weights):
         super().__init__(expert.model.clone() if weights.shared else weights.loaded)
         self.set_conds(expert.positive, expert.negative)
         self.set_cfg(expert.cfg)
         if not weights.shared:
             weights.loaded = self.model_patcher
         self.expert = expert
+        self.window = window
         self.weights = weights
+
+    def is_needed(self, sigmas: torch.Tensor) -> bool:
+        if self.expert.mask is not None and self.expert.mask.keeps_everything_out:
+            return False
+        alone_at_last = self.is_alone_at(float(sigmas[:-1].min()))
+        return alone_at_last or self.window.meets(sigmas)
 
     def needed_models(self) -> list[ModelPatcher]:
         dtype = self.weights.loaded.model_dtype()
@@ -234,7 +236,7 @@ class _ExpertGuider(comfy.samplers.CFGGuider):
         return [self.weights.loaded, *self.model_patcher.get_nested_additional_models(), *of_prompts]
 
     def is_alone_at(self, sigma: float) -> bool:
-        return self.expert.takes_over and self.expert.window.is_over_at(sigma)
+        return self.expert.takes_over and self.window.is_over_at(sigma)
 
     def around(
         self, run: Callable[[], torch.Tensor], noise, latent_image, sampler, sigmas, denoise_mask, seed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,8 +28,7 @@ class Window:
                 "Swap them, or make them equal for no fusion at all."
             )
         sampling = model.get_model_object("model_sampling")
-        start, end = (float(sampling.percent_to_sigma(percent)) for percent in (start_percent, end_percent))
-        return cls(start, end if start_percent < end_percent else math.inf)
+        return cls(*(float(sampling.percent_to_sigma(percent)) for percent in (start_percent, end_percent)))
 
     def holds(self, sigma: float) -> bool:
         return not self.is_over_at(sigma) and sigma <= self.start * (1.0 + TOLERANCE)
@@ -38,13 +36,7 @@ class Window:
     def is_over_at(self, sigma: float) -> bool:
         return sigma <= self.end * (1.0 + TOLERANCE)
 
-    def among(self, sigmas: torch.Tensor) -> tuple[float, float] | None:
-        """The lowest and highest level between those of a sampler at which the fusion acts, None where it never does.
-
-        A sampler may evaluate the model between two of its steps, but never at the last level.
-        """
+    def meets(self, sigmas: torch.Tensor) -> bool:
+        """Whether a sampler of these sigmas, which may evaluate a model between two of them, has a level in the window."""
         low, high = max(self.end, float(sigmas.min())), min(self.start, float(sigmas.max()))
-        return (low, high) if low < high and not self.is_over_at(high) else None
-
-
-ALWAYS = Window(math.inf, 0.0)
+        return low < high and not self.is_over_at(high)

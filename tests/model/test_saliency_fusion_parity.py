@@ -5,7 +5,6 @@ from fixtures.sampling import schedule
 from fixtures.tiny_models import sd15
 from fixtures.twin_fusion import Role, magic_fusion
 from fixtures.twin_unet import sd15_twin
-from palimpsest.nodes.saliency_fusion.windows import ALWAYS, Window
 
 pytestmark = pytest.mark.model
 
@@ -28,9 +27,9 @@ def role(twin, side, batch):
 
 
 WINDOWS = {
-    "always": (lambda model: ALWAYS, lambda t: True),
-    "mode 1, 850": (lambda model: Window.of(1 - 850 / 999, 1.0, model), lambda t: t <= 850),
-    "mode 2, 600": (lambda model: Window.of(0.0, 1 - 600 / 999, model), lambda t: t > 600),
+    "always": ((0.0, 1.0), lambda t: True),
+    "mode 1, 850": ((1 - 850 / 999, 1.0), lambda t: t <= 850),
+    "mode 2, 600": ((0.0, 1 - 600 / 999), lambda t: t > 600),
 }
 
 
@@ -44,8 +43,8 @@ WINDOWS = {
     ],
 )
 def test_equals_the_published_loop_over_diffusers_scheduler(models, twins, batch, general_uncond, mode, k):
-    window, fused = WINDOWS[mode]
-    one, other = general(models[0], CFG, k=k[0]), expert(models[1], CFG, k=k[1], window=window(models[0]))
+    span, fused = WINDOWS[mode]
+    one, other = general(models[0], CFG, k=k[0]), expert(models[1], CFG, k=k[1], span=span)
     sigmas = schedule(models[0], STEPS)
     start = start_for(models[0], sigmas, batch)
     ours = run(fuse(one, other, general_uncond=general_uncond), start, sigmas)

@@ -208,7 +208,7 @@ def test_an_empty_window_holds_nothing_and_a_reversed_one_is_refused():
     for percent in (0.0, 0.4, 1.0):
         empty = Window.of(percent, percent, sampling)
         assert not any(empty.holds(float(sigma)) for sigma in sampling.sigmas)
-        assert empty.among(sampling.sigmas) is None
+        assert not empty.meets(sampling.sigmas)
     with pytest.raises(ValueError, match="start_percent: expected at most end_percent"):
         Window.of(0.5, 0.4, sampling)
 
@@ -217,6 +217,5 @@ def test_a_window_knows_the_levels_of_a_sampler_in_which_it_acts():
     sampling = Sampling()
     window = Window.of(0.2, 0.5, sampling)
     high, low = (sampling.percent_to_sigma(percent) for percent in (0.2, 0.5))
-    assert window.among(torch.tensor([14.0, 0.0])) == pytest.approx((low, high))
-    assert window.among(torch.tensor([low * 0.9, 0.0])) is None
-    assert window.among(torch.tensor([14.0, high * 1.1])) is None
+    assert window.meets(torch.tensor([14.0, 0.0])) and window.meets(torch.tensor([14.0, low * 1.1]))
+    assert not window.meets(torch.tensor([low * 0.9, 0.0])) and not window.meets(torch.tensor([14.0, high * 1.1]))
