@@ -75,17 +75,14 @@ def _mask_inputs() -> list[io.Input]:
 
 
 def _expert(
-    model_expert, positive_expert, negative_expert, cfg_expert, k_expert, start_percent, end_percent, mask, mask_use
-) -> Expert:
+    model_expert, positive_expert, negative_expert, cfg_expert, k_expert, start_percent, end_percent, mask=None,
+    mask_use="restrict",
+) -> Expert:  # fmt: skip
     return Expert(
-        model_expert,
-        positive_expert,
-        negative_expert,
-        cfg_expert,
-        k_expert,
-        "model_expert",
-        (start_percent, end_percent),
-        None if mask is None else Mask(mask, mask_use),
+        *(model_expert, positive_expert, negative_expert, cfg_expert, k_expert),
+        socket="model_expert",
+        span=(start_percent, end_percent),
+        mask=None if mask is None else Mask(mask, mask_use),
     )
 
 
@@ -163,21 +160,9 @@ class SaliencyFusionGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, cfg, model_expert, positive_expert, negative_expert, cfg_expert, k_general, k_expert,
-        start_percent, end_percent, blur, expert_uncond, mode, temperature, mask=None, mask_use="restrict", experts=None,
-    ) -> io.NodeOutput:  # fmt: skip
-        first = _expert(
-            model_expert,
-            positive_expert,
-            negative_expert,
-            cfg_expert,
-            k_expert,
-            start_percent,
-            end_percent,
-            mask,
-            mask_use,
-        )
-        everyone = [first, *(experts or {}).values()]
+        cls, model, positive, negative, cfg, k_general, blur, expert_uncond, mode, temperature, experts=None, **first
+    ) -> io.NodeOutput:
+        everyone = [_expert(**first), *(experts or {}).values()]
         _require_different([model, *(expert.model for expert in everyone)])
         general = Prompted(model, positive, negative, cfg, k_general)
         blending = Blending(blur, expert_uncond == "general", temperature if mode == "soft" else None)
@@ -211,23 +196,8 @@ class FusionExpert(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model_expert, positive_expert, negative_expert, cfg_expert, k_expert, start_percent, end_percent, mask=None,
-        mask_use="restrict",
-    ) -> io.NodeOutput:  # fmt: skip
-        return io.NodeOutput(
-            _expert(
-                model_expert,
-                positive_expert,
-                negative_expert,
-                cfg_expert,
-                k_expert,
-                start_percent,
-                end_percent,
-                mask,
-                mask_use,
-            )
-        )
+    def execute(cls, **expert) -> io.NodeOutput:
+        return io.NodeOutput(_expert(**expert))
 
 
 class SubjectFusion(io.ComfyNode):
