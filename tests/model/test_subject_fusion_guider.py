@@ -99,14 +99,14 @@ def test_a_sampler_s_history_ends_with_a_stage(models, prompts, sampler):
     """Each stage is what sampling that part of the schedule alone gives."""
     sigmas = schedule(models[0], 6)
     x = start_for(models[0], sigmas, size=(8, 8))
-    made = run(guider(models, prompts, (0.45, 0.45)), x, sigmas, sampler)  # t = 831, 665 | 499, ..., 1
+    made = run(guider(models, prompts, (0.45, 0.45)), x, sigmas, sampler)  # t = 997, 831, 665 | 499, ..., 1
     null, text, augmented = prompts
     scene, subject = Prompted(models[0], text, null, CFG), Prompted(models[1], augmented, text, CFG)
     border = 3
     timesteps = models[0].get_model_object("model_sampling").timestep(sigmas[:-1])
     assert int(timesteps[border - 1]) > 549.45 >= int(timesteps[border])
     if sampler == "heun":  # its second evaluation at the border is the next stage's already
-        assert len(made.path) == 7 and bool(torch.isfinite(made.result).all())
+        assert len(made.path) == len(sigmas) and bool(torch.isfinite(made.result).all())
         return
     first = run(plain(scene), x, sigmas[: border + 1], sampler).result
     assert same(made.path[border], first, 1e-6)
