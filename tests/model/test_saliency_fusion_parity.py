@@ -6,7 +6,7 @@ from fixtures.tiny_models import sd15
 from fixtures.twin_fusion import Role, magic_fusion
 from fixtures.twin_unet import sd15_twin
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 CFG = 10.0
 STEPS = 10
