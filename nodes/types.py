@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from .diffusion.trajectory import Trajectory
 from .plug_and_play.features import Features
 from .prompt_to_prompt.prompt_edit import PromptEdit
+from .saliency_fusion.guider import Expert
 from .subject.encoder import SubjectEncoder
 
 
@@ -21,6 +22,11 @@ class FeaturesIO(io.ComfyTypeIO):
 @io.comfytype(io_type="PAL_PROMPT_EDIT")
 class PromptEditIO(io.ComfyTypeIO):
     Type = PromptEdit
+
+
+@io.comfytype(io_type="PAL_FUSION_EXPERT")
+class FusionExpertIO(io.ComfyTypeIO):
+    Type = Expert
 
 
 @io.comfytype(io_type="PAL_SUBJECT_ENCODER")
