@@ -113,7 +113,7 @@ def draw(
 def fused_row(step: int, file: str, other: str, whose: str) -> tuple[list[NodeSpec], Links, list[Group]]:
     """Below the columns: what `guider` decided at one step of the path of `sample`, and the picture it came to."""
     nodes = [
-        NodeSpec("map", "PAL_SaliencyMap", (-420, 1160), {"step": step}, size=(320, 180)),
+        NodeSpec("map", "PAL_SaliencyMap", (-420, 1160), {"step": step}, size=(320, 440)),
         NodeSpec("show_mask", "MaskPreview", (-60, 1160), size=(420, 440), title=f"Places of the {whose}"),
         NodeSpec("heat", "PreviewImage", (400, 1160), size=(420, 440), title=f"Saliency: {other}, {whose}"),
         NodeSpec("save", "SaveImage", (900, 1160), {"filename_prefix": file}, size=(580, 440), title="The picture"),
