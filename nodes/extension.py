@@ -4,8 +4,10 @@ from .inversion.nodes import NODES as INVERSION
 from .null_text.nodes import NODES as NULL_TEXT
 from .plug_and_play.nodes import NODES as PLUG_AND_PLAY
 from .prompt_to_prompt.nodes import NODES as PROMPT_TO_PROMPT
+from .saliency_fusion.nodes import NODES as SALIENCY_FUSION
+from .subject.nodes import NODES as SUBJECT
 
 
 class PalimpsestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*INVERSION, *NULL_TEXT, *PLUG_AND_PLAY, *PROMPT_TO_PROMPT]
+        return [*INVERSION, *NULL_TEXT, *PLUG_AND_PLAY, *PROMPT_TO_PROMPT, *SALIENCY_FUSION, *SUBJECT]

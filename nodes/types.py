@@ -5,6 +5,8 @@ from comfy_api.latest import io
 from .diffusion.trajectory import Trajectory
 from .plug_and_play.features import Features
 from .prompt_to_prompt.prompt_edit import PromptEdit
+from .saliency_fusion.guider import Expert
+from .subject.encoder import SubjectEncoder
 
 
 @io.comfytype(io_type="PAL_TRAJECTORY")
@@ -20,3 +22,13 @@ class FeaturesIO(io.ComfyTypeIO):
 @io.comfytype(io_type="PAL_PROMPT_EDIT")
 class PromptEditIO(io.ComfyTypeIO):
     Type = PromptEdit
+
+
+@io.comfytype(io_type="PAL_FUSION_EXPERT")
+class FusionExpertIO(io.ComfyTypeIO):
+    Type = Expert
+
+
+@io.comfytype(io_type="PAL_SUBJECT_ENCODER")
+class SubjectEncoderIO(io.ComfyTypeIO):
+    Type = SubjectEncoder

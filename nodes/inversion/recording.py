@@ -12,14 +12,11 @@ from ..diffusion.samplers import require_deterministic, sampler_name
 from ..diffusion.trajectory import Conditioning, ModelFingerprint, Trajectory, require_descending_to_zero
 
 
-class RecordingSampler(comfy.samplers.Sampler):
-    """Runs another sampler and keeps x at every level, before ComfyUI rescales the result."""
+class RecordingSampler(comfy.samplers.KSAMPLER):
+    """Samples as another sampler does and keeps x at every level, before ComfyUI rescales the result."""
 
     def __init__(self, sampler: comfy.samplers.KSAMPLER) -> None:
-        self.sampler = sampler
-        # What tells samplers apart, for model patches that follow a trajectory themselves.
-        self.sampler_function = sampler.sampler_function
-        self.extra_options = sampler.extra_options
+        super().__init__(sampler.sampler_function, sampler.extra_options, sampler.inpaint_options)
         self.path: dict[int, torch.Tensor] = {}
 
     def sample(
@@ -30,7 +27,7 @@ class RecordingSampler(comfy.samplers.Sampler):
             if callback is not None:
                 callback(i, denoised, x, total)
 
-        x = self.sampler.sample(model_wrap, sigmas, extra_args, record, noise, latent_image, denoise_mask, disable_pbar)
+        x = super().sample(model_wrap, sigmas, extra_args, record, noise, latent_image, denoise_mask, disable_pbar)
         self.path[len(sigmas) - 1] = x.float().cpu().clone()
         return x
 

@@ -5,11 +5,12 @@ from functools import partial
 
 from comfy_api.latest import io
 
+from ..diffusion.heatmap import heatmap
 from ..diffusion.trajectory import first_steps
 from ..feedback import show_on_node
 from ..types import PromptEditIO, TrajectoryIO
 from .alignment import PromptTokens
-from .attention_mask import enlarged, heatmap, mask_of, word_map
+from .attention_mask import enlarged, mask_of, word_map
 from .control import Settings, prompt_to_prompt, require_prompt
 from .prompt_edit import MODES, PROMPT, PromptEdit, columns_of, phrases, prompt_edit, tokenize_prompt
 from .tokens import tokenize

@@ -14,6 +14,7 @@ from pathlib import Path
 from browser.author import Group, NodeSpec, Note, Workflow, save_workflow
 from browser.author_subgraph import save_blueprint
 from browser.frontend import launch, open_frontend
+from browser.shipped_fusion import checkpoint_and_lora, two_checkpoints, two_loras
 from browser.shipped_generated import edit_a_generated_picture
 from browser.shipped_notes import (
     CAPTURE_NOTE,
@@ -23,8 +24,9 @@ from browser.shipped_notes import (
     TUNING_NOTE,
 )
 from browser.shipped_parts import invert_picture, load_picture, sample_back
-from browser.shipped_style import BLUE, CHECKPOINT, CYAN, GOLD, GREEN, NEGATIVE, PICTURE, POSITIVE, RED
+from browser.shipped_style import BLUE, CYAN, FILES, GOLD, GREEN, NEGATIVE, PICTURE, POSITIVE, RED
 from browser.shipped_subgraphs import mask_by_word_box, swap_a_word_box
+from browser.shipped_subjects import delayed_subject, subject_in_a_scene, two_subjects
 from browser.shipped_words import mask_by_word, refine_a_prompt, reweight_a_word, swap_a_word
 from host.provision import comfyui_location
 from host.server import Server
@@ -186,9 +188,11 @@ def main() -> None:
         server = Server(comfyui_location(), Path(base))
         (server.base / "input").mkdir()
         shutil.copy(server.comfyui / "input" / PICTURE, server.base / "input")
-        checkpoints = server.base / "models" / "checkpoints"
-        checkpoints.mkdir(parents=True)
-        (checkpoints / CHECKPOINT).touch()  # so that no thumbnail marks it as missing
+        for kind, names in FILES.items():  # so that no thumbnail marks one as missing
+            folder = server.base / "models" / kind
+            folder.mkdir(parents=True)
+            for name in names:
+                (folder / name).touch()
         with server, launch() as browser, open_frontend(browser, server.address) as frontend:
             for workflow in (
                 invert_and_reconstruct(),
@@ -198,6 +202,12 @@ def main() -> None:
                 refine_a_prompt(),
                 reweight_a_word(),
                 mask_by_word(),
+                two_checkpoints(),
+                checkpoint_and_lora(),
+                two_loras(),
+                subject_in_a_scene(),
+                two_subjects(),
+                delayed_subject(),
             ):
                 print(save_workflow(frontend, workflow, FOLDER, API))
             for blueprint in (swap_a_word_box(), mask_by_word_box()):

@@ -5,17 +5,36 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from browser.frontend import open_frontend
-from fixtures import checkpoints
+from fixtures import checkpoints, subject_checkpoint
 from host.client import Client
 from host.server import Server
 from playwright.sync_api import Browser
+from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[2]
 API = Path(__file__).with_name("api_format")
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def subject_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As published: a pickle of tensors."""
+    file = tmp_path_factory.mktemp("subject") / "pytorch_model.bin"
+    torch.save(load_file(subject_checkpoint.published()), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the random checkpoint's first cross-attention."""
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
+    file = tmp_path_factory.mktemp("lora") / "lora.safetensors"
+    save_file({f"{name}.lora_up.weight": torch.ones(320, 4), f"{name}.lora_down.weight": torch.ones(4, 768)}, file)
+    return file
 
 
 def test_there_are_workflows_to_test():
@@ -29,14 +48,20 @@ def test_a_shipped_workflow_loads_and_runs(
     server: Server,
     client: Client,
     photo: Path,
+    subject_file: Path,
+    lora: Path,
     screenshots: Path,
     file: Path,
     vue_nodes: bool,
 ):
     expected = json.loads((API / file.name).read_text(encoding="utf-8"))
     for node in expected.values():
-        if "ckpt_name" in node["inputs"]:
+        if node["class_type"] == "CheckpointLoaderSimple":
             server.link_model("checkpoints", checkpoints.sd15(), node["inputs"]["ckpt_name"])
+        if node["class_type"] == "PAL_LoadSubjectEncoder":
+            server.link_model("checkpoints", subject_file, node["inputs"]["ckpt_name"])
+        if node["class_type"] == "LoraLoader":
+            server.link_model("loras", lora, node["inputs"]["lora_name"])
         if node["class_type"] == "LoadImage":
             assert client.upload_image(photo, node["inputs"]["image"]) == node["inputs"]["image"]
 
@@ -44,7 +69,7 @@ def test_a_shipped_workflow_loads_and_runs(
         assert frontend.load(json.loads(file.read_text(encoding="utf-8"))) == []
         assert frontend.api_format() == expected
         if not vue_nodes:
-            frontend.set_widgets({"steps": 2, "width": 64, "height": 64})
+            frontend.set_widgets({"steps": 2, "step": 1, "width": 64, "height": 64})
             frontend.queue()
             wait_until_idle(client)
             [entry] = client.get_json("/history", max_items="1").values()

@@ -24,7 +24,7 @@ NODE_KEYS = (
 
 
 # Combos that list the files a server has.
-FILE_LISTS = (("PAL_LoadTrajectory", "trajectory_file"),)
+FILE_LISTS = (("PAL_LoadTrajectory", "trajectory_file"), ("PAL_LoadSubjectEncoder", "ckpt_name"))
 
 
 def pack_nodes(object_info: dict[str, dict]) -> dict[str, dict]:

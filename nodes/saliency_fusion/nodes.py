@@ -1,0 +1,349 @@
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..diffusion.heatmap import heatmap
+from ..feedback import show_on_node
+from ..types import FusionExpertIO, TrajectoryIO
+from .blending import MASK_USES, Mask
+from .guider import Blending, Expert, FusionGuider, Prompted
+from .saliency import BLURS
+from .saliency_map import decide_along, decide_at, mask_of, saliency_of
+from .stages import SubjectFusionGuider
+
+CATEGORY = "palimpsest/saliency_fusion"
+ALIASES = ["magicfusion", "saliency-aware noise blending", "snb", "snf", "two models", "merge models", "blend models"]
+PAPER = "MagicFusion (Zhao 2023, arXiv 2303.13126)"
+MAX_EXPERTS = 8
+
+
+def _cfg_input(name: str, tooltip: str, default: float = 7.5) -> io.Input:
+    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
+
+
+def _k_input(name: str, tooltip: str) -> io.Input:
+    return io.Float.Input(name, default=1.0, min=0.01, max=1000.0, step=0.1, round=0.01, tooltip=tooltip)
+
+
+def _expert_inputs() -> list[io.Input]:
+    return [
+        io.Model.Input(
+            "model_expert",
+            tooltip="A model for the same latents that knows something the general one does not: a fine-tune, or the same checkpoint "
+            "with a LoRA, which takes no second copy of the weights.",
+        ),
+        io.Conditioning.Input(
+            "positive_expert",
+            tooltip="What the expert is to paint, encoded by its own CLIP. Usually the same words as for the general model.",
+        ),
+        io.Conditioning.Input("negative_expert", tooltip="The expert's negative prompt, encoded by its own CLIP."),
+        _cfg_input("cfg_expert", "The expert's guidance. Stronger guidance also makes it more salient."),
+        _k_input(
+            "k_expert", "How sharply the expert's saliency stands out. Higher gives it fewer, more certain places."
+        ),
+        *(
+            io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, round=0.0001, tooltip=tooltip)
+            for name, default, tooltip in (
+                (
+                    "start_percent",
+                    0.0,
+                    "When the expert begins to take part, in sampling percent. Before that the general model samples alone and the "
+                    "expert is not evaluated.",
+                ),
+                (
+                    "end_percent",
+                    1.0,
+                    "When the expert stops taking part. Equal to start_percent: never.",
+                ),
+            )
+        ),
+    ]
+
+
+def _mask_inputs() -> list[io.Input]:
+    return [
+        io.Mask.Input("mask", optional=True, tooltip="Where mask_use says something about the expert. Any size."),
+        io.Combo.Input(
+            "mask_use",
+            options=list(MASK_USES),
+            default="restrict",
+            optional=True,
+            tooltip="restrict: the expert may only act inside the mask. force: inside the mask it always acts, outside saliency "
+            "decides. decide: the mask alone decides.",
+        ),
+    ]
+
+
+def _expert(
+    model_expert, positive_expert, negative_expert, cfg_expert, k_expert, start_percent, end_percent, mask=None,
+    mask_use="restrict",
+) -> Expert:  # fmt: skip
+    return Expert(
+        *(model_expert, positive_expert, negative_expert, cfg_expert, k_expert),
+        socket="model_expert",
+        span=(start_percent, end_percent),
+        mask=None if mask is None else Mask(mask, mask_use),
+    )
+
+
+class SaliencyFusionGuider(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_SaliencyFusionGuider",
+            display_name="Saliency Fusion Guider",
+            category=CATEGORY,
+            description="Two models in one picture: at every step each place belongs to the model whose guidance has more to say "
+            f"there. {PAPER}.",
+            search_aliases=[*ALIASES, "dual model guider"],
+            inputs=[
+                io.Model.Input("model", tooltip="The general model: it samples wherever no expert is more salient."),
+                io.Conditioning.Input(
+                    "positive", tooltip="What the general model is to paint, encoded by its own CLIP."
+                ),
+                io.Conditioning.Input("negative", tooltip="The general model's negative prompt."),
+                _cfg_input("cfg", "The general model's guidance."),
+                *_expert_inputs()[:4],
+                _k_input("k_general", "How sharply the general model's saliency stands out. 1 is the published value."),
+                *_expert_inputs()[4:],
+                io.Combo.Input(
+                    "blur",
+                    options=list(BLURS),
+                    default="box",
+                    advanced=True,
+                    tooltip="How responses are smoothed. box: the published 4 x 4 mean, darker at the edges. gaussian: as wide, even "
+                    "at the edges.",
+                ),
+                io.Combo.Input(
+                    "expert_uncond",
+                    options=["own", "general"],
+                    default="own",
+                    advanced=True,
+                    tooltip="Which unconditional prediction the expert's saliency is counted from: its own, as in the paper, or the "
+                    "general model's, as in the published code, which makes every difference between the models salient.",
+                ),
+                io.Combo.Input(
+                    "mode",
+                    options=["hard", "soft"],
+                    default="hard",
+                    tooltip="hard: each place is one model's, as published. soft: the models are mixed by their saliency.",
+                ),
+                io.Float.Input(
+                    "temperature",
+                    default=0.5,
+                    min=0.0,
+                    max=1000.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="For soft: 0 is the hard mask, 1 mixes in proportion to saliency, high values come to the plain average.",
+                ),
+                *_mask_inputs(),
+                io.Autogrow.Input(
+                    "experts",
+                    io.Autogrow.TemplatePrefix(
+                        FusionExpertIO.Input("expert", tooltip="One more model, from Fusion Expert."),
+                        prefix="expert",
+                        min=0,
+                        max=MAX_EXPERTS - 1,
+                    ),
+                    optional=True,
+                    tooltip="More models, each from a Fusion Expert node. The most salient of all has the place.",
+                ),
+            ],
+            outputs=[
+                io.Guider.Output(
+                    display_name="guider",
+                    tooltip="For SamplerCustomAdvanced with any sampler. The preview shows the experts' places tinted.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, positive, negative, cfg, k_general, blur, expert_uncond, mode, temperature, experts=None, **first
+    ) -> io.NodeOutput:
+        everyone = [_expert(**first), *(experts or {}).values()]
+        _require_different([model, *(expert.model for expert in everyone)])
+        general = Prompted(model, positive, negative, cfg, k_general)
+        blending = Blending(blur, expert_uncond == "general", temperature if mode == "soft" else None)
+        return io.NodeOutput(FusionGuider(general, everyone, blending))
+
+
+def _require_different(models: list) -> None:
+    for i, model in enumerate(models):
+        if any(model is other for other in models[:i]):
+            raise ValueError(
+                f"model_expert: expected a model of its own for expert {i}, got one that is wired in already. A model fused with "
+                "itself costs two evaluations and gives what one gives. Load another checkpoint, or put a LoRA on this one."
+            )
+
+
+class FusionExpert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_FusionExpert",
+            display_name="Fusion Expert",
+            category=CATEGORY,
+            description=f"One more model for Saliency Fusion Guider, with its own prompts, window and mask. {PAPER}.",
+            search_aliases=[*ALIASES, "three models"],
+            inputs=[*_expert_inputs(), *_mask_inputs()],
+            outputs=[
+                FusionExpertIO.Output(
+                    display_name="expert", tooltip="Connect to the experts of a Saliency Fusion Guider."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, **expert) -> io.NodeOutput:
+        return io.NodeOutput(_expert(**expert))
+
+
+class SubjectFusion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        border = {"min": 0.0, "max": 1.0, "step": 0.01, "round": 0.0001}
+        return io.Schema(
+            node_id="PAL_SubjectFusionGuider",
+            display_name="Subject Fusion Guider",
+            category=CATEGORY,
+            description="A given subject in a new scene: the scene model lays out the picture, both models share it by saliency, and "
+            "the subject model finishes it. Face-diffuser (Wang 2024, arXiv 2311.10329).",
+            search_aliases=["face-diffuser", "face diffuser", "snf", "subject fusion", "fastcomposer", "two models"],
+            inputs=[
+                io.Model.Input("model_scene", tooltip="A model that knows scenes: a text-to-image checkpoint."),
+                io.Model.Input(
+                    "model_subject",
+                    tooltip="The model that understands positive_subject. May be the scene model with a LoRA.",
+                ),
+                io.Conditioning.Input(
+                    "positive",
+                    tooltip="The plain prompt, encoded by the subject model's CLIP, from Subject Conditioning.",
+                ),
+                io.Conditioning.Input(
+                    "positive_subject",
+                    tooltip="The same prompt with the subjects put in, from Subject Conditioning.",
+                ),
+                io.Conditioning.Input("negative", tooltip="The negative prompt of the scene model. Published: empty."),
+                _cfg_input(
+                    "cfg", "Guidance of both models. The subject model is guided away from the plain prompt.", 5.0
+                ),
+                io.Float.Input(
+                    "scene_end",
+                    default=0.3,
+                    tooltip="Until here, in sampling percent, the scene model samples alone.",
+                    **border,
+                ),
+                io.Float.Input(
+                    "fusion_end",
+                    default=0.6,
+                    tooltip="Until here both models share the picture; from here on the subject model samples alone.",
+                    **border,
+                ),
+            ],
+            outputs=[
+                io.Guider.Output(
+                    display_name="guider",
+                    tooltip="For SamplerCustomAdvanced with a deterministic sampler: euler, ddim, heun, dpmpp_2m.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model_scene, model_subject, positive, positive_subject, negative, cfg, scene_end, fusion_end
+    ) -> io.NodeOutput:
+        return io.NodeOutput(
+            SubjectFusionGuider(
+                model_scene, model_subject, positive, positive_subject, negative, cfg, scene_end, fusion_end
+            )
+        )
+
+
+class SaliencyMap(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_SaliencyMap",
+            display_name="Saliency Map",
+            category=CATEGORY,
+            description="Shows what a fusion guider decides at any step, without sampling: whose place each pixel is, and every "
+            f"model's saliency. {PAPER}.",
+            search_aliases=[*ALIASES, "fusion mask", "heatmap"],
+            inputs=[
+                io.Guider.Input("guider", tooltip="From Saliency Fusion Guider or Subject Fusion Guider."),
+                io.Int.Input(
+                    "step",
+                    default=10,
+                    min=0,
+                    max=9999,
+                    tooltip="Which step to look at; 0 is the noisiest. Windows do not count here.",
+                ),
+                io.Int.Input(
+                    "expert",
+                    default=1,
+                    min=1,
+                    max=MAX_EXPERTS,
+                    tooltip="Whose part the mask is: 1 is the guider's own expert.",
+                ),
+                TrajectoryIO.Input(
+                    "trajectory", optional=True, tooltip="A path to look at, from Sample Trajectory or DDIM Invert."
+                ),
+                io.Latent.Input(
+                    "latent_image",
+                    optional=True,
+                    tooltip="Instead of a trajectory: a picture, or a latent that is noisy.",
+                ),
+                io.Sigmas.Input(
+                    "sigmas", optional=True, tooltip="With latent_image: the schedule that step counts in."
+                ),
+                io.Noise.Input(
+                    "noise",
+                    optional=True,
+                    tooltip="With latent_image: noise to add to a picture. Unconnected: the latent is already as noisy as the step.",
+                ),
+            ],
+            outputs=[
+                io.Mask.Output(display_name="mask", tooltip="1 where the expert acts, at 8 times the latent's size."),
+                io.Image.Output(
+                    display_name="heatmap",
+                    tooltip="Saliency as colours: the general model, then each expert, side by side.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls, guider, step, expert, trajectory=None, latent_image=None, sigmas=None, noise=None
+    ) -> io.NodeOutput:
+        if not isinstance(guider, FusionGuider):
+            raise ValueError(
+                f"guider: expected a Saliency Fusion Guider or Subject Fusion Guider, got {type(guider).__name__}."
+            )
+        if expert > len(guider.experts):
+            raise ValueError(f"expert: expected 1 to {len(guider.experts)}, the guider's experts, got {expert}.")
+        beside = [
+            name
+            for name, value in (("latent_image", latent_image), ("sigmas", sigmas), ("noise", noise))
+            if value is not None
+        ]
+        if trajectory is not None and beside:
+            raise ValueError(
+                f"trajectory: expected alone, got {', '.join(beside)} beside it. Disconnect one of the two."
+            )
+        if trajectory is not None:
+            decision = decide_along(guider, trajectory, step)
+        elif latent_image is not None and sigmas is not None:
+            decision = decide_at(guider, latent_image, noise, sigmas, step)
+        else:
+            raise ValueError(
+                "trajectory: expected one, or latent_image and sigmas, got neither. Connect what to look at."
+            )
+        mask = mask_of(decision, expert - 1)
+        show_on_node(cls, f"expert {expert}: {100 * float(mask.mean()):.1f} % of the picture")
+        return io.NodeOutput(mask, heatmap(saliency_of(decision), None))
+
+
+NODES = [SaliencyFusionGuider, FusionExpert, SubjectFusion, SaliencyMap]

@@ -1,0 +1,55 @@
+"""The step's mask drawn over ComfyUI's own latent preview."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import comfy.utils
+import latent_preview
+import torch
+from PIL import Image
+
+if TYPE_CHECKING:
+    from .guider import Decision, FusionGuider
+
+INTERVAL = 0.1  # seconds at least between two pictures, as between ComfyUI's own progress messages
+OPACITY = 0.45
+# One for each expert, apart in lightness as well as in hue; the general model's places keep the picture's own colours.
+COLOURS = ((255, 140, 0), (0, 158, 250), (230, 60, 160), (120, 200, 40))
+
+
+def with_mask(callback: Callable, guider: FusionGuider) -> Callable:
+    """A sampler's callback that goes on to show the mask of `guider`'s current decision."""
+    patcher = guider.model_patcher
+    previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
+    if previewer is None:
+        return callback
+    bar = comfy.utils.ProgressBar(1)
+    last = -INTERVAL
+
+    def show(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
+        nonlocal last
+        callback(step, x0, x, total)
+        now = time.monotonic()
+        if guider.decision is None or now - last < INTERVAL:
+            return
+        last = now
+        kind, image, size = previewer.decode_latent_to_preview_image("JPEG", x0)
+        bar.update_absolute(step + 1, total, (kind, overlaid(image, guider.decision), size))
+
+    return show
+
+
+def overlaid(image: Image.Image, decision: Decision) -> Image.Image:
+    """The first picture of the batch with each expert's part tinted."""
+    weights = decision.weights[1:, 0].float().cpu()
+    weights = weights if weights.ndim == 3 else weights[:, 0]  # the first frame
+    for weight, expert in zip(weights, decision.experts, strict=True):
+        part = Image.fromarray((weight * (OPACITY * 255)).round().to(torch.uint8).numpy())
+        part = part.resize(image.size, Image.Resampling.NEAREST)
+        image = Image.composite(
+            Image.new("RGB", image.size, COLOURS[expert % len(COLOURS)]), image.convert("RGB"), part
+        )
+    return image

@@ -1,0 +1,138 @@
+"""Published subject checkpoints: FastComposer's, and Face-diffuser's SDM and TDM. A file is untrusted input.
+
+All three are SD1.5 in diffusers' names, with the text encoder lacking its `text_model` level; the first two hold a subject
+encoder as well.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import comfy.diffusers_convert
+import comfy.model_detection
+import comfy.sd
+import comfy.supported_models
+import comfy.utils
+import torch
+
+from .encoder import IMAGE_ENCODER, POSTFUSE, SubjectEncoder, require_weights, subject_encoder
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+    from comfy.sd import CLIP, VAE
+
+STABLE_DIFFUSION = ("text_encoder", "vae", "unet")
+SUBJECT = (IMAGE_ENCODER, POSTFUSE)
+WHAT = "FastComposer's or Face-diffuser's checkpoint"
+LAYOUT = {  # SD1.x's blocks, of whatever widths; enough to name a UNet's tensors
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
+}
+# What core's table of names has and SD1.x has not, or has only where the width changes.
+OPTIONAL = re.compile(r"conv_shortcut|down_blocks\.3\.downsamplers|up_blocks\.3\.upsamplers|(add|class)_embedding")
+TEXT_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
+
+Parts = dict[str, dict[str, torch.Tensor]]
+
+
+Loaded = tuple["SubjectEncoder | None", "ModelPatcher", "VAE", "CLIP"]
+
+
+def load(path: Path, embedding_directory: list[str]) -> Loaded:
+    """The encoder is None for a checkpoint without one (TDM). Anything else than such a checkpoint raises ValueError."""
+    return models(_read(path), path.name, embedding_directory)
+
+
+def models(weights: dict[str, torch.Tensor], file: str, embedding_directory: list[str]) -> Loaded:
+    """What the tensors of a published file, named `file` in errors, are as ComfyUI's models. Empties `weights`."""
+    parts = _split(weights, file)
+    try:
+        subject = {f"{part}.{name}": value for part in SUBJECT for name, value in parts.get(part, {}).items()}
+        encoder = subject_encoder(subject) if subject else None
+        return encoder, *_stable_diffusion(parts, embedding_directory)
+    except (ValueError, RuntimeError) as error:  # core's own of a tensor in another shape is a RuntimeError
+        why = " ".join(str(error).split())[:400].rstrip(".")
+        raise ValueError(f"ckpt_name: expected {WHAT}, got {file}, where {why}. Download the file again.") from error
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        weights = comfy.utils.load_torch_file(str(path), safe_load=True)
+    except Exception as error:  # pickle's, zip's and safetensors' errors have nothing else in common
+        raise ValueError(
+            f"ckpt_name: {path.name} could not be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}. It is cut "
+            "short, or holds more than tensors, which is never loaded. Download it again, as safetensors where there is one."
+        ) from error
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError(f"ckpt_name: expected {WHAT}, got {path.name}, which holds something else than named tensors.")
+    return weights
+
+
+def _split(weights: dict[str, torch.Tensor], file: str) -> Parts:
+    parts: Parts = {}
+    for name in list(weights):
+        part, _, rest = str(name).partition(".")
+        if not rest.endswith("position_ids"):  # a buffer that older versions of transformers saved
+            parts.setdefault(part, {})[rest] = weights.pop(name)
+    lacking = [part for part in STABLE_DIFFUSION + SUBJECT if part not in parts]
+    if lacking in ([], list(SUBJECT)):
+        return {part: parts[part] for part in STABLE_DIFFUSION + SUBJECT if part in parts}
+    if any(name.startswith("diffusion_model.") for name in parts.get("model", {})):
+        what, then = "an ordinary checkpoint without a subject encoder", "Use Load Checkpoint for it."
+    else:
+        what = f"a file without {', '.join(lacking)}; it starts with {', '.join(sorted(parts)[:4])}"
+        then = (
+            "Choose the pytorch_model.bin of FastComposer or Face-diffuser, or a safetensors file of the same tensors."
+        )
+    raise ValueError(f"ckpt_name: expected {WHAT}, got {file}, {what}. {then}")
+
+
+def _stable_diffusion(parts: Parts, embedding_directory: list[str]) -> tuple[ModelPatcher, VAE, CLIP]:
+    """Through core's tables of names to the layout of SD1.x checkpoints, and through core's loader of those."""
+    text = {f"text_model.{name}": value for name, value in parts["text_encoder"].items()}
+    vae = comfy.diffusers_convert.convert_vae_state_dict(parts["vae"])
+    unet = _original_unet(parts["unet"])
+    layers = {int(match[1]) for name in text if (match := TEXT_LAYER.search(name))}
+    prefixed = {
+        "cond_stage_model.transformer.": text,
+        "first_stage_model.": vae,
+        "model.diffusion_model.": unet,
+    }
+    weights = {prefix + name: value for prefix, values in prefixed.items() for name, value in values.items()}
+    config = comfy.model_detection.model_config_from_unet(weights, "model.diffusion_model.")
+    if not isinstance(config, comfy.supported_models.SD15):
+        raise ValueError("unet is of another width or kind than SD1.x's")
+    model, clip, codec, _ = comfy.sd.load_state_dict_guess_config(
+        weights,
+        embedding_directory=embedding_directory,
+        te_model_options={"clip_l_model_config": {"num_hidden_layers": len(layers)}},
+    )
+    if clip is None or "post_quant_conv.weight" not in vae or codec.first_stage_model is None:
+        raise ValueError("text_encoder or vae is of another kind than SD1.x's")
+    for part, module, found in (
+        ("unet", model.model.diffusion_model, unet),
+        ("vae", codec.first_stage_model, vae),
+        ("text_encoder", clip.cond_stage_model.clip_l.transformer, text),
+    ):
+        expected = {
+            name: value.shape for name, value in module.state_dict().items() if name != "text_projection.weight"
+        }
+        require_weights(part, expected, {name: value.shape for name, value in found.items()})
+    return model, codec, clip
+
+
+def _original_unet(unet: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    names = comfy.utils.unet_to_diffusers(LAYOUT)
+    required = [name for name in names if not OPTIONAL.search(name)]
+    missing = [name for name in required if name not in unet]
+    if missing:
+        raise ValueError(f"unet lacks {len(missing)} of its {len(required)} tensors, the first is {missing[0]}")
+    unknown = [name for name in unet if name not in names]
+    if unknown:
+        raise ValueError(f"unet has {unknown[0]}, which no SD1.x has")
+    return {names[name]: value for name, value in unet.items()}

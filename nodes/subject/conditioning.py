@@ -1,0 +1,90 @@
+"""Text conditioning whose subjects carry reference pictures (FastComposer, 2305.10431)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..diffusion.trajectory import Conditioning
+from .encoder import SubjectEncoder
+from .markers import EXAMPLE, MarkedPrompt, own_columns, parse
+from .reference_pictures import Reference, prepared
+
+if TYPE_CHECKING:
+    from comfy.sd import CLIP
+
+
+def subject_conditioning(
+    clip: CLIP, encoder: SubjectEncoder, text: str, references: list[Reference]
+) -> tuple[Conditioning, Conditioning, MarkedPrompt]:
+    """(with the pictures, plain, the prompt): the same but for the last token of each marked noun.
+
+    A weight on a noun acts after the pictures are put in, as ComfyUI's weights act after the text encoder: the network was
+    trained on states without weights.
+    """
+    _require_sd1(clip)
+    prompt = parse(clip, text)
+    if len(prompt.slots) != len(references):
+        raise ValueError(
+            f"text: expected one marker for each of the {len(references)} reference pictures, as in {EXAMPLE}, got "
+            f"{len(prompt.slots)} in {text!r}. The first picture belongs to the first marker, and so on."
+        )
+    tokens = clip.tokenize(prompt.text, return_word_ids=True)
+    columns = _columns(prompt, own_columns(tokens))
+    [chunks] = tokens.values()
+    weights = [token[1] for chunk in chunks for token in chunk]
+
+    positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
+    width = positive[0][0].shape[-1]
+    if width != encoder.width:
+        raise ValueError(
+            f"clip: expected a text encoder of the subject encoder's width, {encoder.width}, got {width}. Connect `clip` of Load Subject "
+            "Encoder."
+        )
+    unweighted = empty = positive
+    if any(weight != 1.0 for weight in weights):
+        unweighted = clip.encode_from_tokens_scheduled(_without_weights(tokens))
+        empty = clip.encode_from_tokens_scheduled(clip.tokenize(""))
+    pictures = encoder.embed(torch.stack([prepared(reference, encoder.image_size) for reference in references]))
+
+    with_pictures = []
+    for (states, extra), (plain, _), (nothing, _) in zip(positive, unweighted, empty, strict=True):
+        states = states.clone()
+        fused = encoder.fuse(plain[0, columns], pictures).to(states)
+        for column, state in zip(columns, fused, strict=True):
+            if weights[column] != 1.0:
+                origin = nothing[0, column % len(chunks[0])]
+                state = origin + weights[column] * (state - origin)
+            states[0, column] = state
+        with_pictures.append([states, extra.copy()])
+    return with_pictures, positive, prompt
+
+
+def _require_sd1(clip: CLIP) -> None:
+    encoders = list(clip.tokenize(""))
+    if encoders != ["l"]:
+        raise ValueError(
+            f"clip: expected SD1.x's text encoder, CLIP ViT-L, which the subject encoder was trained with, got {', '.join(encoders)}. "
+            "Connect `clip` of Load Subject Encoder, or of an SD1.x checkpoint."
+        )
+    if clip.layer_idx not in (None, -1):
+        raise ValueError(
+            f"clip: expected its last layer, which the subject encoder was trained with, got layer {clip.layer_idx}. Take CLIP Set Last "
+            "Layer out of the way to this node."
+        )
+
+
+def _columns(prompt: MarkedPrompt, own: list[int]) -> list[int]:
+    """Columns of the conditioning that the pictures go to. ComfyUI's tokeniser cuts nothing off; one of another pack may."""
+    for noun, slot in zip(prompt.nouns, prompt.slots, strict=True):
+        if slot >= len(own):
+            raise ValueError(
+                f"text: expected every subject among the {len(own)} tokens that this clip reads, got {noun!r} at token {slot + 1}. Move "
+                "the subjects to the front, or shorten the text."
+            )
+    return [own[slot] for slot in prompt.slots]
+
+
+def _without_weights(tokens: dict[str, list[list[tuple]]]) -> dict[str, list[list[tuple]]]:
+    return {name: [[(token[0], 1.0) for token in chunk] for chunk in chunks] for name, chunks in tokens.items()}

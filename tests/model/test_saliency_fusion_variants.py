@@ -1,0 +1,189 @@
+"""Variants of one checkpoint, and what else artists put on a model: in a fusion each does what it does alone.
+
+A mask that gives an expert the whole picture makes a fusion equal to sampling the expert alone, bit for bit.
+"""
+
+import comfy.hooks
+import comfy.lora
+import comfy.model_management
+import comfy_extras.nodes_model_advanced as advanced
+import pytest
+import torch
+from fixtures.fusion import expert, fuse, general, plain, run, start_for
+from fixtures.other_packs import OTHERS, free_u, lora, with_control
+from fixtures.sampling import random_trajectory, schedule
+from fixtures.tiny_models import conditioning, control_net, sd15
+from fixtures.unet_probe import fingerprint, same
+from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
+from palimpsest.nodes.saliency_fusion.blending import Mask
+
+pytestmark = pytest.mark.model
+
+STEPS = 2
+EVERYWHERE = Mask(torch.ones(1, 8, 8), "decide")
+LEFT = Mask(torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], -1), "decide")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return sd15(0)
+
+
+@pytest.fixture(scope="module")
+def other():
+    return sd15(1)
+
+
+@pytest.fixture(scope="module")
+def sigmas(model):
+    return schedule(model, STEPS)
+
+
+@pytest.fixture(scope="module")
+def x(model, sigmas):
+    return start_for(model, sigmas, 1, (8, 8))
+
+
+def second_lora(model):
+    patched = model.clone()
+    name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    patch = 0.1 * torch.randn(model.model.state_dict()[name].shape, generator=torch.Generator().manual_seed(9))
+    assert patched.add_patches({name: ("diff", (patch,))}, 0.7) == [name]
+    return patched
+
+
+VARIANTS = {
+    "one": (lambda model: model, lora),
+    "both": (second_lora, lora),
+    "stacked": (lora, lambda model: second_lora(lora(model))),
+    "the general one": (lora, lambda model: model),
+}
+
+
+@pytest.mark.parametrize("which", list(VARIANTS))
+def test_variants_of_a_checkpoint_share_its_weights_and_equal_two_loaded_ones(model, sigmas, x, which):
+    before = fingerprint(model)
+    first, second = VARIANTS[which]
+    guider = fuse(general(first(model)), expert(second(model)))
+    loaded = {id(patcher.model) for patcher in (guider.model_patcher, *(own.weights.loaded for own in guider.experts))}
+    assert loaded == {id(model.model)}
+    shared = run(guider, x, sigmas)
+    assert torch.equal(run(guider, x, sigmas).result, shared.result)
+    apart = run(fuse(general(first(sd15(0))), expert(second(sd15(0)))), x, sigmas)
+    assert 0 < float(shared.decisions[0].weights[1].mean()) < 1
+    assert same(shared.result, apart.result, 1e-6)
+    comfy.model_management.unload_all_models()
+    assert fingerprint(model) == before
+
+
+def test_a_variant_s_weights_are_kept_from_step_to_step(model, sigmas, x, monkeypatch):
+    """Patched once for each variant, not at every change between the two."""
+    calculated = []
+    original = comfy.lora.calculate_weight
+    monkeypatch.setattr(comfy.lora, "calculate_weight", lambda *a, **k: calculated.append(a[2]) or original(*a, **k))
+    run(fuse(general(model), expert(lora(model))), x, schedule(model, 4))
+    assert len(calculated) == len(set(calculated)) == 2
+
+
+def test_a_variant_with_another_sampling_is_refused(model):
+    other = advanced.ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
+    with pytest.raises(ValueError, match=r"model_expert: expected a variant of `model`'s checkpoint .* object patches"):
+        fuse(general(model), expert(other))
+
+
+def patched_expert(patch, model, other, shared):
+    return patch(lora(model)) if shared else patch(other)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "a variant"])
+@pytest.mark.parametrize("patch", OTHERS)
+def test_patches_of_other_packs_keep_their_effect_on_either_model(model, other, sigmas, patch, shared):
+    width = 16 if patch is free_u else 8  # FreeU divides by zero in a UNet whose middle is one pixel
+    x, step = start_for(model, sigmas, 1, (width, width)), sigmas[[0, -1]]
+    one, second = general(patch(model)), expert(patched_expert(patch, model, other, shared), mask=LEFT)
+    alone = [run(plain(side), x, step).result for side in (one, second)]
+    made = run(fuse(one, second), x, step).result
+    half = width // 2
+    assert same(made[..., :half], alone[1][..., :half], 1e-6)
+    assert same(made[..., half:], alone[0][..., half:], 1e-6)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "a variant"])
+@pytest.mark.parametrize("which", ["general", "expert", "both"])
+def test_plug_and_play_on_either_model(model, other, sigmas, which, shared):
+    trajectory = random_trajectory(model, conditioning(model, 1), STEPS, size=(8, 8))
+
+    def inject(target, wanted):
+        return PlugAndPlay.execute(target, trajectory, 1.0, 1.0, "auto")[0] if wanted else target
+
+    one = general(inject(model, which != "expert"))
+    second = expert(inject(lora(model) if shared else other, which != "general"), mask=LEFT)
+    x, step = trajectory.latents[1].flip(-1), trajectory.sigmas[1:]
+    alone = [run(plain(side), x, step).result for side in (one, second)]
+    made = run(fuse(one, second), x, step).result
+    assert same(made[..., :4], alone[1][..., :4], 1e-6)
+    assert same(made[..., 4:], alone[0][..., 4:], 1e-6)
+
+
+def test_control_net_on_both_models_prompts(model, other, sigmas, x):
+    control = control_net()
+    one, second = (
+        type(side)(
+            side.model, *with_control(control, side.positive, side.negative), side.cfg, socket=side.socket, **kind
+        )
+        for side, kind in ((general(model), {}), (expert(other), {"mask": LEFT}))
+    )
+    control_before = one.positive[0][1]["control"]
+    alone = [run(plain(side), x, sigmas[[0, -1]]).result for side in (one, second)]
+    guider = fuse(one, second)
+    assert any(patcher.model is control.control_model for patcher in guider.experts[0].needed_models())
+    made = run(guider, x, sigmas[[0, -1]]).result
+    assert torch.equal(made, torch.cat([alone[1][..., :4], alone[0][..., 4:]], -1))
+    assert not same(made, run(fuse(general(model), expert(other, mask=LEFT)), x, sigmas[[0, -1]]).result, 1e-3)
+    assert control_before.model_sampling_current is None
+
+
+def hooked(prompt, model):
+    name = "diffusion_model.output_blocks.5.1.transformer_blocks.0.attn2.to_v.weight"
+    weight = model.model.state_dict()[name]
+    hooks = comfy.hooks.create_hook_model_as_lora({name: weight + 0.2}, None, 1.0, 1.0)
+    return comfy.hooks.set_hooks_for_conditioning(prompt, hooks)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "a variant"])
+def test_hooks_on_an_expert_s_prompt(model, other, sigmas, x, shared):
+    target = lora(model) if shared else other
+    bare = expert(target, mask=LEFT)
+    second = type(bare)(
+        target, hooked(bare.positive, target), bare.negative, bare.cfg, socket="model_expert", mask=LEFT
+    )
+    alone = [run(plain(side), x, sigmas[[0, -1]]).result for side in (general(model), second)]
+    assert not same(alone[1], run(plain(bare), x, sigmas[[0, -1]]).result, 1e-3)
+    made = run(fuse(general(model), second), x, sigmas[[0, -1]]).result
+    assert same(made, torch.cat([alone[1][..., :4], alone[0][..., 4:]], -1), 1e-6)
+
+
+def test_an_expert_with_the_whole_picture_is_the_expert_alone(model, other, sigmas, x):
+    second = expert(other, mask=EVERYWHERE)
+    assert torch.equal(run(fuse(general(model), second), x, sigmas).result, run(plain(second), x, sigmas).result)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "a variant"])
+def test_with_no_memory_for_weights_both_are_cast_call_by_call(model, other, sigmas, x, shared, monkeypatch):
+    """ComfyUI's --novram, with the CPU taken for a device that has no memory of its own to spare."""
+    sides = [general(second_lora(model)), expert(lora(second_lora(model)) if shared else lora(other))]
+    expected = run(fuse(*sides), x, sigmas).result
+    comfy.model_management.unload_all_models()
+    monkeypatch.setattr(comfy.model_management, "vram_state", comfy.model_management.VRAMState.NO_VRAM)
+    monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
+    guider = fuse(*sides)
+    offloaded = []
+
+    def on_step(step):
+        offloaded.append([bool(side.model.model.model_lowvram) for side in sides])
+
+    made = run(guider, x, sigmas, on_step=on_step).result
+    assert offloaded == [[True, True]] * STEPS
+    assert same(made, expected, 1e-5)
+    monkeypatch.undo()
+    comfy.model_management.unload_all_models()

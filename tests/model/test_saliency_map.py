@@ -1,0 +1,129 @@
+import comfy.samplers
+import comfy_extras.nodes_custom_sampler as core
+import pytest
+import torch
+from fixtures.fusion import expert, fuse, general, run, start_for
+from fixtures.sampling import schedule
+from fixtures.tiny_models import conditioning, latent, sd15
+from palimpsest.nodes.diffusion.trajectory import ModelFingerprint, Trajectory
+from palimpsest.nodes.saliency_fusion.blending import Mask
+from palimpsest.nodes.saliency_fusion.nodes import SaliencyMap
+from palimpsest.nodes.saliency_fusion.preview import COLOURS, with_mask
+from palimpsest.nodes.saliency_fusion.stages import SubjectFusionGuider
+from PIL import Image
+
+pytestmark = pytest.mark.model
+
+
+@pytest.fixture(scope="module")
+def models():
+    return sd15(0), sd15(1), sd15(2)
+
+
+@pytest.fixture(scope="module")
+def sampled(models):
+    """A fusion of three that has been sampled, and its path."""
+    guider = fuse(general(models[0]), expert(models[1], span=(0.0, 0.5)), expert(models[2], seed=6))
+    sigmas = schedule(models[0], 4)
+    made = run(guider, start_for(models[0], sigmas, 2, (8, 12)), sigmas)
+    path = Trajectory(
+        torch.stack(made.path), sigmas, guider.general.positive, ModelFingerprint.of(models[0]), "sampled",
+        torch.full((4,), torch.nan),
+    )  # fmt: skip
+    return guider, made, path
+
+
+def enlarged(mask):
+    return mask.repeat_interleave(8, -1).repeat_interleave(8, -2)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_shows_what_sampling_decided(sampled, step):
+    guider, made, path = sampled
+    for number in (1, 2):
+        mask, heat = SaliencyMap.execute(guider, step, number, trajectory=path).result
+        assert torch.equal(mask, enlarged(made.decisions[step].weights[number]))
+        assert mask.shape == (2, 64, 96)
+        assert heat.shape == (2, 64, 3 * 96, 3) and 0 <= float(heat.min()) < float(heat.max()) <= 1
+    assert guider.decision is None and guider.active == []
+
+
+def test_windows_do_not_count(sampled):
+    guider, made, path = sampled
+    assert [decision.experts for decision in made.decisions] == [(0, 1), (0, 1), (1,), (1,)]
+    assert float(SaliencyMap.execute(guider, 3, 1, trajectory=path)[0].mean()) > 0.02
+
+
+def test_reads_a_picture_under_noise_and_a_latent_that_is_noisy(sampled, models):
+    guider, made, path = sampled
+    sigmas = path.sigmas
+    picture = latent(models[0], 3, 1, 8, 12)
+    noise = core.RandomNoise.execute(5)[0]
+    under_noise = SaliencyMap.execute(guider, 1, 1, latent_image=picture, sigmas=sigmas, noise=noise)[0]
+    noisy = models[0].model.process_latent_in(picture["samples"]) + sigmas[1] * noise.generate_noise(picture)
+    noisy = {"samples": models[0].model.process_latent_out(noisy)}
+    assert torch.equal(under_noise, SaliencyMap.execute(guider, 1, 1, latent_image=noisy, sigmas=sigmas)[0])
+    assert not torch.equal(under_noise, SaliencyMap.execute(guider, 1, 1, latent_image=picture, sigmas=sigmas)[0])
+
+
+def test_shows_a_subject_fusion_at_any_stage(models):
+    null, text, augmented = (conditioning(models[0], seed) for seed in (1, 2, 3))
+    guider = SubjectFusionGuider(*models[:2], text, augmented, null, 5.0, 0.3, 0.6)
+    picture = latent(models[0], 3, 1, 8, 8)
+    mask, heat = SaliencyMap.execute(guider, 0, 1, latent_image=picture, sigmas=schedule(models[0], 4)).result
+    assert mask.shape == (1, 64, 64) and heat.shape == (1, 64, 128, 3)
+    assert 0 < float(mask.mean()) < 1
+
+
+def test_an_expert_that_its_mask_keeps_out_has_nothing(sampled, models):
+    _, _, path = sampled
+    nowhere = Mask(torch.zeros(1, 8, 12), "restrict")
+    guider = fuse(general(models[0]), expert(models[1], mask=nowhere), expert(models[2], seed=6))
+    assert float(SaliencyMap.execute(guider, 0, 1, trajectory=path)[0].max()) == 0.0
+    assert float(SaliencyMap.execute(guider, 0, 2, trajectory=path)[0].max()) == 1.0
+    with pytest.raises(ValueError, match="guider: expected one with an expert that its mask lets in"):
+        SaliencyMap.execute(fuse(general(models[0]), expert(models[1], mask=nowhere)), 0, 1, trajectory=path)
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"step": 4}, "step: expected 0 to 3, the steps of `trajectory`, got 4"),
+        ({"expert": 3}, "expert: expected 1 to 2, the guider's experts, got 3"),
+        ({"trajectory": None}, "trajectory: expected one, or latent_image and sigmas, got neither"),
+        ({"sigmas": torch.tensor([1.0, 0.0])}, "trajectory: expected alone, got sigmas beside it"),
+        ({"guider": None}, "guider: expected a Saliency Fusion Guider or Subject Fusion Guider, got CFGGuider"),
+    ],
+)
+def test_what_it_cannot_show_is_refused(sampled, models, changed, message):
+    guider, _, path = sampled
+    inputs = {"guider": guider, "step": 0, "expert": 1, "trajectory": path, **changed}
+    inputs["guider"] = inputs["guider"] or comfy.samplers.CFGGuider(models[0])
+    with pytest.raises(ValueError, match=message):
+        SaliencyMap.execute(**inputs)
+
+
+def test_the_preview_tints_each_expert_s_part(sampled, monkeypatch):
+    import comfy.cli_args
+    import comfy.utils
+
+    guider, made, _ = sampled
+    shown = []
+    monkeypatch.setattr(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.Latent2RGB)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, node_id: shown.append(preview))
+    plain_calls = []
+    show = with_mask(lambda *state: plain_calls.append(state), guider)
+    x0 = torch.zeros(2, 4, 8, 12)
+    show(0, x0, x0, 4)  # nothing was decided
+    assert shown == [] and len(plain_calls) == 1
+    monkeypatch.setattr(guider, "decision", made.decisions[0])
+    show(1, x0, x0, 4)
+    show(2, x0, x0, 4)  # too soon for another
+    assert len(shown) == 1 and len(plain_calls) == 3
+    picture = shown[0][1]
+    assert isinstance(picture, Image.Image) and picture.size == (12, 8)
+    background = picture.getpixel(tuple(reversed((made.decisions[0].weights[0][0] == 1).nonzero()[0].tolist())))
+    for number, colour in enumerate(COLOURS[:2], 1):
+        y, x = (made.decisions[0].weights[number][0] == 1).nonzero()[0].tolist()
+        expected = [0.55 * b + 0.45 * c for b, c in zip(background, colour, strict=True)]
+        assert picture.getpixel((x, y)) == pytest.approx(expected, abs=2)
