@@ -136,7 +136,10 @@ class Payload:
 
 def test_a_pickled_file_with_code_runs_none_of_it(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, write in (("zip.bin", torch.save), ("plain.bin", lambda o, f: f.write_bytes(pickle.dumps(o, protocol=2)))):
+    for name, write in (
+        ("zip.bin", torch.save),
+        ("plain.bin", lambda o, f: f.write_bytes(pickle.dumps(o, protocol=2))),
+    ):
         file = tmp_path / name
         write({"text_encoder.x": torch.zeros(1), "code": Payload()}, file)
         with pytest.raises(ValueError, match=rf"^ckpt_name: {name} could not be read: .*more than tensors"):
