@@ -9,6 +9,8 @@ from statistics import mean, median
 import torch
 from evidence.bars import Bars
 from evidence.null_text_ablations import ABLATIONS, ROWS, Ablation, ablate
+from evidence.null_text_edits import edit_table, edit_with_each
+from evidence.prompt_to_prompt_edits import Score
 from evidence.sheet import Sheet
 from evidence.world import World, psnr_each
 from palimpsest.nodes.diffusion.trajectory import Conditioning
@@ -25,7 +27,12 @@ ALONE = 4  # scenes optimised one at a time as well, to count what one picture c
 STEPS = 50
 CFG = 7.5
 SHOWN = 6
-OPTIMISED = ("null_text", "fast", "negative_prompt")
+OPTIMISED = {
+    "null_text": ("null_text", Effort()),
+    "paper": ("null_text", Effort(constants="paper")),
+    "fast": ("fast", Effort()),
+    "negative_prompt": ("negative_prompt", Effort()),
+}
 TO_BOUND, ABOVE_PLAIN, TO_PUBLISHED = 1.5, 10.0, 0.1  # dB
 SHARE_OF_EVALUATIONS = 1 / 3
 
@@ -35,7 +42,8 @@ NAMES = {
     "ddim": "DDIM inversion alone (`ddim`)",
     "fixed_point": "DDIM inversion alone (`fixed_point`)",
     "negative_prompt": "`negative_prompt`",
-    "null_text": "`null_text`, as published",
+    "null_text": "`null_text`, the published code's constants (the node's default)",
+    "paper": "`null_text`, the paper's constants",
     "fast": "`fast`",
 }
 
@@ -72,22 +80,22 @@ def reconstruct_all(world: World, scenes: list[Scene], images: Tensor) -> dict[s
         trajectory, noise = world.invert(latent, positive, sigmas)
         draw("guidance 1", noise, 1.0, empty)
         draw("fixed_point", noise, CFG, empty)
-        for method in OPTIMISED:
-            negative, course = optimize(world.model, positive, empty, trajectory, CFG, Effort(), method)
-            draw(method, noise, CFG, negative)
-            found[method].evaluations.append(spent(course))
+        for name, (method, effort) in OPTIMISED.items():
+            negative, course = optimize(world.model, positive, empty, trajectory, CFG, effort, method)
+            draw(name, noise, CFG, negative)
+            found[name].evaluations.append(spent(course))
     return found
 
 
 def cost_of_one(world: World, scenes: list[Scene], images: Tensor) -> dict[str, list[int]]:
     """Evaluations that each picture takes by itself; in a batch all go on until the last one stops."""
-    costs: dict[str, list[int]] = {method: [] for method in OPTIMISED}
+    costs: dict[str, list[int]] = {name: [] for name in OPTIMISED}
     for scene, image in zip(tqdm(scenes, desc="one scene at a time"), images, strict=True):
         positive = world.prompts([caption(scene)])
         trajectory, _ = world.invert(world.encode(image[None]), positive, world.sigmas(STEPS))
-        for method in OPTIMISED:
-            course = optimize(world.model, positive, world.prompts([""]), trajectory, CFG, Effort(), method)[1]
-            costs[method].append(spent(course))
+        for name, (method, effort) in OPTIMISED.items():
+            course = optimize(world.model, positive, world.prompts([""]), trajectory, CFG, effort, method)[1]
+            costs[name].append(spent(course))
     return costs
 
 
@@ -100,8 +108,9 @@ def write(docs: Path) -> list[str]:
     found = reconstruct_all(world, scenes, images)
     costs = cost_of_one(world, scenes[:ALONE], images[:ALONE])
     ablations = ablate(world, scenes[:ROWS], images[:ROWS], STEPS, CFG)
+    edits = edit_with_each(world)
 
-    bars, lines = report(found, images, costs, ablations)
+    bars, lines = report(found, images, costs, ablations, edits)
     (docs / "null_text.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     contact_sheet(found, scenes, images).save(docs / "null_text.png")
@@ -111,27 +120,31 @@ def write(docs: Path) -> list[str]:
 def judge_bars(quality: dict[str, list[float]], costs: dict[str, list[int]]) -> Bars:
     bars = Bars("null_text")
     middle = {name: median(psnrs) for name, psnrs in quality.items()}
-    bound, plain = middle["autoencoder"], max(middle["ddim"], middle["fixed_point"])
-    for method in ("null_text", "fast"):
+    bound, plain = middle["autoencoder"], middle["ddim"]
+    for name in ("null_text", "paper", "fast"):
+        below, above = bound - middle[name], middle[name] - plain
         bars.add(
-            f"`{method}`, median PSNR below the autoencoder's bound",
+            f"{NAMES[name]}: median PSNR below the autoencoder's bound",
             f"at most {TO_BOUND} dB",
-            f"{bound - middle[method]:.2f} dB",
-            bound - middle[method] <= TO_BOUND,
+            f"{below:.2f} dB",
+            below <= TO_BOUND,
         )
         bars.add(
-            f"`{method}`, median PSNR above DDIM inversion alone",
+            f"{NAMES[name]}: median PSNR above DDIM inversion alone (`ddim`)",
             f"at least {ABOVE_PLAIN:.0f} dB",
-            f"{middle[method] - plain:.2f} dB",
-            middle[method] - plain >= ABOVE_PLAIN,
+            f"{above:.2f} dB",
+            above >= ABOVE_PLAIN,
         )
-    short = middle["null_text"] - middle["fast"]
+    short = max(middle["null_text"], middle["paper"]) - middle["fast"]
     bars.add(
-        "`fast`, median PSNR below `null_text`", f"at most {TO_PUBLISHED} dB", f"{short:.2f} dB", short <= TO_PUBLISHED
+        "`fast`: median PSNR below the better `null_text`",
+        f"at most {TO_PUBLISHED} dB",
+        f"{short:.2f} dB",
+        short <= TO_PUBLISHED,
     )
     share = median(a / b for a, b in zip(costs["fast"], costs["null_text"], strict=True))
     bars.add(
-        "`fast`, evaluations of `null_text`'s, one picture at a time, median",
+        "`fast`: share of the evaluations of `null_text` (the code's constants), one picture at a time, median",
         "at most a third",
         f"{share:.2f}",
         share <= SHARE_OF_EVALUATIONS,
@@ -140,7 +153,11 @@ def judge_bars(quality: dict[str, list[float]], costs: dict[str, list[int]]) -> 
 
 
 def report(
-    found: dict[str, Reconstruction], images: Tensor, costs: dict[str, list[int]], ablations: dict[str, Ablation]
+    found: dict[str, Reconstruction],
+    images: Tensor,
+    costs: dict[str, list[int]],
+    ablations: dict[str, Ablation],
+    edits: dict[str, Score],
 ) -> tuple[Bars, list[str]]:
     figures = {name: result.against(images) for name, result in found.items()}
     bars = judge_bars({name: psnrs for name, (psnrs, _) in figures.items()}, costs)
@@ -165,18 +182,23 @@ def report(
         lines.append(
             f"| {label} | {median(psnrs):.2f} dB | {mean(psnrs):.2f} dB | {min(psnrs):.2f} dB | {median(ssims):.3f} | {cost} |"
         )
-    batches = {method: found[method].evaluations for method in ("null_text", "fast")}
+    batches = {name: found[name].evaluations for name in ("null_text", "paper", "fast")}
     return bars, [
         *lines,
         "",
         f"Evaluations are calls of the UNet, backward passes counted as calls: median and range of {ALONE} scenes optimised one at "
         f"a time. In batches of {BATCH}, as for the table, all rows go on until the last one has stopped: "
-        + ", ".join(f"`{method}` {median(counts):.0f}" for method, counts in batches.items())
+        + ", ".join(f"{NAMES[name]} {median(counts):.0f}" for name, counts in batches.items())
         + ". Sampling itself takes 100 more.",
+        "",
+        "The code lets its tolerance grow from 1e-5 to 1e-3 over the steps, for latents of a variance near 1 as Stable Diffusion has. "
+        "The toy's have a standard deviation near 0.3, so that the same numbers stop it earlier; the paper's tolerance stays at 1e-5.",
         "",
         "![Scenes, and what guided sampling makes of their inversions](null_text.png)",
         "",
         *ablation_table(ablations, figures),
+        "",
+        *edit_table(edits),
     ]
 
 
