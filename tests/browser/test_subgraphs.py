@@ -77,6 +77,7 @@ def drop(frontend: Frontend, name: str) -> None:
     page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     page.wait_for_function("() => app.graph.nodes.length === 0")
     page.mouse.dblclick(700, 300)
+    page.locator("input:focus").wait_for()
     page.keyboard.type(name)
     found = page.get_by_text("Subgraph Blueprints / palimpsest").first
     found.wait_for()
