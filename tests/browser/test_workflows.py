@@ -8,10 +8,11 @@ import pytest
 import torch
 from browser.frontend import open_frontend
 from fixtures import checkpoints, subject_checkpoint
+from fixtures.server_runs import lora_file
 from host.client import Client
 from host.server import Server
 from playwright.sync_api import Browser
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.browser
 
@@ -30,11 +31,7 @@ def subject_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the random checkpoint's first cross-attention."""
-    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-    file = tmp_path_factory.mktemp("lora") / "lora.safetensors"
-    save_file({f"{name}.lora_up.weight": torch.ones(320, 4), f"{name}.lora_down.weight": torch.ones(4, 768)}, file)
-    return file
+    return lora_file(tmp_path_factory.mktemp("lora"))
 
 
 def test_there_are_workflows_to_test():

@@ -1,0 +1,98 @@
+"""Two fused models' memory through the server: kept where there is room, given back when asked for, and never more by the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fixtures.server_runs import lora_file, second_checkpoint_file
+from host.client import Client
+from host.graphs import Fusion, saliency_fusion, subject_fusion
+from host.server import Server
+
+pytestmark = pytest.mark.server
+
+STEPS, RUNS = 2, 20
+SECOND, LORA = "second.safetensors", "lora.safetensors"
+# What a server without a graphics card has for little memory: models are unloaded after every run, and nothing is kept.
+SPARING = ("--disable-smart-memory", "--cache-none")
+MB = 2**20
+
+
+@pytest.fixture(scope="module")
+def sparing(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(comfyui, tmp_path_factory.mktemp("sparing"), arguments=SPARING) as running:
+        yield running
+
+
+@pytest.fixture(params=["keeping", "sparing"])
+def host(request, server: Server, sparing: Server, tmp_path_factory: pytest.TempPathFactory) -> Server:
+    from fixtures import checkpoints
+
+    running = {"keeping": server, "sparing": sparing}[request.param]
+    folder = tmp_path_factory.mktemp("models")
+    running.link_model("checkpoints", checkpoints.sd15())
+    running.link_model("checkpoints", second_checkpoint_file(folder))
+    running.link_model("loras", lora_file(folder))
+    return running
+
+
+def saliency(sd15: str) -> Fusion:
+    return saliency_fusion(sd15, STEPS, SECOND, LORA)
+
+
+def saliency_fails(made: Fusion) -> dict:
+    """By a mask for two pictures, which only the first step can see."""
+    image = made.graph.add("EmptyImage", width=64, height=64, batch_size=2, color=0xFFFFFF)
+    return {"mask": made.graph.add("ImageToMask", image=image[0], channel="red")[0], "mask_use": "force"}
+
+
+def subject(sd15: str) -> Fusion:
+    return subject_fusion(sd15, SECOND, STEPS, scene_end=0.0)
+
+
+def subject_fails(made: Fusion) -> dict:
+    """By a sampler that adds noise, which is refused when both models are loaded."""
+    for node in made.graph.values():
+        if node["class_type"] == "KSamplerSelect":
+            node["inputs"]["sampler_name"] = "euler_ancestral"
+    return {}
+
+
+MAKERS = pytest.mark.parametrize(("make", "fail"), [(saliency, saliency_fails), (subject, subject_fails)])
+
+
+def resident(server: Server) -> float:
+    """The server's memory in MB."""
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+def loaded_unets(server: Server) -> int:
+    return server.log.count("Requested to load BaseModel")
+
+
+@MAKERS
+def test_many_runs_one_cancelled_and_one_failed_use_no_more_memory(host: Server, sd15: str, make, fail):
+    made = make(sd15)
+    inputs = made.graph[made.guider.id]["inputs"]
+    memory, loads = [], []
+    with Client(host.address) as client:
+        for i in range(RUNS):
+            if i == RUNS // 2:
+                inputs["cfg"] = 4.0
+                assert client.run(made.graph, on_progress=lambda *_: client.interrupt()).status == "interrupted"
+            if i == RUNS * 3 // 4:
+                broken = make(sd15)
+                broken.graph[broken.guider.id]["inputs"].update(fail(broken))
+                assert client.run(broken.graph).status == "error"
+            inputs["cfg"] = 5.0 + i / 10  # another guider each time
+            before = loaded_unets(host)
+            assert client.run(made.graph).status == "success"
+            loads.append(loaded_unets(host) - before)
+            memory.append(resident(host))
+    print("MB resident:", [round(value) for value in memory], "UNets loaded:", loads)
+    weights = (host.base / "models" / "checkpoints" / SECOND).stat().st_size / MB
+    assert max(memory[5:]) - memory[4] < 0.1 * weights
+    assert loads[1:] == [2 if host.arguments else 0] * (RUNS - 1), loads
