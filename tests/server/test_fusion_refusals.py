@@ -151,7 +151,7 @@ CASES: dict[str, tuple[Build, str, str]] = {
         guider(lambda made: {"scene_end": 0.6, "fusion_end": 0.3}, staged), "scene_end", "got 0.6 after 0.3",
     ),
     "a sampler that adds noise": (sampler(nothing, staged, "euler_ancestral"), "sampler", "got euler_ancestral"),
-    "a map of another guider": (looked_at(lambda made: {"guider": plain_guider(made)}), "guider", "got Guider_Basic"),
+    "a map of another guider": (looked_at(lambda made: {"guider": plain_guider(made)}), "guider", "got CFGGuider"),
     "a map of a step that is not there": (looked_at(lambda made: {"step": 4}), "step", "of `sigmas`, got 4"),
     "a map of an expert that is not there": (looked_at(lambda made: {"expert": 2}), "expert", "experts, got 2"),
 }  # fmt: skip
