@@ -90,8 +90,8 @@ def _fused(name: str, file: str, scene: str, experts: list[tuple[NodeSpec, str]]
         ],
         notes=[
             Note(note, (-440, 0), (380, 580), "Read me"),
-            Note(FUSION_TUNING_NOTE, (-440, 630), (380, 260), "When the expert takes too little or too much"),
-            Note(FUSION_MAP_NOTE, (-440, 940), (380, 150), "Who painted what"),
+            Note(FUSION_TUNING_NOTE, (-440, 630), (380, 250), "When the expert takes too little or too much"),
+            Note(FUSION_MAP_NOTE, (-440, 930), (380, 130), "Who painted what"),
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 1130), BLUE),
