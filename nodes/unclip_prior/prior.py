@@ -42,6 +42,10 @@ class Options:
 
 def draw_noise(seed: int, count: int, steps: int, width: int) -> torch.Tensor:
     """[steps, count, width]. The first of more are those of fewer, so that more candidates only add to the choice."""
+    if count < 1:
+        raise ValueError(
+            f"candidates: expected one or more, got {count} in all. Set candidates and batch_size to 1 or more."
+        )
     generator = torch.Generator().manual_seed(seed)
     return torch.stack([torch.randn(steps, width, generator=generator) for _ in range(count)], dim=1)
 
@@ -96,10 +100,6 @@ def best(candidates: torch.Tensor, text: torch.Tensor, batch: int) -> tuple[torc
 
     2204.06125 compares dot products; its CLIP was trained on embeddings of length 1, hence the cosine.
     """
-    if batch < 1 or len(candidates) < batch or len(candidates) % batch:
-        raise ValueError(
-            f"candidates: expected one or more for each of {batch} embeddings, got {len(candidates)} in all. Set candidates to 1 or more."
-        )
     groups = candidates.unflatten(0, (batch, -1))
     scores = torch.nn.functional.cosine_similarity(groups, text.to(groups), dim=-1)
     score, chosen = scores.max(dim=1)
