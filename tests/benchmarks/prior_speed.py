@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def prior_speed(layers: int, repetitions: int) -> dict:
-    from benchmarks.null_text_memory import ResidentMemory
+    from benchmarks.resident_memory import ResidentMemory
     from fixtures.twin_prior import KARLO_WIDTH, loop, published_noise, random_text, twin
     from palimpsest.nodes.unclip_prior.checkpoint import prior
     from palimpsest.nodes.unclip_prior.prior import Options, sample
