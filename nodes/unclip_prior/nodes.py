@@ -198,7 +198,7 @@ class SamplePrior(io.ComfyNode):
     ) -> io.NodeOutput:
         texts = [text] if cfg == 1.0 else [text, negative_text]
         read = text_states(clip, texts, prior.width, "the prior")
-        noise = draw_noise(seed, candidates * batch_size, steps, prior.width)
+        noise = draw_noise(seed, candidates * batch_size, prior.width)
         progress = comfy.utils.ProgressBar(steps)
         sampled = sample(prior, read, noise, Options(steps, cfg, clamp, eta), lambda: progress.update(1))
         embeddings, scores = best(sampled, read.pooled[0], batch_size)

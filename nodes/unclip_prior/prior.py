@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -14,6 +15,7 @@ from ..diffusion.text_states import TextStates
 from .transformer import KeysValues, PriorTransformer, Reading
 
 TIMES_AT_ONCE = 32  # steps whose tokens are read together; bounds the memory of long schedules
+CANDIDATES_AT_ONCE = 64  # whose attention is worked out together, each with its own tokens alone
 
 
 @dataclass(frozen=True)
@@ -40,39 +42,43 @@ class Options:
     eta: float = 1.0
 
 
-def draw_noise(seed: int, count: int, steps: int, width: int) -> torch.Tensor:
-    """[steps, count, width]. The first of more are those of fewer, so that more candidates only add to the choice."""
+def draw_noise(seed: int, count: int, width: int) -> Iterator[torch.Tensor]:
+    """Of each step [count, width]. The first of more are those of fewer, so that more candidates only add to the choice."""
     if count < 1:
         raise ValueError(
             f"candidates: expected one or more, got {count} in all. Set candidates and batch_size to 1 or more."
         )
-    generator = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randn(steps, width, generator=generator) for _ in range(count)], dim=1)
+    seeds = torch.randint(2**63 - 1, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
+    generators = [torch.Generator().manual_seed(own) for own in seeds]
+    return (torch.stack([torch.randn(width, generator=own) for own in generators]) for _ in itertools.count())
 
 
 def sample(
-    prior: Prior, text: TextStates, noise: torch.Tensor, options: Options, after_step: Callable[[], None] | None = None
+    prior: Prior,
+    text: TextStates,
+    noise: Iterable[torch.Tensor],
+    options: Options,
+    after_step: Callable[[], None] | None = None,
 ) -> torch.Tensor:
     """Image embeddings [N, width], float32, not normalised, as CLIP's image encoder gives them.
 
-    text: of the prompt, and with cfg other than 1 of the negative one after it. noise: [steps, N, width]: x_T, then what each
-    step but the last adds. after_step: called after each; may raise to cancel.
+    text: of the prompt, and with cfg other than 1 of the negative one after it. noise: x_T [N, width], then what each step but
+    the last adds. after_step: called after each; may raise to cancel.
     """
     schedule = respaced(options.steps)
-    _require_room(prior, text, noise.shape[1], options.steps)
+    noise = iter(noise)
+    start = next(noise)
+    _require_room(prior, text, len(start), options.steps)
     device = prior.patcher.load_device
-    noise, mean, std = (value.to(device, torch.float32) for value in (noise, prior.mean, prior.std))
+    x, mean, std = (value.to(device, torch.float32) for value in (start, prior.mean, prior.std))
     reading = prior.model.read(*(value.to(device) for value in (text.states, text.pooled, text.mask)))
     timesteps = schedule.timesteps.to(device)
-    x = noise[0]
     for i in range(options.steps):
         comfy.model_management.throw_exception_if_processing_interrupted()
         if i % TIMES_AT_ONCE == 0:
             times = prior.model.read_times(reading, timesteps[i : i + TIMES_AT_ONCE])
-        x0 = _predict(prior.model, x, reading, times, i % TIMES_AT_ONCE, options.cfg).clamp(
-            -options.clamp, options.clamp
-        )
-        added = noise[i + 1] if i + 1 < options.steps else torch.zeros_like(x)
+        x0 = _predict(prior.model, x, reading, times, i % TIMES_AT_ONCE, options)
+        added = next(noise).to(x) if i + 1 < options.steps else torch.zeros_like(x)
         x = schedule.step(i, x, x0, added, options.eta)
         if after_step is not None:
             after_step()
@@ -80,17 +86,20 @@ def sample(
 
 
 def _predict(
-    model: PriorTransformer, x: torch.Tensor, reading: Reading, times: KeysValues, step: int, cfg: float
+    model: PriorTransformer, x: torch.Tensor, reading: Reading, times: KeysValues, step: int, options: Options
 ) -> torch.Tensor:
-    positive, *negative = model(x, reading, times, step)
-    return negative[0] + cfg * (positive - negative[0]) if negative else positive
+    parts = [model(part, reading, times, step) for part in x.split(CANDIDATES_AT_ONCE)]
+    x0, *negative = torch.cat(parts, dim=1)
+    if negative:
+        x0 = negative[0] + options.cfg * (x0 - negative[0])
+    return x0.clamp(-options.clamp, options.clamp)
 
 
 def _require_room(prior: Prior, text: TextStates, count: int, steps: int) -> None:
     """Load the prior, with memory left for keys and values and for one block's activations."""
     model, texts, tokens = prior.model, *text.mask.shape
     kept = 2 * len(model.blocks) * (tokens + 1 + min(steps, TIMES_AT_ONCE))
-    fleeting = 16 * (tokens + 2 * count + TIMES_AT_ONCE)
+    fleeting = 16 * (tokens + 2 * min(count, CANDIDATES_AT_ONCE) + TIMES_AT_ONCE)
     needed = texts * (kept + fleeting) * model.width * model.compute_dtype.itemsize
     comfy.model_management.load_models_gpu([prior.patcher], memory_required=needed)
 
