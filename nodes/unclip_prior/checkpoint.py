@@ -77,18 +77,15 @@ def prior(weights: Weights, file: str, stats: Path | None, dtype: torch.dtype | 
 
 
 def _layout(weights: Weights, file: str) -> int:
-    for prefix, telling, layout in (
-        ("model.", "clip_img_proj.weight", KARLO),
-        ("", "clip_img_proj.weight", KARLO),
-        ("", "proj_to_clip_embeddings.weight", DIFFUSERS),
-    ):
-        if prefix + telling in weights and (layout == KARLO or "prd_embedding" in weights):
-            return layout
+    if any(prefix + "clip_img_proj.weight" in weights for prefix in ("model.", "")):
+        return KARLO
+    if "proj_to_clip_embeddings.weight" in weights and "prd_embedding" in weights:
+        return DIFFUSERS
     names = [str(name) for name in weights]
     if "proj_to_clip_embeddings.weight" in weights:
         what, then = "a PriorTransformer without the learned query of text-to-image priors, such as Shap-E's", "Choose"
     elif any(re.match(r"(model\.)?(clip_tok_proj|cf_param|text_seq_proj)", name) for name in names):
-        what, then = "Karlo's decoder", "Use Load unCLIP Decoder for it, and choose"
+        what, then = "Karlo's decoder", "Use Load UnCLIP Decoder for it, and choose"
     elif any(name.startswith(("model_first_steps.", "model_last_step.")) for name in names):
         what, then = "Karlo's upsampler", "Use Load Upsampler for it, and choose"
     elif any(name.startswith("model.diffusion_model.") for name in names):
@@ -144,7 +141,7 @@ def _sources(weights: Weights, layout: int) -> tuple[dict[str, tuple[str, ...]],
 
 def _converted(weights: Weights, names: tuple[str, ...], layout: int, dtype: torch.dtype) -> torch.Tensor:
     """A copy, so that the file may change; what it is made from is let go."""
-    value = torch.cat([weights.pop(name) for name in names]).to(dtype, copy=True)
+    value = torch.cat([weights.pop(name) for name in names]).to(dtype)
     if layout == KARLO and "c_qkv" in names[0]:  # rows are q, k and v of each head in turn
         heads = value.unflatten(0, (-1, 3, HEAD_WIDTH))
         value = heads.transpose(0, 1).reshape(value.shape)

@@ -117,7 +117,7 @@ def test_files_that_are_cut_short_are_refused(tmp_path, weights, name):
     ("names", "message"),
     [
         (["model.diffusion_model.input_blocks.0.0.weight"], "an ordinary checkpoint. Use Load Checkpoint for it"),
-        (["model.clip_tok_proj.weight", "model.cf_param"], "Karlo's decoder. Use Load unCLIP Decoder for it"),
+        (["model.clip_tok_proj.weight", "model.cf_param"], "Karlo's decoder. Use Load UnCLIP Decoder for it"),
         (["model_first_steps.out.0.weight"], "Karlo's upsampler. Use Load Upsampler for it"),
         (["proj_to_clip_embeddings.weight"], "a PriorTransformer without the learned query .* Shap-E"),
         (["lora_unet_a.weight", "b.weight"], r"a file that starts with b\.weight, lora_unet_a\.weight\. Choose Karlo's"),
