@@ -9,7 +9,6 @@ A process of its own, so that no peak hides in another's.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import itertools
 import json
@@ -61,6 +60,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, dtype: torch.dtype, compute: torch.dtype | None) -> dict[str, object]:
     """Bytes above what was in use before, weights loaded and a plain evaluation done: at most, and after each ending."""
     import comfy.model_management
+    from benchmarks.resident_memory import ResidentMemory
     from benchmarks.subjects import full_size, full_size_conditioning
     from fixtures.sampling import random_trajectory, sample
     from palimpsest.nodes.null_text.optimize import optimize
@@ -127,28 +127,6 @@ class Broken(Exception):
 
 def _raise() -> None:
     raise Broken
-
-
-class ResidentMemory:
-    """This process's resident memory, whose peak Linux can set back, and its processor time."""
-
-    name = "cpu"
-    clock = staticmethod(time.process_time)
-
-    def used(self) -> int:
-        gc.collect()
-        ctypes.CDLL(None).malloc_trim(0)
-        return self._status("VmRSS")
-
-    def reset_peak(self) -> None:
-        Path("/proc/self/clear_refs").write_text("5")
-
-    def peak(self) -> int:
-        return self._status("VmHWM")
-
-    def _status(self, key: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
 class GraphicsMemory:
