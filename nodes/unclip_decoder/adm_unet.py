@@ -173,6 +173,8 @@ class AdmUNet(torch.nn.Module):
         return self.out(x)[:, :, :height, :width]
 
 
-class Upsampler(AdmUNet):
+class UpsamplerNetwork(AdmUNet):
+    """eps of a picture from its noisy self and its small self, resized to it: [x, low_res] along the channels."""
+
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        return self.predict(x, timesteps)
+        return self.predict(x, timesteps)[:, :3]
