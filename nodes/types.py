@@ -8,6 +8,7 @@ from .prompt_to_prompt.prompt_edit import PromptEdit
 from .saliency_fusion.guider import Expert
 from .subject.encoder import SubjectEncoder
 from .unclip_decoder.loading import Upsampler
+from .unclip_prior.prior import Prior
 
 
 @io.comfytype(io_type="PAL_TRAJECTORY")
@@ -38,3 +39,8 @@ class SubjectEncoderIO(io.ComfyTypeIO):
 @io.comfytype(io_type="PAL_UPSAMPLER")
 class UpsamplerIO(io.ComfyTypeIO):
     Type = Upsampler
+
+
+@io.comfytype(io_type="PAL_PRIOR")
+class PriorIO(io.ComfyTypeIO):
+    Type = Prior

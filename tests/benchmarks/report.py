@@ -66,7 +66,7 @@ def captures_one_tensor_a_site(memory: dict[str, float]) -> bool:
 
 def bars_section(results: Results) -> str:
     header = ["ratio", "model", "median", "range", "bar", ""]
-    return _table(header, [bar.cells() for bar in bars(results)])
+    return table(header, [bar.cells() for bar in bars(results)])
 
 
 def costs_section(results: Results) -> str:
@@ -78,7 +78,7 @@ def costs_section(results: Results) -> str:
             for name, m in measured.items()
             if name in (BARE, DDIM, FIXED_POINT, PLAIN, LIVE, CAPTURED, CAPTURE)
         ]
-        sections.append(f"{subject}\n\n" + _table(["", "UNet calls", "rows", "seconds", "range"], rows))
+        sections.append(f"{subject}\n\n" + table(["", "UNet calls", "rows", "seconds", "range"], rows))
     return "\n\n".join(sections)
 
 
@@ -99,7 +99,7 @@ def memory_section(memory: dict[str, float]) -> str:
         [f"peak resident memory: capture of {memory['captured_steps']} steps", f"{memory['peak_capture'] / MB:.0f}"],
     ]
     return (
-        _table(["SD1.5, 512 x 512, default windows of 50 steps", "MB"], rows)
+        table(["SD1.5, 512 x 512, default windows of 50 steps", "MB"], rows)
         + f"\n\n{memory['attention_tensors']} tensors a step for {sites} attention sites, "
         f"{memory['feature_tensors']} for the features (one each: {verdict}). A plain evaluation that came before the "
         f"capture had peaked {grown / MB:.0f} MB lower; the {memory['captured_steps']} captured steps hold {kept / MB:.1f} MB."
@@ -200,9 +200,9 @@ def null_text_section(cases: list[NullTextCase]) -> str:
         if c.goal
     ]
     return (
-        f"{NULL_TEXT}\n\n{_table(header, rows)}\n\nAn evaluation with checkpointing: {ratios}. "
+        f"{NULL_TEXT}\n\n{table(header, rows)}\n\nAn evaluation with checkpointing: {ratios}. "
         f"One model loaded and less than {RETURNED_WITHIN:.0%} of its weights' size still in use after each ending: {verdict}.\n\n"
-        + _table(["at full size", "activations", "weights, GB", "in all, counted", "measured", "goal", ""], goals)
+        + table(["at full size", "activations", "weights, GB", "in all, counted", "measured", "goal", ""], goals)
     )
 
 
@@ -249,7 +249,7 @@ def _published_table(subject: Subject, measured: Measurements) -> str:
         for group in (first, further)
         for title, formula, (calls, rows, seconds) in group
     ]
-    return _table(["", "rows, by formula", "rows counted", "UNet calls counted", "seconds", "times as fast"], rows)
+    return table(["", "rows, by formula", "rows counted", "UNet calls counted", "seconds", "times as fast"], rows)
 
 
 def _range(values: list[float], digits: int) -> str:
@@ -258,7 +258,7 @@ def _range(values: list[float], digits: int) -> str:
     return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
-def _table(header: Sequence[str], rows: list[list[str]]) -> str:
+def table(header: Sequence[str], rows: list[list[str]]) -> str:
     """GitHub's table, padded so that it reads as well in a terminal."""
     widths = [max(len(line[i]) for line in [list(header), *rows]) for i in range(len(header))]
     lines = [list(header), ["-" * width for width in widths], *rows]

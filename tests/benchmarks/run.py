@@ -1,7 +1,7 @@
 """What the nodes cost beside plain ComfyUI, on a small and on full-size models. `make bench` runs all of it.
 
     python tests/host/provision.py tests/benchmarks/run.py                      # everything
-    python tests/host/provision.py tests/benchmarks/run.py null_text_memory     # one of: edits, capture_memory, null_text_memory
+    python tests/host/provision.py tests/benchmarks/run.py null_text_memory     # one of: edits, capture_memory, null_text_memory, prior
 
 The tables are printed, and the sections that were measured replace those of docs/speed.md, if that is of the same machine.
 `--quick` is for development: it measures the edits once and writes nothing. Exit status 1 if a bar is missed.
@@ -32,7 +32,7 @@ from host.in_process import enter_comfyui, enter_pack  # noqa: E402
 from host.provision import ROOT, Missing  # noqa: E402
 
 REPORT = ROOT / "docs" / "speed.md"
-PARTS = ("edits", "capture_memory", "null_text_memory")
+PARTS = ("edits", "capture_memory", "null_text_memory", "prior")
 REPETITIONS = 5
 QUICK_INVERSION_STEPS = 5
 STARTED = time.monotonic()
@@ -50,7 +50,7 @@ def main() -> int:
 
 
 def benchmark(quick: bool, parts: Sequence[str]) -> int:
-    from benchmarks import report
+    from benchmarks import prior_report, report
 
     sections: dict[str, str] = {}
     passed = True
@@ -64,6 +64,12 @@ def benchmark(quick: bool, parts: Sequence[str]) -> int:
         cases = null_text_cases()
         passed &= all(case.passed for case in cases)
         sections["Memory of null-text optimisation"] = report.null_text_section(cases)
+    if "prior" in parts:
+        progress("prior: Sample Prior beside diffusers' loop in a process of its own")
+        few = ["--layers", "4", "--repetitions", "1"] if quick else []
+        prior = json.loads(subprocess.check_output([sys.executable, TESTS / "benchmarks" / "prior_speed.py", *few]))
+        passed &= prior_report.passed(prior)
+        sections["Prior"] = prior_report.section(prior)
     if "edits" in parts:
         results = edits(quick)
         passed &= all(bar.passed for bar in report.bars(results))
@@ -136,6 +142,7 @@ SECTIONS = (
     "Costs",
     "Memory of captured features",
     "Memory of null-text optimisation",
+    "Prior",
     "Beside the published recipe",
 )
 

@@ -24,7 +24,12 @@ NODE_KEYS = (
 
 
 # Combos that list the files a server has.
-FILE_LISTS = (("PAL_LoadTrajectory", "trajectory_file"), ("PAL_LoadSubjectEncoder", "ckpt_name"))
+FILE_LISTS = (
+    ("PAL_LoadTrajectory", "trajectory_file"),
+    ("PAL_LoadSubjectEncoder", "ckpt_name"),
+    ("PAL_LoadPrior", "prior_name"),
+    ("PAL_LoadPrior", "stats_name"),
+)
 
 
 def pack_nodes(object_info: dict[str, dict]) -> dict[str, dict]:
@@ -34,8 +39,9 @@ def pack_nodes(object_info: dict[str, dict]) -> dict[str, dict]:
         if info["python_module"] == "custom_nodes.palimpsest"
     }
     for node_id, name in FILE_LISTS:
-        if node_id in nodes:
-            nodes[node_id]["input"]["required"][name][1]["options"] = []
+        for group in nodes[node_id]["input"].values() if node_id in nodes else ():
+            if name in group:
+                group[name][1]["options"] = []
     return nodes
 
 
