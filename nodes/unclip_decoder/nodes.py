@@ -2,6 +2,7 @@ from pathlib import Path
 
 import comfy.samplers
 import folder_paths
+import torch
 from comfy_api.latest import io
 
 from ..feedback import show_on_node
@@ -16,27 +17,30 @@ ALIASES = ["unclip", "dall-e 2", "dalle2", "karlo"]
 PAPER = "DALL-E 2 (2204.06125)"
 FOLDER = "diffusion_models"
 NONE = "none"
+DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DECODER_FILES = (
-    "Karlo's decoder-ckpt-step=01000000-of-01000000.ckpt (893 M weights: 3.6 GB in float32, 1.8 GB in float16), or diffusers' decoder and "
-    "text_proj folders, a file each"
+    "Karlo's decoder-ckpt-step=01000000-of-01000000.ckpt (3.6 GB in float32), or diffusion_pytorch_model.safetensors out of diffusers' "
+    "folders decoder (3.5 GB) and text_proj (32 MB)"
 )
 UPSAMPLER_FILES = (
-    "Karlo's improved-sr-ckpt-step=1.2M.ckpt (1383 M weights: 5.5 GB in float32, 2.8 GB in float16), or diffusers' super_res_first and "
-    "super_res_last folders, a file each"
+    "Karlo's improved-sr-ckpt-step=1.2M.ckpt (5.5 GB in float32), or diffusion_pytorch_model.safetensors out of diffusers' folders "
+    "super_res_first and super_res_last (2.8 GB each)"
 )
 
 
 def _file_input(name: str, tooltip: str, optional: bool = False) -> io.Input:
     files = folder_paths.get_filename_list(FOLDER)
-    return io.Combo.Input(name, options=[NONE, *files] if optional else files, tooltip=tooltip)
+    if optional:
+        return io.Combo.Input(name, options=[NONE, *files], default=NONE, optional=True, tooltip=tooltip)
+    return io.Combo.Input(name, options=files, tooltip=tooltip)
 
 
-def _missing(published: str, **chosen: str) -> bool | str:
-    """True where every chosen file is there."""
-    files = folder_paths.get_filename_list(FOLDER)
+def _missing(published: str, **chosen: str | None) -> bool | str:
+    """True where every chosen file is there. None is what comes out of another node, known only when it has run."""
+    files = [NONE, *folder_paths.get_filename_list(FOLDER)]
     for socket, name in chosen.items():
-        if name not in files:
-            return f"{socket}: expected a file in models/{FOLDER}, got {name!r}, which is not there. Published: {published}. Put it there."
+        if name is not None and (name not in files or (name == NONE and socket == "model_name")):
+            return f"{socket}: expected a file in models/{FOLDER}, got {name!r}, which is not there. Put {published}, there."
     return True
 
 
@@ -44,8 +48,15 @@ def _path(name: str) -> Path | None:
     return None if name == NONE else Path(folder_paths.get_full_path_or_raise(FOLDER, name))
 
 
-def _chosen(model_name: str, other_socket: str, other: str) -> dict[str, str]:
-    return {"model_name": model_name} | ({} if other == NONE else {other_socket: other})
+def _dtype_input() -> io.Input:
+    return io.Combo.Input(
+        "weight_dtype",
+        options=list(DTYPES),
+        default="default",
+        optional=True,
+        advanced=True,
+        tooltip="Precision of the weights in memory. default is what ComfyUI takes for diffusion models on this machine.",
+    )
 
 
 class LoadUnCLIPDecoder(io.ComfyNode):
@@ -64,6 +75,7 @@ class LoadUnCLIPDecoder(io.ComfyNode):
                     "For diffusers' layout only: the file of its text_proj folder. Karlo's own file holds everything.",
                     optional=True,
                 ),
+                _dtype_input(),
             ],
             outputs=[
                 io.Model.Output(
@@ -77,12 +89,13 @@ class LoadUnCLIPDecoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_name, text_proj_name):
-        return _missing(DECODER_FILES, **_chosen(model_name, "text_proj_name", text_proj_name))
+    def validate_inputs(cls, model_name=None, text_proj_name=None) -> bool | str:
+        return _missing(DECODER_FILES, model_name=model_name, text_proj_name=text_proj_name)
 
     @classmethod
-    def execute(cls, model_name, text_proj_name) -> io.NodeOutput:
-        return io.NodeOutput(load_decoder(_path(model_name), _path(text_proj_name)), pixel_vae())
+    def execute(cls, model_name, text_proj_name=NONE, weight_dtype="default") -> io.NodeOutput:
+        model = load_decoder(_path(model_name), _path(text_proj_name), DTYPES[weight_dtype])
+        return io.NodeOutput(model, pixel_vae())
 
 
 class UnCLIPConditioning(io.ComfyNode):
@@ -180,18 +193,19 @@ class LoadUpsampler(io.ComfyNode):
                     "For diffusers' layout only: the file of its super_res_last folder, which does the last step.",
                     optional=True,
                 ),
+                _dtype_input(),
             ],
             outputs=[UpsamplerIO.Output(display_name="upsampler", tooltip="For Upsample.")],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    def validate_inputs(cls, model_name, last_name):
-        return _missing(UPSAMPLER_FILES, **_chosen(model_name, "last_name", last_name))
+    def validate_inputs(cls, model_name=None, last_name=None) -> bool | str:
+        return _missing(UPSAMPLER_FILES, model_name=model_name, last_name=last_name)
 
     @classmethod
-    def execute(cls, model_name, last_name) -> io.NodeOutput:
-        upsampler = load_upsampler(_path(model_name), _path(last_name))
+    def execute(cls, model_name, last_name=NONE, weight_dtype="default") -> io.NodeOutput:
+        upsampler = load_upsampler(_path(model_name), _path(last_name), DTYPES[weight_dtype])
         steps = len(plan(upsampler, 0)[0])
         show_on_node(
             cls,
