@@ -45,7 +45,7 @@ class PixelSpace(comfy.latent_formats.LatentFormat):
 class DecoderConfig(comfy.supported_models_base.BASE):
     latent_format = PixelSpace
     unet_extra_config = {}
-    memory_usage_factor = 2.0
+    memory_usage_factor = 1.0  # as SD1.5, whose network is of the same shape
 
 
 class UnCLIPDecoder(comfy.model_base.BaseModel):

@@ -78,7 +78,7 @@ def test_the_schedules_of_core_begin_at_timestep_979_and_the_noisier_ones_still_
 @torch.inference_mode()
 def test_core_s_samplers_work_on_it(model, guidance, sampler):
     out = run(model, guidance, sampler, steps=6)
-    assert out.shape == (1, 3, 16, 16)
+    assert out.shape == (1, 3, 8, 8)
     assert bool(torch.isfinite(out).all()) and float(out.std()) > 0.05 and float(out.abs().max()) < 2.0
 
 
@@ -215,23 +215,23 @@ def test_half_precision_weights(clip, dtype):
     told = unclip_conditioning(clip, full, "a cat", unclip.embedding())
     for sampler in ("euler", unclip.ancestral()):
         a, b = (run(m, told, sampler, steps=2, cfg=1.0) for m in (full, half))
-        assert relative(b, a) < (0.02 if dtype == torch.float16 else 0.1)
+        assert relative(b, a) < (0.02 if dtype == torch.float16 else 0.2)
 
 
 @pytest.mark.parametrize("sampler", ["euler", unclip.ancestral()])
 @torch.inference_mode()
 def test_a_masked_part_is_kept(model, guidance, sampler):
-    picture = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 1.8 - 0.9
-    mask = torch.zeros(1, 16, 16)
-    mask[..., 8:] = 1.0
+    picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 1.8 - 0.9
+    mask = torch.zeros(1, 8, 8)
+    mask[..., 4:] = 1.0
     [latent] = SetLatentNoiseMask().set_mask({"samples": picture}, mask)
     sampler = comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler
     noise = core.RandomNoise.execute(4).args[0]
     guider = core.CFGGuider.execute(model, guidance.positive, guidance.negative, CFG).args[0]
     out = core.SamplerCustomAdvanced.execute(noise, guider, sampler, schedule(model, 4, "normal"), latent).args[0]
     out = out["samples"]
-    torch.testing.assert_close(out[..., :8], picture[..., :8], atol=1e-3, rtol=0)
-    assert relative(out[..., 8:], picture[..., 8:]) > 0.2
+    torch.testing.assert_close(out[..., :4], picture[..., :4], atol=1e-3, rtol=0)
+    assert relative(out[..., 4:], picture[..., 4:]) > 0.2
 
 
 @torch.inference_mode()
@@ -265,8 +265,8 @@ def test_an_inversion_followed_by_euler_returns_the_picture(clip, scheduler, out
     """Up to where core's schedules begin, sigma 32, at which less than a grey level in ten is lost to float32."""
     model = unclip.decoder(twin_unclip.decoder(output=output))
     positive = unclip_conditioning(clip, model, "a photo", unclip.embedding()).positive
-    picture = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(3)) * 1.8 - 0.9
-    trajectory = invert(model, positive, picture, schedule(model, 12, scheduler), "fixed_point", 8)
+    picture = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 1.8 - 0.9
+    trajectory = invert(model, positive, picture, schedule(model, 12, scheduler), "fixed_point", 12)
     assert convergence_report(trajectory)[1], convergence_report(trajectory)[0]
     back = sample_back(model, trajectory, torch.zeros_like(picture)).latents[-1]
     psnr = -10 * torch.log10(((back - picture) / 2).square().mean())
@@ -278,7 +278,7 @@ def test_an_inversion_followed_by_euler_returns_the_picture(clip, scheduler, out
 def test_the_learned_variance_is_each_place_s_own_condition_s(model, clip, guidance):
     """Positive conditions by area: each half as if its own condition had the whole picture, beyond the fade of the border."""
     other = unclip_conditioning(clip, model, "a dog", unclip.embedding(seed=8))
-    [left] = ConditioningSetArea().append(guidance.positive, 4 * 8, 16 * 8, 0, 0, 1.0)
+    [left] = ConditioningSetArea().append(guidance.positive, 4 * 8, 8 * 8, 0, 0, 1.0)
     [whole] = ConditioningCombine().combine(guidance.positive, guidance.positive)
     x, sigmas = start(model, 3)
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.model
 
 @pytest.fixture(scope="module")
 def twin():
-    return twin_unclip.decoder()
+    return twin_unclip.decoder(layers=2)
 
 
 @pytest.fixture(scope="module")
