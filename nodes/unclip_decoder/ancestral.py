@@ -60,7 +60,7 @@ def sample_unclip(
     model: comfy.samplers.KSamplerX0Inpaint,
     x: torch.Tensor,
     sigmas: torch.Tensor,
-    extra_args: dict[str, Any] | None = None,
+    extra_args: dict[str, Any],
     callback: Callable[[dict], None] | None = None,
     disable: bool | None = None,
     spacing: str = "published",
@@ -69,7 +69,6 @@ def sample_unclip(
     """A sampler function as core's: x [B, C, H, W] at sigmas[0] -> x at sigmas[-1]. The decoder's MODEL clips x0 by itself."""
     guider = model.inner_model
     require_learned_variance(guider)
-    extra_args = extra_args or {}
     noise_sampler = noise_sampler or default_noise_sampler(x, seed=extra_args.get("seed"))
     variance = LearnedVariance()
     options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])

@@ -60,26 +60,36 @@ class UnCLIPDecoder(comfy.model_base.BaseModel):
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
         network: DecoderNetwork = self.diffusion_model
-        device, noise = kwargs["device"], kwargs["noise"]
-        require_picture(noise.shape)
+        socket = kwargs.get("prompt_type", "positive")
+        require_picture(kwargs["noise"].shape)
         states, text_embed = kwargs.get("cross_attn"), kwargs.get("pooled_output")
-        require_width("text states", states, network.text_width)
-        require_width("a text embedding", text_embed, network.text_width)
-        mask = kwargs.get("attention_mask")
-        mask = torch.ones(states.shape[:2]) if mask is None else mask.reshape(-1, states.shape[1]).float()
-        image_embed = image_embedding(kwargs.get("unclip_conditioning"), network.image_width)
+        require_width(socket, "text states", states, network.text_width)
+        require_width(socket, "a text embedding", text_embed, network.text_width)
+        image_embed = image_embedding(socket, kwargs.get("unclip_conditioning"), network.image_width)
         if image_embed is None:
             image_embed = network.cf_param.detach()[None]
         conds = {
             "c_crossattn": states,
-            "text_mask": mask,
+            "text_mask": text_mask(socket, kwargs.get("attention_mask"), states),
             "text_embed": text_embed,
             "image_embed": image_embed.to(states),
         }
-        return {name: comfy.conds.CONDRegular(value.to(device)) for name, value in conds.items()}
+        return {name: comfy.conds.CONDRegular(value.to(kwargs["device"])) for name, value in conds.items()}
 
 
-def image_embedding(unclip_conditioning: list[dict[str, Any]] | None, width: int) -> torch.Tensor | None:
+def text_mask(socket: str, mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
+    """[B, L], 1 for what is seen: everything where a conditioning does not say."""
+    if mask is None:
+        return torch.ones(states.shape[:2])
+    if mask.shape[-1] != states.shape[1]:
+        raise ValueError(
+            f"{socket}: expected a mask for each of the text's {states.shape[1]} tokens, got one for {mask.shape[-1]}. Conditioning Concat "
+            "does not know of it: put both texts into one UnCLIP Conditioning, or use Conditioning Combine."
+        )
+    return mask.reshape(-1, states.shape[1]).float()
+
+
+def image_embedding(socket: str, unclip_conditioning: list[dict[str, Any]] | None, width: int) -> torch.Tensor | None:
     """[B, width], the sum of a conditioning's image embeddings, each by its strength."""
     if not unclip_conditioning:
         return None
@@ -89,15 +99,15 @@ def image_embedding(unclip_conditioning: list[dict[str, Any]] | None, width: int
                 f"noise_augmentation: expected 0, since this decoder was trained without, got {entry['noise_augmentation']}. Use "
                 "UnCLIP Conditioning."
             )
-        require_width("an image embedding", entry["clip_vision_output"].image_embeds, width)
+        require_width(socket, "an image embedding", entry["clip_vision_output"].image_embeds, width)
     return sum(entry["strength"] * entry["clip_vision_output"].image_embeds.float() for entry in unclip_conditioning)
 
 
-def require_width(what: str, value: torch.Tensor | None, width: int) -> None:
+def require_width(socket: str, what: str, value: torch.Tensor | None, width: int) -> None:
     if value is None or value.shape[-1] != width:
         got = "none" if value is None else f"one {value.shape[-1]} wide"
         raise ValueError(
-            f"positive: expected {what} {width} wide, as the decoder takes it, got {got}. Connect UnCLIP Conditioning with the CLIP "
+            f"{socket}: expected {what} {width} wide, as the decoder takes it, got {got}. Connect UnCLIP Conditioning with the CLIP "
             "that the decoder was trained with."
         )
 

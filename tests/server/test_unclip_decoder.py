@@ -207,6 +207,7 @@ def test_a_missing_file_is_named_with_its_folder_and_size(client: Client, files:
         ),
     ):
         made = wired(files, **{kind: missing})
+        del made.graph[made.shown[0].id]  # would run without the upsampler
         with pytest.raises(PromptRejected) as refusal:
             client.run(made.graph)
         [error] = refusal.value.node_errors[getattr(made, kind).id]["errors"]
