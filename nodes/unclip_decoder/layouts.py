@@ -81,7 +81,8 @@ def from_diffusers(unet: Weights, text_proj: Weights | None = None) -> Weights:
             parts[f"{place}.{match[5]}"] = value
     for place, joined, kind in {_joint(name) for name in parts}:
         rows = [parts[f"{place}.{part}.{kind}"] for part in JOINED[joined] if f"{place}.{part}.{kind}" in parts]
-        if len({row.shape for row in rows}) != 1 or len(rows) != len(JOINED[joined]) or len(rows[0]) % HEAD_WIDTH:
+        alike = len({row.shape for row in rows}) == 1 and len(rows) == len(JOINED[joined])
+        if not alike or rows[0].ndim == 0 or len(rows[0]) % HEAD_WIDTH:
             raise ValueError(f"{place}.{joined}.{kind} has parts that do not belong together")
         heads = [row.unflatten(0, (-1, HEAD_WIDTH)) for row in rows]
         found[f"{place}.{joined}.{kind}"] = torch.stack(heads, dim=1).flatten(0, 2)
@@ -121,15 +122,12 @@ def _joint(name: str) -> tuple[str, str, str]:
 
 def unet_configuration(weights: Weights) -> dict[str, Any]:
     """AdmUNet's arguments, read from the tensors of one. ValueError if they are no such network's."""
-    last = [
-        int(name.split(".")[1])
-        for name in weights
-        if re.match(r"output_blocks\.\d{1,3}\.0\.in_layers\.0\.weight$", name)
-    ]
-    ups = [name for name in weights if re.match(r"output_blocks\.\d+\.[12]\.in_layers\.0\.weight$", name)]
-    levels, blocks = len(ups) + 1, len(last) // (len(ups) + 1)
-    if not last or blocks < 2 or len(last) != levels * blocks or max(levels, blocks) > BIGGEST:
-        raise ValueError(f"it has {len(last)} output blocks in {levels} levels, which is no ADM network")
+    first_layer = re.compile(r"output_blocks\.\d{1,3}\.([012])\.in_layers\.0\.weight")
+    places = [match[1] for name in weights if (match := first_layer.fullmatch(name))]
+    count, levels = places.count("0"), len(places) - places.count("0") + 1  # one more residual layer where a level ends
+    blocks = count // levels
+    if blocks < 2 or count != levels * blocks or max(levels, blocks) > BIGGEST:
+        raise ValueError(f"it has {count} output blocks in {levels} levels, which is no ADM network")
     first = [(levels - 1 - level) * blocks for level in range(levels)]
     attending = [f"output_blocks.{block}.1.encoder_kv.weight" for block in first]
     widths = tuple(shape(weights, f"output_blocks.{block}.0.out_layers.3.weight", 4)[0] for block in first)

@@ -41,9 +41,9 @@ def upsample(upsampler: Upsampler, image: torch.Tensor, scale: int, steps: int, 
         )
     schedule, eta = plan(upsampler, steps)
     device = upsampler.first.load_device
-    small = image[..., :3].movedim(-1, 1).to(device, torch.float32) * 2 - 1
+    small = image[..., :3].movedim(-1, 1).float() * 2 - 1
     size = [scale * side for side in small.shape[2:]]
-    low_res = torch.nn.functional.interpolate(small, size, mode="bicubic", antialias=True)
+    low_res = torch.nn.functional.interpolate(small, size, mode="bicubic", antialias=True).to(device)
     # Drawn on the CPU, as core draws its noise: the picture does not depend on the device.
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(low_res.shape, generator=generator).to(device)
