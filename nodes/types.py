@@ -7,6 +7,7 @@ from .plug_and_play.features import Features
 from .prompt_to_prompt.prompt_edit import PromptEdit
 from .saliency_fusion.guider import Expert
 from .subject.encoder import SubjectEncoder
+from .unclip_decoder.loading import Upsampler
 from .unclip_prior.prior import Prior
 
 
@@ -33,6 +34,11 @@ class FusionExpertIO(io.ComfyTypeIO):
 @io.comfytype(io_type="PAL_SUBJECT_ENCODER")
 class SubjectEncoderIO(io.ComfyTypeIO):
     Type = SubjectEncoder
+
+
+@io.comfytype(io_type="PAL_UPSAMPLER")
+class UpsamplerIO(io.ComfyTypeIO):
+    Type = Upsampler
 
 
 @io.comfytype(io_type="PAL_PRIOR")

@@ -66,17 +66,22 @@ def respaced(steps: int, betas: torch.Tensor | None = None) -> RespacedSchedule:
     Rounded to float32 just where diffusers rounds, which shows where alpha_bar is near 1: the last ancestral step gives
     0.9995 x0, as it does there. In float64, as in Karlo's own code, it would be x0.
     """
-    betas = (squaredcos_cap_v2() if betas is None else betas).float()
+    betas = squaredcos_cap_v2() if betas is None else betas
     if not 2 <= steps <= len(betas):
         raise ValueError(
             f"steps: expected 2 to {len(betas)}, the length of the schedule the network was trained on, got {steps}. "
             "Karlo takes 25 for its prior."
         )
     stride = (len(betas) - 1) / (steps - 1)
-    timesteps = torch.tensor([round(i * stride) for i in reversed(range(steps))])
-    alpha_bar = (1 - betas).cumprod(0)[timesteps]
-    alpha_bar_next = torch.cat([alpha_bar[1:], torch.ones(1)])
-    neighbours = timesteps - torch.cat([timesteps[1:], torch.tensor([-1])]) == 1
+    return visiting(torch.tensor([*(round(i * stride) for i in reversed(range(steps))), -1]), betas)
+
+
+def visiting(levels: torch.Tensor, betas: torch.Tensor | None = None) -> RespacedSchedule:
+    """The chain from level to level [steps + 1]: training indices in sampling order, -1 for the picture itself."""
+    betas = (squaredcos_cap_v2() if betas is None else betas).float()
+    alpha_bar = torch.cat([(1 - betas).cumprod(0), torch.ones(1)])[levels]
+    timesteps, alpha_bar, alpha_bar_next = levels[:-1], alpha_bar[:-1], alpha_bar[1:]
+    neighbours = levels[:-1] - levels[1:] == 1
     chain_betas = torch.where(neighbours, betas[timesteps], 1 - alpha_bar / alpha_bar_next)
     a, b, beta = alpha_bar.double(), alpha_bar_next.double(), chain_betas.double()
     return RespacedSchedule(timesteps, a, b, beta, (1 - b) / (1 - a) * beta)
