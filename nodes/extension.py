@@ -1,5 +1,6 @@
 from comfy_api.latest import ComfyExtension, io
 
+from .embeddings.nodes import NODES as EMBEDDINGS
 from .inversion.nodes import NODES as INVERSION
 from .null_text.nodes import NODES as NULL_TEXT
 from .plug_and_play.nodes import NODES as PLUG_AND_PLAY
@@ -10,4 +11,4 @@ from .subject.nodes import NODES as SUBJECT
 
 class PalimpsestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [*INVERSION, *NULL_TEXT, *PLUG_AND_PLAY, *PROMPT_TO_PROMPT, *SALIENCY_FUSION, *SUBJECT]
+        return [*EMBEDDINGS, *INVERSION, *NULL_TEXT, *PLUG_AND_PLAY, *PROMPT_TO_PROMPT, *SALIENCY_FUSION, *SUBJECT]
