@@ -17,7 +17,8 @@ import comfy.supported_models
 import comfy.utils
 import torch
 
-from .encoder import IMAGE_ENCODER, POSTFUSE, SubjectEncoder, require_weights, subject_encoder
+from ..diffusion.weight_file import read_tensors, require_weights
+from .encoder import IMAGE_ENCODER, POSTFUSE, SubjectEncoder, subject_encoder
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -45,7 +46,7 @@ Loaded = tuple["SubjectEncoder | None", "ModelPatcher", "VAE", "CLIP"]
 
 def load(path: Path, embedding_directory: list[str]) -> Loaded:
     """The encoder is None for a checkpoint without one (TDM). Anything else than such a checkpoint raises ValueError."""
-    return models(_read(path), path.name, embedding_directory)
+    return models(read_tensors(path, "ckpt_name", WHAT), path.name, embedding_directory)
 
 
 def models(weights: dict[str, torch.Tensor], file: str, embedding_directory: list[str]) -> Loaded:
@@ -58,19 +59,6 @@ def models(weights: dict[str, torch.Tensor], file: str, embedding_directory: lis
     except (ValueError, RuntimeError) as error:  # core's own of a tensor in another shape is a RuntimeError
         why = " ".join(str(error).split())[:400].rstrip(".")
         raise ValueError(f"ckpt_name: expected {WHAT}, got {file}, where {why}. Download the file again.") from error
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        weights = comfy.utils.load_torch_file(str(path), safe_load=True)
-    except Exception as error:  # pickle's, zip's and safetensors' errors have nothing else in common
-        raise ValueError(
-            f"ckpt_name: {path.name} could not be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}. It is cut "
-            "short, or holds more than tensors, which is never loaded. Download it again, as safetensors where there is one."
-        ) from error
-    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise ValueError(f"ckpt_name: expected {WHAT}, got {path.name}, which holds something else than named tensors.")
-    return weights
 
 
 def _split(weights: dict[str, torch.Tensor], file: str) -> Parts:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..diffusion.text_states import require_last_layer
 from ..diffusion.trajectory import Conditioning
 from .encoder import SubjectEncoder
 from .markers import EXAMPLE, MarkedPrompt, own_columns, parse
@@ -68,11 +69,7 @@ def _require_sd1(clip: CLIP) -> None:
             f"clip: expected SD1.x's text encoder, CLIP ViT-L, which the subject encoder was trained with, got {', '.join(encoders)}. "
             "Connect `clip` of Load Subject Encoder, or of an SD1.x checkpoint."
         )
-    if clip.layer_idx not in (None, -1):
-        raise ValueError(
-            f"clip: expected its last layer, which the subject encoder was trained with, got layer {clip.layer_idx}. Take CLIP Set Last "
-            "Layer out of the way to this node."
-        )
+    require_last_layer(clip, "the subject encoder")
 
 
 def _columns(prompt: MarkedPrompt, own: list[int]) -> list[int]:

@@ -12,6 +12,7 @@ import torch
 from comfy.clip_model import CLIPVisionModelProjection
 from comfy.model_patcher import ModelPatcher
 
+from ..diffusion.weight_file import require_weights
 from .postfuse import Postfuse
 
 IMAGE_ENCODER, POSTFUSE = "image_encoder", "postfuse_module"
@@ -66,17 +67,6 @@ def subject_encoder(weights: dict[str, torch.Tensor], dtype: torch.dtype | None 
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
     model.load_state_dict({name: weights[name] for name in expected}, assign=patcher.is_dynamic())
     return SubjectEncoder(patcher, vision["projection_dim"], vision["image_size"])
-
-
-def require_weights(part: str, expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
-    """ValueError unless every expected tensor is found in its shape."""
-    missing = [name for name in expected if name not in found]
-    if missing:
-        raise ValueError(f"{part} lacks {len(missing)} of its {len(expected)} tensors, the first is {missing[0]}")
-    other = [name for name, shape in expected.items() if found[name] != shape]
-    if other:
-        name = other[0]
-        raise ValueError(f"{part} has {name} as {list(found[name])}, expected {list(expected[name])}")
 
 
 def _vision_config(weights: dict[str, torch.Tensor]) -> dict:

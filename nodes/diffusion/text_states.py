@@ -1,0 +1,103 @@
+"""What unCLIP's networks read of a text: CLIP's states, its projected embedding, and which tokens are the text's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from comfy.sd import CLIP
+    from comfy.sd1_clip import SDClipModel
+
+
+@dataclass(frozen=True)
+class TextStates:
+    """states: [B, 77, width] of the last layer, after its LayerNorm; pooled: [B, width], projected, not normalised.
+
+    mask: [B, 77] bool, True for start token, text and end token. unread: tokens of each text that found no place.
+    States under a False mean nothing: how a tokeniser pads does not matter to whoever keeps to the mask.
+    """
+
+    states: torch.Tensor
+    pooled: torch.Tensor
+    mask: torch.Tensor
+    unread: tuple[int, ...]
+
+
+def text_states(clip: CLIP, texts: Sequence[str], width: int, what: str) -> TextStates:
+    """From the encoder of this width in a stock CLIP, such as the G of SDXL's two for 1280.
+
+    Texts are cut after 75 tokens, as published. what: the network that needs them, for errors, as in "the prior".
+    """
+    require_last_layer(clip, what)
+    name, encoder = _encoder(clip, width, what)
+    _require_projection(encoder, what)
+    chunks, lengths, unread = [], [], []
+    for text in texts:
+        chunk, length, left = _one_chunk(clip.tokenize(text, return_word_ids=True)[name], encoder)
+        chunks.append(chunk)
+        lengths.append(length)
+        unread.append(left)
+    clip.load_model({name: chunks})
+    encoder.reset_clip_options()
+    try:
+        options = {"layer": None, "projected_pooled": True, "execution_device": clip.patcher.load_device}
+        encoder.set_clip_options(options)
+        encoded = [encoder.encode_token_weights([chunk])[:2] for chunk in chunks]
+    finally:
+        encoder.reset_clip_options()
+    states, pooled = (torch.cat(parts).float() for parts in zip(*encoded, strict=True))
+    mask = torch.arange(states.shape[1], device=states.device) < torch.tensor(lengths, device=states.device)[:, None]
+    return TextStates(states, pooled, mask, tuple(unread))
+
+
+def require_last_layer(clip: CLIP, what: str) -> None:
+    if clip.layer_idx not in (None, -1):
+        raise ValueError(
+            f"clip: expected its last layer, which {what} was trained with, got layer {clip.layer_idx}. Take CLIP Set Last "
+            "Layer out of the way to this node."
+        )
+
+
+def _encoder(clip: CLIP, width: int, what: str) -> tuple[str, SDClipModel]:
+    """The tokens' name, and the model, of the one CLIP text encoder of that width."""
+    found = {}
+    for name in clip.tokenize(""):
+        encoder = getattr(clip.cond_stage_model, f"clip_{name}", None)
+        projection = getattr(getattr(encoder, "transformer", None), "text_projection", None)
+        if projection is not None:
+            found[projection.weight.shape[0]] = name, encoder
+    if width not in found:
+        got = ", ".join(str(size) for size in sorted(found)) or "an encoder of another kind"
+        usual = {768: "CLIP ViT-L/14, as of SD1.x", 1280: "CLIP ViT-bigG/14, as of SDXL"}.get(
+            width, "the one it came with"
+        )
+        raise ValueError(
+            f"clip: expected a CLIP text encoder of width {width}, which {what} was trained with, got {got}. Connect {usual}."
+        )
+    return found[width]
+
+
+def _require_projection(encoder: SDClipModel, what: str) -> None:
+    """Checkpoints of SD1.x have no text_projection; ComfyUI then leaves in its place whatever the memory held."""
+    weight = encoder.transformer.text_projection.weight.detach().float()
+    rms = float(weight.square().mean().sqrt()) * weight.shape[1] ** 0.5
+    if not (0.01 < rms < 100.0 and float((weight == 0).float().mean()) < 0.1):  # a NaN fails the first
+        raise ValueError(
+            f"clip: expected a text encoder with its projection into the space of image embeddings, text_projection.weight, which {what} "
+            "needs, got one without. Checkpoints of SD1.x lack it. Load CLIP with the text encoder of the published CLIP, "
+            "such as model.safetensors of openai/clip-vit-large-patch14."
+        )
+
+
+def _one_chunk(chunks: list[list[tuple]], encoder: SDClipModel) -> tuple[list[tuple], int, int]:
+    """(77 tokens with weights, how many are the text's own with start and end, how many of the text are left over)."""
+    special, length = encoder.special_tokens, encoder.max_length
+    own = [(token, weight) for chunk in chunks for token, weight, word in chunk if word]
+    read = own[: length - 2]
+    chunk = [(special["start"], 1.0), *read, (special["end"], 1.0)]
+    padding = [(special["pad"], 1.0)] * (length - len(chunk))
+    return chunk + padding, len(chunk), len(own) - len(read)

@@ -1,0 +1,39 @@
+"""Reading published weights. A file is untrusted input: tensors are taken from it and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.utils
+import torch
+
+
+def read_file(path: Path, socket: str) -> Any:
+    """What ComfyUI's safe loader makes of the file; ValueError names `socket` if it makes nothing."""
+    try:
+        return comfy.utils.load_torch_file(str(path), safe_load=True)
+    except Exception as error:  # pickle's, zip's and safetensors' errors have nothing else in common
+        raise ValueError(
+            f"{socket}: {path.name} could not be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}. It is cut "
+            "short, or holds more than tensors, which is never loaded. Download it again, as safetensors where there is one."
+        ) from error
+
+
+def read_tensors(path: Path, socket: str, what: str) -> dict[str, torch.Tensor]:
+    """The named tensors of a file. what: the kind of file that is expected, for errors."""
+    weights = read_file(path, socket)
+    if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
+        raise ValueError(f"{socket}: expected {what}, got {path.name}, which holds something else than named tensors.")
+    return weights
+
+
+def require_weights(part: str, expected: dict[str, torch.Size], found: dict[str, torch.Size]) -> None:
+    """ValueError unless every expected tensor is found in its shape."""
+    missing = [name for name in expected if name not in found]
+    if missing:
+        raise ValueError(f"{part} lacks {len(missing)} of its {len(expected)} tensors, the first is {missing[0]}")
+    other = [name for name, shape in expected.items() if found[name] != shape]
+    if other:
+        name = other[0]
+        raise ValueError(f"{part} has {name} as {list(found[name])}, expected {list(expected[name])}")
