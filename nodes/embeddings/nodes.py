@@ -2,12 +2,12 @@ import comfy.model_management
 from comfy_api.latest import io
 
 from ..diffusion.image_embedding import ImageEmbedding, image_embeds, require_match
+from ..diffusion.text_states import TextStates, text_states
 from ..feedback import show_on_node
 from ..saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
 from . import sphere
 from .embedding_io import SUFFIX, load_embedding, save_embedding
 from .numbers import MAX_FRAMES, mixing_weights, thetas
-from .text import require_same_space, text_embedding
 
 CATEGORY = "palimpsest/unclip"
 PAPER = "DALL-E 2 (2204.06125)"
@@ -181,21 +181,24 @@ class EmbeddingTextDiff(io.ComfyNode):
                 _embedding_output("One embedding for each theta; for batches, all thetas of the first picture first."),
                 _frames_output(),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, embedding, clip, text, base_text, thetas, frames) -> io.NodeOutput:
         image = image_embeds(embedding, "embedding")
         steps = _steps(thetas, frames)
-        target = text_embedding(clip, text, "text")
-        require_same_space(target, image, "embedding")
-        base = text_embedding(clip, base_text, "base_text") if base_text.strip() else None
+        read = _read(clip, [text, base_text], image)
+        if any(read.unread):
+            show_on_node(cls, _unread(read))
+        target, base = read.pooled.to(image.device)
         try:
-            return _given(sphere.text_diff(image[:, None], target, base, steps).flatten(0, 1))
+            moved = sphere.text_diff(image[:, None], target, base if base_text.strip() else None, steps)
         except sphere.NothingLeft:
             raise ValueError(
                 f"text: expected other words than base_text, got {text!r} for both. Say in text what is to be different."
             ) from None
+        return _given(moved.flatten(0, 1))
 
 
 class EmbeddingScore(io.ComfyNode):
@@ -224,12 +227,13 @@ class EmbeddingScore(io.ComfyNode):
     @classmethod
     def execute(cls, embedding, clip, text) -> io.NodeOutput:
         image = image_embeds(embedding, "embedding")
-        target = text_embedding(clip, text, "text")
-        require_same_space(target, image, "embedding")
-        scores = sphere.cosine(image, target.to(image.device)).tolist()
+        read = _read(clip, [text], image)
+        scores = sphere.cosine(image, read.pooled.to(image.device)).tolist()
         shown = "  ".join(
             f"{i}: {score:.4f}" if len(scores) > 1 else f"{score:.4f}" for i, score in enumerate(scores, 1)
         )
+        if any(read.unread):
+            shown += f"  ({_unread(read)})"
         show_on_node(cls, shown)
         return io.NodeOutput(scores, ui={"text": (shown,)})
 
@@ -298,6 +302,14 @@ class LoadEmbedding(io.ComfyNode):
 def _steps(text: str, frames: int):
     """[1, T], to go with embeddings [batch, 1, width]."""
     return thetas(text, frames)[None]
+
+
+def _read(clip, texts: list[str], image) -> TextStates:
+    return text_states(clip, texts, image.shape[1], "the embedding's CLIP vision model")
+
+
+def _unread(read: TextStates) -> str:
+    return f"{' and '.join(map(str, read.unread))} tokens beyond the 75 that CLIP reads"
 
 
 NODES = [

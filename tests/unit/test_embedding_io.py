@@ -65,7 +65,9 @@ def test_a_thousand_mutated_files_raise_the_one_error(tmp_path: Path):
         ({"version": 1}, {"image_embeds": example() / 0}, "not finite"),
     ],
 )
-def test_foreign_files_with_a_true_checksum_say_what_is_wrong(tmp_path: Path, header: dict, tensors: dict, message: str):
+def test_foreign_files_with_a_true_checksum_say_what_is_wrong(
+    tmp_path: Path, header: dict, tensors: dict, message: str
+):
     checked_file.write(tmp_path / NAME, HEADER, header, tensors)
     with pytest.raises(EmbeddingFileError, match=message):
         load_embedding(tmp_path / NAME)

@@ -30,7 +30,7 @@ def test_frames_go_evenly_through_the_list():
     assert thetas("0 1 0", 9).tolist() == [0, 0.25, 0.5, 0.75, 1, 0.75, 0.5, 0.25, 0]
     assert thetas("0, 0.5, 0.5, 1", 7).tolist() == [0, 0.25, 0.5, 0.5, 0.5, 0.75, 1]
     assert thetas("0.2, 1", 1).tolist() == pytest.approx([0.2])
-    with pytest.raises(ValueError, match="thetas: expected at least two numbers to spread 5 frames over, got '0.5'"):
+    with pytest.raises(ValueError, match=r"thetas: expected at least two numbers to spread 5 frames over, got "):
         thetas("0.5", 5)
     with pytest.raises(ValueError, match="thetas: expected at most 4096 numbers, got 5000"):
         thetas("0.5 " * 5000, 0)

@@ -1,6 +1,7 @@
 """Embedding arithmetic: its identities for any vectors, and scipy's geometric_slerp as an implementation that is not ours."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_nearly_equal_and_nearly_opposite_directions_keep_norm_and_angle(seed: i
     for v in (u + off * noise, -u + off * noise):
         way = slerp(u, v, torch.linspace(0, 1, 9, dtype=torch.float64))
         torch.testing.assert_close(way.norm(dim=-1), torch.lerp(u.norm(), v.norm(), torch.linspace(0, 1, 9).double()))
-        steps = [angle(x, y) for x, y in zip(way, way[1:], strict=False)]
+        steps = [angle(x, y) for x, y in pairwise(way)]
         assert steps == pytest.approx([angle(u, v) / 8] * 8, rel=1e-5)
 
 
@@ -152,9 +153,7 @@ def test_text_diff_at_zero_is_the_picture_to_the_bit_and_no_difference_is_an_err
 
 @given(st.lists(VECTORS, min_size=2, max_size=5), st.data())
 def test_mix_is_the_weighted_sum_with_the_norm_of_its_parts(vectors: list[np.ndarray], data: st.DataObject):
-    weights = data.draw(
-        st.lists(st.floats(-2, 2, width=32), min_size=len(vectors), max_size=len(vectors)).filter(any)
-    )
+    weights = data.draw(st.lists(st.floats(-2, 2, width=32), min_size=len(vectors), max_size=len(vectors)).filter(any))
     plain = sum(w * x for w, x in zip(weights, vectors, strict=True))
     norms = sum(abs(w) * np.linalg.norm(x) for w, x in zip(weights, vectors, strict=True))
     assume(np.linalg.norm(plain) > 1e-3 * norms)
