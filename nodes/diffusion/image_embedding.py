@@ -53,10 +53,16 @@ def require_match(embeds: dict[str, torch.Tensor]) -> int:
                 f"{socket}: expected an embedding {encoder_of(like.shape[1])}, as {first} is, got one {encoder_of(other.shape[1])}. Encode "
                 "both pictures with the same CLIP vision model."
             )
-    many = {socket: len(e) for socket, e in embeds.items() if len(e) > 1}
-    if len(set(many.values())) > 1:
-        (socket, count), (other, differs) = next((a, b) for a in many.items() for b in many.items() if a[1] != b[1])
-        raise ValueError(
-            f"{other}: expected {count} embeddings, as {socket} has, or one for all of them, got {differs}. Give both as many pictures."
-        )
+    return require_batch({socket: len(e) for socket, e in embeds.items()})
+
+
+def require_batch(counts: dict[str, int]) -> int:
+    """The common batch by socket: as many rows each, or one for all; ValueError for others."""
+    many = {socket: count for socket, count in counts.items() if count > 1}
+    for socket, count in many.items():
+        first, expected = next(iter(many.items()))
+        if count != expected:
+            raise ValueError(
+                f"{socket}: expected a batch of {expected}, as {first} has, or a single one for all of it, got {count}. Give both as many."
+            )
     return max(many.values(), default=1)

@@ -1,10 +1,11 @@
 import comfy.model_management
 from comfy_api.latest import io
 
-from ..diffusion.image_embedding import ImageEmbedding, image_embeds, require_match
+from ..diffusion.image_embedding import ImageEmbedding, image_embeds, require_batch, require_match
 from ..diffusion.text_states import TextStates, text_states
 from ..feedback import show_on_node
 from ..saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
+from ..types import IPAdapterEmbedsIO
 from . import sphere
 from .embedding_io import SUFFIX, load_embedding, save_embedding
 from .numbers import MAX_FRAMES, mixing_weights, thetas
@@ -15,15 +16,10 @@ ALIASES = ["unclip", "clip vision", "image embedding", "dall-e 2"]
 MAX_MIXED = 16
 
 
-@io.comfytype(io_type="EMBEDS")
-class IPAdapterEmbeds(io.ComfyTypeIO):
-    """What IPAdapter's encoder nodes give: the image embeddings as a plain tensor."""
-
-
 def _embedding_input(name: str, tooltip: str) -> io.Input:
     return io.MultiType.Input(
         name,
-        [io.ClipVisionOutput, IPAdapterEmbeds],
+        [io.ClipVisionOutput, IPAdapterEmbedsIO],
         tooltip=f"{tooltip} From CLIP Vision Encode, Sample Prior, Load Embedding or an IPAdapter encoder.",
     )
 
@@ -98,6 +94,43 @@ class EmbeddingSlerp(io.ComfyNode):
         return _given(sphere.slerp(a[:, None], b[:, None], _steps(thetas, frames)).flatten(0, 1))
 
 
+class LatentSlerp(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_LatentSlerp",
+            display_name="Latent Slerp",
+            category=CATEGORY,
+            description="Goes from one noise to another along the sphere, as Embedding Slerp does with pictures' embeddings: for morphs "
+            f"between inverted pictures. {PAPER}, section 3.2.",
+            search_aliases=["interpolate", "morph", "spherical interpolation", "noise"],
+            inputs=[
+                io.Latent.Input("latent_a", tooltip="Where theta 0 is: a start from DDIM Invert or Trajectory Start."),
+                io.Latent.Input("latent_b", tooltip="Where theta 1 is, of the same size."),
+                *_theta_inputs("0, 0.25, 0.5, 0.75, 1", "How far from a (0) to b (1)."),
+            ],
+            outputs=[
+                io.Latent.Output("latent", tooltip="One latent for each theta, for KSampler (Advanced) with add_noise disabled."),
+                io.Latent.Output("single", is_output_list=True, tooltip="The same latents one by one, as of Embedding Slerp."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, latent_a, latent_b, thetas, frames) -> io.NodeOutput:
+        a, b = latent_a["samples"], latent_b["samples"]
+        if a.shape[1:] != b.shape[1:]:
+            raise ValueError(
+                f"latent_b: expected the size of latent_a, {list(a.shape[1:])}, got {list(b.shape[1:])}. Invert pictures of one size."
+            )
+        require_batch({"latent_a": len(a), "latent_b": len(b)})
+        for socket, x in (("latent_a", a), ("latent_b", b)):
+            if not bool(x.flatten(1).any(-1).all()):
+                raise ValueError(f"{socket}: expected noise, got an empty latent. Connect latent of DDIM Invert.")
+        path = sphere.slerp(a.flatten(1)[:, None], b.flatten(1)[:, None], _steps(thetas, frames))
+        latents = path.flatten(0, 1).unflatten(1, a.shape[1:])
+        return io.NodeOutput({"samples": latents}, [{"samples": row} for row in latents.split(1)])
+
+
 class EmbeddingMix(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -120,8 +153,8 @@ class EmbeddingMix(io.ComfyNode):
                 ),
                 io.String.Input(
                     "weights",
-                    default="1, 1",
-                    tooltip="One number for each embedding, in the order of the sockets. Empty: all alike.",
+                    default="",
+                    tooltip="One number for each embedding, in the order of the sockets: 1, 0.5. Empty: all alike.",
                 ),
                 io.Combo.Input(
                     "norm",
@@ -312,11 +345,4 @@ def _unread(read: TextStates) -> str:
     return f"{' and '.join(map(str, read.unread))} tokens beyond the 75 that CLIP reads"
 
 
-NODES = [
-    EmbeddingSlerp,
-    EmbeddingMix,
-    EmbeddingTextDiff,
-    EmbeddingScore,
-    SaveEmbedding,
-    LoadEmbedding,
-]
+NODES = [EmbeddingSlerp, LatentSlerp, EmbeddingMix, EmbeddingTextDiff, EmbeddingScore, SaveEmbedding, LoadEmbedding]

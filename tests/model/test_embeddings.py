@@ -8,7 +8,13 @@ import pytest
 import torch
 from fixtures import tiny_clip, tiny_models, tiny_stock_unclip
 from palimpsest.nodes.diffusion.image_embedding import ImageEmbedding, image_embeds, require_match
-from palimpsest.nodes.embeddings.nodes import EmbeddingMix, EmbeddingScore, EmbeddingSlerp, EmbeddingTextDiff
+from palimpsest.nodes.embeddings.nodes import (
+    EmbeddingMix,
+    EmbeddingScore,
+    EmbeddingSlerp,
+    EmbeddingTextDiff,
+    LatentSlerp,
+)
 from scipy.spatial import geometric_slerp
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
@@ -64,9 +70,7 @@ def test_batches_go_pairwise_or_one_against_many_thetas_within(encoder):
         assert whole[2 * i : 2 * i + 2].equal(one)
     assert slerp(b, a, "1")[0].image_embeds.equal(a.image_embeds)
     assert slerp(a, encoded(encoder, 3, 3), "0 1", 4)[0].image_embeds.shape == (12, WIDTH)
-    with pytest.raises(
-        ValueError, match="embedding_b: expected 3 embeddings, as embedding_a has, or one for all of them"
-    ):
+    with pytest.raises(ValueError, match="embedding_b: expected a batch of 3, as embedding_a has, or a single one"):
         slerp(a, encoded(encoder, 3, 2), "0")
 
 
@@ -95,6 +99,27 @@ def test_another_encoders_width_is_explained_by_socket(encoder, tmp_path):
         require_match({"a": torch.ones(1, 768), "b": torch.ones(1, 1024)})
     with pytest.raises(ValueError, match="clip: expected a CLIP text encoder of width 96"):
         EmbeddingScore.execute(wide, tiny_clip.sd1(), "a cat")
+
+
+def test_latent_slerp_goes_from_noise_to_noise_as_one_vector():
+    a, b = torch.randn(2, 2, 4, 8, 6, generator=torch.Generator().manual_seed(0))
+    marked = {"samples": a, "noise_mask": torch.ones(2, 1, 8, 6)}
+    batch, single = LatentSlerp.execute(marked, {"samples": b}, "0, 0.25, 1", 0).args
+    assert batch.keys() == {"samples"} and batch["samples"].shape == (6, 4, 8, 6) and batch["samples"].dtype == a.dtype
+    assert batch["samples"][0::3].equal(a) and batch["samples"][2::3].equal(b)
+    assert torch.cat([one["samples"] for one in single]).equal(batch["samples"])
+    for row in range(2):
+        u, v = (x[row].flatten().double().numpy() for x in (a, b))
+        sizes = np.linalg.norm(u), np.linalg.norm(v)
+        expected = (0.75 * sizes[0] + 0.25 * sizes[1]) * geometric_slerp(u / sizes[0], v / sizes[1], [0.25])[0]
+        assert np.abs(batch["samples"][3 * row + 1].flatten().numpy() - expected).max() < 1e-6
+    assert LatentSlerp.execute({"samples": a[:1]}, {"samples": b}, "1", 0).args[0]["samples"].equal(b)
+    with pytest.raises(ValueError, match=r"latent_b: expected the size of latent_a, \[4, 8, 6\], got \[4, 8, 5\]"):
+        LatentSlerp.execute({"samples": a}, {"samples": b[..., :5]}, "1", 0)
+    with pytest.raises(ValueError, match="latent_b: expected a batch of 2, as latent_a has, or a single one"):
+        LatentSlerp.execute({"samples": a}, {"samples": b.repeat(2, 1, 1, 1)}, "1", 0)
+    with pytest.raises(ValueError, match="latent_b: expected noise, got an empty latent"):
+        LatentSlerp.execute({"samples": a}, {"samples": torch.zeros_like(b)}, "1", 0)
 
 
 def test_mix_weighs_and_names_what_cancels_out(encoder):

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.unit
 WIDTH = 8
 VECTORS = arrays(np.float64, WIDTH, elements=st.floats(-100, 100, width=32)).filter(lambda x: np.linalg.norm(x) > 1e-3)
 THETAS = st.floats(0, 1)
+ANY_TIME = settings(deadline=None)
 
 
 def tensor(x: np.ndarray) -> torch.Tensor:
@@ -33,6 +34,7 @@ def angle(a: torch.Tensor, b: torch.Tensor) -> float:
     return 2 * math.atan2(float((u - v).norm()), float((u + v).norm()))
 
 
+@ANY_TIME
 @given(VECTORS, VECTORS)
 def test_the_ends_are_the_inputs_to_the_bit(a: np.ndarray, b: np.ndarray):
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
@@ -44,6 +46,7 @@ def test_the_ends_are_the_inputs_to_the_bit(a: np.ndarray, b: np.ndarray):
         assert both[1].view(torch.uint8).equal(v.view(torch.uint8))
 
 
+@ANY_TIME
 @given(VECTORS, VECTORS, THETAS)
 def test_norms_go_linearly_so_equal_norms_are_kept(a: np.ndarray, b: np.ndarray, t: float):
     u, v = tensor(a), tensor(b)
@@ -52,6 +55,7 @@ def test_norms_go_linearly_so_equal_norms_are_kept(a: np.ndarray, b: np.ndarray,
     assert float(slerp(u, v * (u.norm() / v.norm()), theta(t)).norm()) == pytest.approx(float(u.norm()), rel=1e-12)
 
 
+@ANY_TIME
 @given(VECTORS, VECTORS, THETAS)
 def test_the_way_back_is_the_same_way(a: np.ndarray, b: np.ndarray, t: float):
     u, v = tensor(a), tensor(b)
@@ -60,6 +64,7 @@ def test_the_way_back_is_the_same_way(a: np.ndarray, b: np.ndarray, t: float):
     torch.testing.assert_close(there, back, rtol=0, atol=1e-9 * float(u.norm() + v.norm()))
 
 
+@ANY_TIME
 @given(VECTORS, VECTORS, THETAS, THETAS, THETAS)
 def test_parts_of_a_way_make_the_whole(a: np.ndarray, b: np.ndarray, s: float, t: float, r: float):
     u, v = tensor(a), tensor(b)
@@ -69,6 +74,7 @@ def test_parts_of_a_way_make_the_whole(a: np.ndarray, b: np.ndarray, s: float, t
     torch.testing.assert_close(part, whole, rtol=0, atol=1e-9 * float(u.norm() + v.norm()))
 
 
+@ANY_TIME
 @given(VECTORS, VECTORS, THETAS)
 def test_the_angle_goes_linearly(a: np.ndarray, b: np.ndarray, t: float):
     u, v = tensor(a), tensor(b)
@@ -77,6 +83,7 @@ def test_the_angle_goes_linearly(a: np.ndarray, b: np.ndarray, t: float):
     assert angle(between, v) == pytest.approx((1 - t) * angle(u, v), abs=1e-7)
 
 
+@ANY_TIME
 @given(VECTORS, VECTORS, st.lists(THETAS, min_size=1, max_size=5))
 def test_it_is_scipys_on_unit_vectors(a: np.ndarray, b: np.ndarray, ts: list[float]):
     u, v = unit(tensor(a)), unit(tensor(b))
@@ -85,6 +92,7 @@ def test_it_is_scipys_on_unit_vectors(a: np.ndarray, b: np.ndarray, ts: list[flo
     torch.testing.assert_close(slerp(u, v, torch.tensor(ts, dtype=torch.float64)), tensor(expected), rtol=0, atol=1e-9)
 
 
+@ANY_TIME
 @given(VECTORS, THETAS, st.floats(0.5, 2, width=32))
 def test_one_direction_stays_one_direction(a: np.ndarray, t: float, scale: float):
     u = tensor(a)
@@ -92,6 +100,7 @@ def test_one_direction_stays_one_direction(a: np.ndarray, t: float, scale: float
     torch.testing.assert_close(slerp(u, u * scale, theta(t)), expected, rtol=0, atol=1e-9 * float(u.norm()))
 
 
+@ANY_TIME
 @given(VECTORS, THETAS)
 def test_opposite_directions_have_a_way_of_their_own(a: np.ndarray, t: float):
     """cos(pi t) u + sin(pi t) w with one w at a right angle to u."""
@@ -104,7 +113,7 @@ def test_opposite_directions_have_a_way_of_their_own(a: np.ndarray, t: float):
     torch.testing.assert_close(slerp(-u, u, 1 - theta(t)), expected, rtol=0, atol=1e-9 * size)
 
 
-@settings(max_examples=25)
+@settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**31), st.floats(1e-9, 1e-5))
 def test_nearly_equal_and_nearly_opposite_directions_keep_norm_and_angle(seed: int, off: float):
     generator = torch.Generator().manual_seed(seed)
@@ -127,6 +136,7 @@ def test_batches_and_thetas_broadcast():
             assert all_at_once[i, k].equal(slerp(a[i, 0], b[0, 0], thetas[0, k]))
 
 
+@ANY_TIME
 @given(VECTORS, VECTORS, VECTORS, st.floats(0, 0.5))
 def test_text_diff_is_the_papers_formula(a: np.ndarray, text: np.ndarray, base: np.ndarray, t: float):
     image, z_t, z_t0 = tensor(a), tensor(text), tensor(base)
@@ -151,6 +161,7 @@ def test_text_diff_at_zero_is_the_picture_to_the_bit_and_no_difference_is_an_err
         text_diff(image, text, 2 * text, torch.tensor([[0.5]]))
 
 
+@ANY_TIME
 @given(st.lists(VECTORS, min_size=2, max_size=5), st.data())
 def test_mix_is_the_weighted_sum_with_the_norm_of_its_parts(vectors: list[np.ndarray], data: st.DataObject):
     weights = data.draw(st.lists(st.floats(-2, 2, width=32), min_size=len(vectors), max_size=len(vectors)).filter(any))
@@ -173,6 +184,7 @@ def test_one_weight_alone_gives_its_embedding_to_the_bit():
         mix([rows[0], rows[0]], [1.0, -1.0], keep_norm=True)
 
 
+@ANY_TIME
 @given(VECTORS, VECTORS)
 def test_cosine_is_numpys(a: np.ndarray, b: np.ndarray):
     expected = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
