@@ -64,11 +64,12 @@ def with_picture(graph: Graph, text: list, embedding: list) -> list:
     )[0]
 
 
-def sampled(graph: Graph, model: list, positive: list, negative: list, latent: list, cfg: float = 4.0) -> list:
-    return graph.add(
-        "KSampler", model=model, positive=positive, negative=negative, latent_image=latent, seed=1, steps=2, cfg=cfg,
-        sampler_name="euler", scheduler="normal", denoise=1.0,
-    )[0]  # fmt: skip
+def sampled(graph: Graph, model: list, positive: list, negative: list, latent: list, **changed) -> list:
+    inputs = {
+        "model": model, "positive": positive, "negative": negative, "latent_image": latent, "seed": 1, "steps": 2, "cfg": 4.0,
+        "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+    }  # fmt: skip
+    return graph.add("KSampler", **{**inputs, **changed})[0]
 
 
 def shown(graph: Graph, latent: list, vae: list) -> Node:
@@ -76,7 +77,7 @@ def shown(graph: Graph, latent: list, vae: list) -> Node:
 
 
 def require_route(client: Client, graph: Graph, direct: Node, morph: Node) -> None:
-    run = client.run(graph)
+    run = client.run(graph, timeout=1800)
     [core] = pictures(client, run, direct)
     start, between = pictures(client, run, morph)
     assert core.std() > 1 and between.std() > 1
@@ -108,7 +109,7 @@ def test_stable_cascade(client: Client, server: Server, photos, roomy):
 
     graph = Graph()
     c, b = (
-        graph.add("UNETLoader", unet_name=server.link_model("diffusion_models", file), weight_dtype="fp8_e4m3fn")[0]
+        graph.add("UNETLoader", unet_name=server.link_model("diffusion_models", file), weight_dtype="fp8_e5m2")[0]
         for file in (stock_unclip.stage_c(), stock_unclip.stage_b())
     )
     text_file = server.link_model("text_encoders", stock_unclip.clip_text("g"))
@@ -122,9 +123,9 @@ def test_stable_cascade(client: Client, server: Server, photos, roomy):
     first, second = encoded(client, graph, vision, photos)
 
     def picture(embedding: list) -> Node:
-        stage_c = sampled(graph, c, with_picture(graph, positive, embedding), negative, latent[0])
+        stage_c = sampled(graph, c, with_picture(graph, positive, embedding), negative, latent[0], steps=1)
         prior = graph.add("StableCascade_StageB_Conditioning", conditioning=positive, stage_c=stage_c)[0]
-        return shown(graph, sampled(graph, b, prior, negative, latent[1], cfg=1.0), vae)
+        return shown(graph, sampled(graph, b, prior, negative, latent[1], steps=1, cfg=1.0), vae)
 
     require_route(client, graph, picture(first), picture(morphed(graph, first, second)))
 
