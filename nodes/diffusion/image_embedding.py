@@ -25,7 +25,7 @@ def image_embeds(value: comfy.clip_vision.Output | torch.Tensor, socket: str) ->
     """[batch, width] of a CLIP_VISION_OUTPUT, or of the tensor IPAdapter's encoders give; ValueError names the socket."""
     embeds = value if isinstance(value, torch.Tensor) else getattr(value, "image_embeds", None)
     if not isinstance(embeds, torch.Tensor) or embeds.ndim != 2 or 0 in embeds.shape:
-        got = list(embeds.shape) if isinstance(embeds, torch.Tensor) else type(embeds).__name__
+        got = list(embeds.shape) if isinstance(embeds, torch.Tensor) else "none"
         raise ValueError(
             f"{socket}: expected CLIP's image embedding, one vector for each picture [batch, width], got {got}. Use CLIP Vision Encode "
             "with a CLIP model: SigLIP and IPAdapter Plus describe a picture by its patches instead."
