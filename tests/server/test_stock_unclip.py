@@ -32,8 +32,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def roomy(client: Client):
-    """Leave the memory of these models to the next test."""
-    yield
+    """Leave the memory of what ran before to this test."""
     client.post("/free", {"unload_models": True, "free_memory": True})
 
 
