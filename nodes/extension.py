@@ -1,5 +1,6 @@
 from comfy_api.latest import ComfyExtension, io
 
+from .embeddings.nodes import NODES as EMBEDDINGS
 from .inversion.nodes import NODES as INVERSION
 from .null_text.nodes import NODES as NULL_TEXT
 from .plug_and_play.nodes import NODES as PLUG_AND_PLAY
@@ -13,6 +14,7 @@ from .unclip_prior.nodes import NODES as UNCLIP_PRIOR
 class PalimpsestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
+            *EMBEDDINGS,
             *INVERSION,
             *NULL_TEXT,
             *PLUG_AND_PLAY,

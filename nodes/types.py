@@ -1,5 +1,6 @@
 """The pack's socket types. Imported by nodes.py modules only: algorithms know the plain classes behind them."""
 
+import torch
 from comfy_api.latest import io
 
 from .diffusion.trajectory import Trajectory
@@ -44,3 +45,10 @@ class UpsamplerIO(io.ComfyTypeIO):
 @io.comfytype(io_type="PAL_PRIOR")
 class PriorIO(io.ComfyTypeIO):
     Type = Prior
+
+
+@io.comfytype(io_type="EMBEDS")
+class IPAdapterEmbedsIO(io.ComfyTypeIO):
+    """What IPAdapter's encoder nodes give: image embeddings as a plain tensor."""
+
+    Type = torch.Tensor

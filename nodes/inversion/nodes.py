@@ -1,14 +1,13 @@
 import logging
-from pathlib import Path
 
 import comfy.model_management
 import comfy.sample
 import comfy.utils
-import folder_paths
 from comfy_api.latest import io, ui
 
 from ..diffusion.step_intervals import schedule_mismatch
 from ..feedback import show_on_node
+from ..saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
 from ..types import TrajectoryIO
 from . import comparison
 from .ddim import METHODS, convergence_report, invert
@@ -188,12 +187,9 @@ class SaveTrajectory(io.ComfyNode):
 
     @classmethod
     def execute(cls, trajectory, filename_prefix) -> io.NodeOutput:
-        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
-        file = f"{name}_{counter:05}_{SUFFIX}"
-        save_trajectory(trajectory, Path(folder) / file)
-        return io.NodeOutput(ui={"trajectories": [{"filename": file, "subfolder": subfolder, "type": "output"}]})
+        path, named = next_file(filename_prefix, SUFFIX)
+        save_trajectory(trajectory, path)
+        return io.NodeOutput(ui={"trajectories": [named]})
 
 
 class LoadTrajectory(io.ComfyNode):
@@ -208,7 +204,7 @@ class LoadTrajectory(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "trajectory_file",
-                    options=_trajectory_files(),
+                    options=saved_files(SUFFIX),
                     tooltip="A file of the output or input folder. Refresh the list (R) after saving a new one.",
                 ),
             ],
@@ -217,18 +213,15 @@ class LoadTrajectory(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, trajectory_file) -> bool | str:
-        if trajectory_file not in _trajectory_files():
-            return f"trajectory_file: {trajectory_file!r} is not in the output or input folder. Pick one of the list."
-        return True
+        return invalid_choice("trajectory_file", trajectory_file, SUFFIX) or True
 
     @classmethod
     def fingerprint_inputs(cls, trajectory_file) -> str:
-        stat = _resolve(trajectory_file).stat()
-        return f"{trajectory_file} {stat.st_size} {stat.st_mtime_ns}"
+        return fingerprint(resolve("trajectory_file", trajectory_file, SUFFIX))
 
     @classmethod
     def execute(cls, trajectory_file) -> io.NodeOutput:
-        return io.NodeOutput(load_trajectory(_resolve(trajectory_file)))
+        return io.NodeOutput(load_trajectory(resolve("trajectory_file", trajectory_file, SUFFIX)))
 
 
 class PreviewTrajectory(io.ComfyNode):
@@ -300,28 +293,6 @@ class CompareImages(io.ComfyNode):
         text = f"PSNR {psnr:.2f} dB   SSIM {ssim:.4f}"
         show_on_node(cls, text)
         return io.NodeOutput(psnr, ssim, error, ui={**ui.PreviewImage(error, cls=cls).as_dict(), "text": (text,)})
-
-
-def _trajectory_files() -> list[str]:
-    """Files of the output and input folders, as names that folder_paths resolves: "folder/name.trajectory.safetensors [output]"."""
-    files = []
-    for kind, directory in (
-        ("output", folder_paths.get_output_directory()),
-        ("input", folder_paths.get_input_directory()),
-    ):
-        root = Path(directory).resolve()
-        found = (path for path in root.rglob(f"*{SUFFIX}") if path.resolve().is_relative_to(root) and path.is_file())
-        files += sorted(f"{path.relative_to(root).as_posix()} [{kind}]" for path in found)
-    return files
-
-
-def _resolve(trajectory_file: str) -> Path:
-    if trajectory_file not in _trajectory_files():
-        raise ValueError(
-            f"trajectory_file: {trajectory_file!r} is not in the output or input folder. Pick one of the list."
-        )
-    name, directory = folder_paths.annotated_filepath(trajectory_file)
-    return Path(directory) / name.strip()
 
 
 NODES = [

@@ -1,0 +1,68 @@
+"""Image embeddings as CLIP_VISION_OUTPUT: one vector for each picture, in the space CLIP shares with text."""
+
+from __future__ import annotations
+
+import comfy.clip_vision
+import torch
+
+ENCODERS = {768: "CLIP ViT-L/14", 1024: "CLIP ViT-H/14", 1280: "CLIP ViT-bigG/14"}
+
+
+class ImageEmbedding(comfy.clip_vision.Output):
+    """What an encoder's output is to unCLIP models: `image_embeds` [batch, width], and nothing of a picture's patches."""
+
+    def __init__(self, image_embeds: torch.Tensor):
+        self.image_embeds = image_embeds
+
+    def __getattr__(self, name: str):
+        raise AttributeError(
+            f"clip_vision_output: expected an encoded picture with its {name}, got an embedding that was computed or loaded, which has "
+            "image_embeds only. Connect CLIP Vision Encode here, or use this embedding with unCLIP Conditioning."
+        )
+
+
+def image_embeds(value: comfy.clip_vision.Output | torch.Tensor, socket: str) -> torch.Tensor:
+    """[batch, width] of a CLIP_VISION_OUTPUT, or of the tensor IPAdapter's encoders give; ValueError names the socket."""
+    embeds = value if isinstance(value, torch.Tensor) else getattr(value, "image_embeds", None)
+    if not isinstance(embeds, torch.Tensor) or embeds.ndim != 2 or 0 in embeds.shape:
+        got = list(embeds.shape) if isinstance(embeds, torch.Tensor) else "none"
+        raise ValueError(
+            f"{socket}: expected CLIP's image embedding, one vector for each picture [batch, width], got {got}. Use CLIP Vision Encode "
+            "with a CLIP model: SigLIP and IPAdapter Plus describe a picture by its patches instead."
+        )
+    if not bool(torch.isfinite(embeds).all()):
+        raise ValueError(f"{socket}: expected finite numbers, got nan or inf. Encode the picture again.")
+    if bool((embeds == 0).all(dim=-1).any()):
+        raise ValueError(
+            f"{socket}: expected a direction, got an embedding of zeros. Encode a picture; to leave a model without one, connect none."
+        )
+    return embeds
+
+
+def encoder_of(width: int) -> str:
+    """Width and, where it tells, the CLIP model that gives it."""
+    return f"{width} wide ({ENCODERS[width]})" if width in ENCODERS else f"{width} wide"
+
+
+def require_match(embeds: dict[str, torch.Tensor]) -> int:
+    """The common batch of embeddings by socket: as many each, or one for all; ValueError for other widths or batches."""
+    (first, like), *others = embeds.items()
+    for socket, other in others:
+        if other.shape[1] != like.shape[1]:
+            raise ValueError(
+                f"{socket}: expected an embedding {encoder_of(like.shape[1])}, as {first} is, got one {encoder_of(other.shape[1])}. Encode "
+                "both pictures with the same CLIP vision model."
+            )
+    return require_batch({socket: len(e) for socket, e in embeds.items()})
+
+
+def require_batch(counts: dict[str, int]) -> int:
+    """The common batch by socket: as many rows each, or one for all; ValueError for others."""
+    many = {socket: count for socket, count in counts.items() if count > 1}
+    for socket, count in many.items():
+        first, expected = next(iter(many.items()))
+        if count != expected:
+            raise ValueError(
+                f"{socket}: expected a batch of {expected}, as {first} has, or a single one for all of it, got {count}. Give both as many."
+            )
+    return max(many.values(), default=1)
