@@ -14,6 +14,7 @@ from pathlib import Path
 from browser.author import Group, NodeSpec, Note, Workflow, save_workflow
 from browser.author_subgraph import save_blueprint
 from browser.frontend import launch, open_frontend
+from browser.shipped_embeddings import morph, text_diff, variations
 from browser.shipped_fusion import checkpoint_and_lora, two_checkpoints, two_loras
 from browser.shipped_generated import edit_a_generated_picture
 from browser.shipped_notes import (
@@ -27,6 +28,7 @@ from browser.shipped_parts import invert_picture, load_picture, sample_back
 from browser.shipped_style import BLUE, CYAN, FILES, GOLD, GREEN, NEGATIVE, PICTURE, POSITIVE, RED
 from browser.shipped_subgraphs import mask_by_word_box, swap_a_word_box
 from browser.shipped_subjects import delayed_subject, subject_in_a_scene, two_subjects
+from browser.shipped_unclip import text_to_karlo, text_to_sd21_unclip
 from browser.shipped_words import mask_by_word, refine_a_prompt, reweight_a_word, swap_a_word
 from host.provision import comfyui_location
 from host.server import Server
@@ -208,6 +210,11 @@ def main() -> None:
                 subject_in_a_scene(),
                 two_subjects(),
                 delayed_subject(),
+                text_to_sd21_unclip(),
+                text_to_karlo(),
+                variations(),
+                morph(),
+                text_diff(),
             ):
                 print(save_workflow(frontend, workflow, FOLDER, API))
             for blueprint in (swap_a_word_box(), mask_by_word_box()):

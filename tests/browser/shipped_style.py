@@ -4,7 +4,19 @@ CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 EXPERT = "DreamShaper_8_pruned.safetensors"
 LORA, SECOND_LORA = "blindbox_v1_mix.safetensors", "pixel_art_sd15.safetensors"
 SUBJECTS = "fastcomposer.bin"
-FILES = {"checkpoints": (CHECKPOINT, EXPERT, SUBJECTS), "loras": (LORA, SECOND_LORA)}  # in models/
+UNCLIP = "sd21-unclip-l.ckpt"
+PRIOR = "karlo_prior.safetensors"
+DECODER, TEXT_PROJ = "karlo_decoder.safetensors", "karlo_text_proj.safetensors"
+UPSAMPLER, LAST_UPSAMPLER = "karlo_super_res_first.safetensors", "karlo_super_res_last.safetensors"
+SECOND_UPSAMPLER = "upsampler_256_to_1024.safetensors"
+CLIP_L = "clip-vit-large-patch14.safetensors"  # text encoder and image encoder in one
+FILES = {  # in models/
+    "checkpoints": (CHECKPOINT, EXPERT, SUBJECTS, UNCLIP),
+    "loras": (LORA, SECOND_LORA),
+    "diffusion_models": (PRIOR, DECODER, TEXT_PROJ, UPSAMPLER, LAST_UPSAMPLER, SECOND_UPSAMPLER),
+    "text_encoders": (CLIP_L,),
+    "clip_vision": (CLIP_L,),
+}
 PICTURE = "example.png"  # comes with ComfyUI
 BLUE, GREEN, GOLD, RED, CYAN = "#3f789e", "#8A8", "#b58b2a", "#A88", "#8AA"
 POSITIVE, NEGATIVE = "#232", "#322"  # title colours, as artists paint their prompts
