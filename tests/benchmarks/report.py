@@ -80,13 +80,13 @@ def leaves_the_expert_out(measured: list[dict[str, FusionCost]]) -> bool:
 
 
 def fusion_section(measured: list[dict[str, FusionCost]]) -> str:
-    ratios = _table(["ratio", "model", "median", "range", "bar", ""], [bar.cells() for bar in fusion_bars(measured)])
+    ratios = table(["ratio", "model", "median", "range", "bar", ""], [bar.cells() for bar in fusion_bars(measured)])
     rows = [
         [name, str(c.general_rows), str(c.expert_rows), f"{median(c.seconds):.2f}", _range(c.seconds, 2)]
         for costs in measured
         for name, c in costs.items()
     ]
-    costs = _table(["", "rows of the general model", "rows of the expert", "seconds", "range"], rows)
+    costs = table(["", "rows of the general model", "rows of the expert", "seconds", "range"], rows)
     verdict = "pass" if leaves_the_expert_out(measured) else "MISSED"
     return f"{FUSION}\n\n{ratios}\n\n{costs}\n\nOutside its window the expert is not evaluated: {verdict}."
 
