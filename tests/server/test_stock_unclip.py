@@ -17,7 +17,7 @@ from host.server import Server
 from PIL import Image
 from skimage import data
 
-pytestmark = pytest.mark.server
+pytestmark = [pytest.mark.server, pytest.mark.slow]  # files of 5.6 GB
 
 SIZE = 64  # pixels; Stable Cascade takes at least 256
 
