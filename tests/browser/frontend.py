@@ -78,6 +78,15 @@ class Frontend:
             values,
         )
 
+    def unmute(self) -> None:
+        """Let every muted node run."""
+        self.page.evaluate(
+            """() => {
+                for (const node of app.graph.nodes)
+                    if (node.mode === LiteGraph.NEVER) node.mode = LiteGraph.ALWAYS
+            }"""
+        )
+
     def queue(self) -> None:
         """Press Run."""
         self.page.evaluate("async () => { await app.queuePrompt(0, 1) }")

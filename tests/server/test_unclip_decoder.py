@@ -32,26 +32,20 @@ class Files:
 
 @pytest.fixture(scope="module")
 def files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    from fixtures import checkpoints, twin_unclip
-    from fixtures.twin_prior import twin
+    from fixtures import checkpoints, unclip_files
 
     folder = tmp_path_factory.mktemp("unclip")
-    decoder = twin_unclip.decoder(text_width=768, image_width=768, output=0.3)
-    first, last = twin_unclip.upsampler(1), twin_unclip.upsampler(2)
-    unet, text_proj = decoder.diffusers()
-    written = {
-        "unclip_prior.safetensors": dict(twin(heads=2, layers=2, embedding=768).state_dict()),
-        "unclip_decoder.ckpt": decoder.karlo(),
-        "unclip_unet.safetensors": unet,
-        "unclip_text_proj.safetensors": text_proj,
-        "unclip_upsampler.ckpt": twin_unclip.karlo_upsampler(first, last),
-        "unclip_single.safetensors": twin_unclip.copied(first),
-    }
-    names = [
-        server.link_model("diffusion_models", twin_unclip.write(folder, name, weights))
-        for name, weights in written.items()
-    ]
-    return Files(folder, server.link_model("text_encoders", checkpoints.clip_l()), *names)
+    linked = {part: server.link_model("diffusion_models", file) for part, file in unclip_files.written(folder).items()}
+    return Files(
+        folder,
+        server.link_model("text_encoders", checkpoints.clip_l()),
+        prior=linked["prior"],
+        karlo=linked["decoder_karlo"],
+        unet=linked["decoder"],
+        text_proj=linked["text_proj"],
+        upsampler=linked["upsampler_karlo"],
+        single=linked["super_res_first"],
+    )
 
 
 @dataclass
@@ -161,11 +155,11 @@ def test_after_an_interrupt_the_next_run_is_as_if_nothing_had_happened(client: C
 @pytest.mark.parametrize(
     ("node", "changed", "socket", "got"),
     [
-        ("decoder", {"model_name": "upsampler"}, "model_name", "got unclip_upsampler.ckpt"),
+        ("decoder", {"model_name": "upsampler"}, "model_name", "got unclip_upsampler_karlo.ckpt"),
         ("decoder", {"model_name": "prior"}, "model_name", "got unclip_prior.safetensors, the prior"),
         ("decoder", {"model_name": "unet"}, "text_proj_name", "got none"),
-        ("upsampler", {"model_name": "karlo"}, "model_name", "got unclip_decoder.ckpt"),
-        ("upsampler", {"model_name": "upsampler", "last_name": "single"}, "last_name", "got unclip_single"),
+        ("upsampler", {"model_name": "karlo"}, "model_name", "got unclip_decoder_karlo.ckpt"),
+        ("upsampler", {"model_name": "upsampler", "last_name": "single"}, "last_name", "got unclip_super_res_first"),
     ],
 )
 def test_wrong_files_are_refused_by_name(client: Client, files: Files, node: str, changed: dict, socket: str, got: str):
@@ -175,7 +169,7 @@ def test_wrong_files_are_refused_by_name(client: Client, files: Files, node: str
 
 def test_broken_and_dangerous_files_are_refused_and_leave_nothing_behind(client: Client, server: Server, files: Files):
     cut, code = files.folder / "unclip_cut.safetensors", files.folder / "unclip_code.ckpt"
-    cut.write_bytes((files.folder / "unclip_unet.safetensors").read_bytes()[:100_000])
+    cut.write_bytes((files.folder / "unclip_decoder.safetensors").read_bytes()[:100_000])
     code.write_bytes(pickle.dumps(Payload(files.folder / "ran")))
     for file, message in ((cut, "could not be read"), (code, "holds more than tensors, which is never loaded")):
         name = server.link_model("diffusion_models", file)
