@@ -44,9 +44,9 @@ class Reading:
 
 
 @torch.no_grad()
-def judge(images: Tensor) -> tuple[list[Reading], Tensor]:
-    """Readings of images [B, 3, SIZE, SIZE] in 0..1, and the objects' fitted masks [B, SIZE, SIZE]."""
-    parts = [_judge(chunk) for chunk in images.float().split(8)]
+def judge(images: Tensor, shapes: tuple[str, ...] = SHAPES) -> tuple[list[Reading], Tensor]:
+    """Readings of images [B, 3, SIZE, SIZE] in 0..1 as one of `shapes`, and the objects' fitted masks [B, SIZE, SIZE]."""
+    parts = [_judge(chunk, shapes) for chunk in images.float().split(8)]
     return [reading for readings, _ in parts for reading in readings], torch.cat([masks for _, masks in parts])
 
 
@@ -55,7 +55,7 @@ def mask_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.minimum(a, b).flatten(1).sum(1) / torch.maximum(a, b).flatten(1).sum(1)
 
 
-def _judge(images: Tensor) -> tuple[list[Reading], Tensor]:
+def _judge(images: Tensor, known: tuple[str, ...]) -> tuple[list[Reading], Tensor]:
     names = list(BACKGROUNDS)
     fields = background_images(names)
     # Truncated, so that the object itself does not vote.
@@ -64,13 +64,13 @@ def _judge(images: Tensor) -> tuple[list[Reading], Tensor]:
     ).argmin(1)
     field = fields[background]
     foreground = (((images - field).norm(dim=1) - 0.12) / 0.16).clamp(0, 1)
-    shapes, centres, radii = _search(foreground)
+    shapes, centres, radii = _search(foreground, known)
 
     rows = torch.arange(len(images)).repeat_interleave(CANDIDATES)
-    masks = _masks([SHAPES[i] for i in shapes.flatten()], centres.flatten(0, 1), radii.flatten())
+    masks = _masks([known[i] for i in shapes.flatten()], centres.flatten(0, 1), radii.flatten())
     errors, colours, tones = _explain(images[rows], field[rows], masks, centres.flatten(0, 1))
     best = errors.view(-1, CANDIDATES).argmin(1) + torch.arange(len(images)) * CANDIDATES
-    names_best = [SHAPES[i] for i in shapes.flatten()[best]]
+    names_best = [known[i] for i in shapes.flatten()[best]]
     objects = _objects(colours[best], tones[best], centres.flatten(0, 1)[best])
     fits = _refine(images, field, objects, names_best, centres.flatten(0, 1)[best], radii.flatten()[best])
     readings = [
@@ -98,18 +98,18 @@ def _judge(images: Tensor) -> tuple[list[Reading], Tensor]:
 
 
 @cache
-def _bank() -> tuple[Tensor, Tensor]:
+def _bank(known: tuple[str, ...]) -> tuple[Tensor, Tensor]:
     """Silhouettes at the origin of a GRID x GRID torus: their spectra [S, R, GRID, GRID // 2 + 1] and areas [S, R]."""
-    shapes = [shape for shape in SHAPES for _ in RADII]
+    shapes = [shape for shape in known for _ in RADII]
     centres = torch.full((len(shapes), 2), SIZE / 2)
-    masks = F.avg_pool2d(_masks(shapes, centres, torch.tensor(RADII * len(SHAPES)).float())[:, None], 2)[:, 0]
-    masks = masks.roll((-GRID // 2, -GRID // 2), (1, 2)).view(len(SHAPES), len(RADII), GRID, GRID)
+    masks = F.avg_pool2d(_masks(shapes, centres, torch.tensor(RADII * len(known)).float())[:, None], 2)[:, 0]
+    masks = masks.roll((-GRID // 2, -GRID // 2), (1, 2)).view(len(known), len(RADII), GRID, GRID)
     return torch.fft.rfft2(masks).conj(), masks.sum((2, 3))
 
 
-def _search(foreground: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _search(foreground: Tensor, known: tuple[str, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """The CANDIDATES best shapes [B, C] by overlap, each with its centre [B, C, 2] (x, y) and radius [B, C] in pixels."""
-    spectra, areas = _bank()
+    spectra, areas = _bank(known)
     coarse = F.avg_pool2d(foreground[:, None], 2)[:, 0]
     shared = torch.fft.irfft2(torch.fft.rfft2(coarse)[:, None, None] * spectra, s=(GRID, GRID))
     overlap = shared / (coarse.sum((1, 2))[:, None, None, None, None] + areas[..., None, None] - shared)

@@ -13,6 +13,7 @@ from torch import Tensor
 SIZE = 128
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
+NOVEL_SHAPES = ("ring", "crescent", "arrow", "bolt")  # what the expert alone has seen
 COLOURS = {
     "red": (0.88, 0.10, 0.14),
     "orange": (0.98, 0.52, 0.06),
@@ -46,6 +47,7 @@ BACKGROUNDS = {
     ),
     "night": ((0.0, (0.03, 0.05, 0.16)), (1.0, (0.22, 0.26, 0.46))),
 }
+STUDIO, OUTDOORS = ("white", "gray", "black"), ("sunset", "meadow", "night")
 
 JITTER = 4.0
 RADIUS = (27.0, 33.0)
@@ -112,17 +114,19 @@ def allowed_pairs() -> frozenset[tuple[str, str]]:
     )
 
 
-def sample_scenes(count: int, seed: int, *, split: str) -> list[Scene]:
+def sample_scenes(
+    count: int, seed: int, *, split: str, shapes: Sequence[str] = SHAPES, backgrounds: Sequence[str] = tuple(BACKGROUNDS)
+) -> list[Scene]:
     """`count` random scenes of the split "train" or "held_out"."""
     rng = random.Random(f"{split} {seed}")
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = Scene(
-            shape=rng.choice(SHAPES),
+            shape=rng.choice(shapes),
             colour=rng.choice(list(COLOURS)),
             texture=rng.choice(TEXTURES),
             position=rng.choice(list(POSITIONS)),
-            background=rng.choice(list(BACKGROUNDS)),
+            background=rng.choice(backgrounds),
             dx=rng.uniform(-JITTER, JITTER),
             dy=rng.uniform(-JITTER, JITTER),
             radius=rng.uniform(*RADIUS),
@@ -177,6 +181,8 @@ _POLYGONS = {
         )
         for x, y in corner
     ],
+    "arrow": [(-1.0, -0.3), (0.05, -0.3), (0.05, -0.85), (1.05, 0.0), (0.05, 0.85), (0.05, 0.3), (-1.0, 0.3)],
+    "bolt": [(0.5, -1.05), (-0.65, 0.18), (-0.08, 0.18), (-0.45, 1.05), (0.7, -0.28), (0.1, -0.28)],
 }
 
 
@@ -208,6 +214,10 @@ def shape_distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
         return (x * x + y * y).sqrt() - 0.95
     if shape == "heart":
         return _heart_distance(x, y)
+    if shape == "ring":
+        return ((x * x + y * y).sqrt() - 0.7).abs() - 0.28
+    if shape == "crescent":
+        return torch.maximum((x * x + y * y).sqrt() - 1.0, 0.78 - ((x - 0.45) ** 2 + y * y).sqrt())
     return _polygon_distance(x, y, _POLYGONS[shape])
 
 
