@@ -11,7 +11,7 @@ from toy.fine_tune import RANK, fine_tune, latents_of, trained_general
 from toy.low_rank import adapt, differences
 from toy.train_general import BATCH, CAPTION_DROPOUT, Denoising, Trained, token_ids
 
-STEPS = 2500
+STEPS = 1500
 LEARNING_RATE = 2e-3
 SCENES = 4096
 
@@ -23,8 +23,9 @@ def train(cache_folder: Path, vae: StageA, general: Path, output: Path, seed: in
     latents = latents_of(drawn, vae)
     torch.manual_seed(seed)
     model = trained_general(general, ["", *{scenes.caption(scene) for scene in drawn}])
+    model.requires_grad_(False)
     adapt(model.unet, RANK)
-    adapt(model.text, RANK)
+    adapt(model.text.text_model, RANK)
     model.text.text_model.embeddings.token_embedding.requires_grad_(True)
     denoising = Denoising()
 
@@ -42,12 +43,12 @@ def train(cache_folder: Path, vae: StageA, general: Path, output: Path, seed: in
 
 def export(model: Trained, file: Path) -> None:
     """The low-rank differences from the general model in fp16, and the expert's own words."""
-    text = "cond_stage_model.transformer."
+    text = "cond_stage_model.transformer.text_model."
     rows = model.text.text_model.embeddings.token_embedding.weight
     weights = {
         **differences(model.unet, "model.diffusion_model."),
-        **differences(model.text, text),
-        f"{text}text_model.embeddings.token_embedding.weight": rows,
+        **differences(model.text.text_model, text),
+        f"{text}embeddings.token_embedding.weight": rows,
     }
     weights = {name: value.detach().half().contiguous() for name, value in weights.items()}
     save_file({**weights, "toy.token_ids": model.vocabulary.int()}, file)
