@@ -111,7 +111,10 @@ def shares(pictures: Tensor, scenes: list[Scene]) -> dict[str, float]:
     readings: list[Reading] = judge(pictures, SHAPES + NOVEL_SHAPES)[0]
     rows = []
     for reading, scene in zip(readings, scenes, strict=True):
-        same = {name: getattr(reading, name) == getattr(scene, name) for name in ("shape", "colour", "texture", "position", "background")}
+        same = {
+            name: getattr(reading, name) == getattr(scene, name)
+            for name in ("shape", "colour", "texture", "position", "background")
+        }
         rows.append({**same, "subject": same["shape"] and same["colour"], "scene": same["background"]})
     table = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     table["both"] = sum(row["subject"] and row["scene"] for row in rows) / len(rows)
@@ -170,7 +173,10 @@ def page(bars: Bars, tables: dict[str, dict[str, float]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
         *(
             f"| {WAYS[name].label} | "
-            + " | ".join(f"{100 * table[key]:.0f} %" for key in ("subject", "scene", "both", "shape", "colour", "texture", "position"))
+            + " | ".join(
+                f"{100 * table[key]:.0f} %"
+                for key in ("subject", "scene", "both", "shape", "colour", "texture", "position")
+            )
             + " |"
             for name, table in tables.items()
         ),
@@ -183,7 +189,13 @@ def page(bars: Bars, tables: dict[str, dict[str, float]]) -> list[str]:
 
 def contact_sheet(fusion: Fusion, scenes: list[Scene], pictures: dict[str, Tensor]) -> Sheet:
     shown = ["general", "expert", "average", CHOSEN]
-    headings = ["general model", "expert", "plain average", "by saliency", *(f"mask, step {step}" for step in STEPS_SHOWN)]
+    headings = [
+        "general model",
+        "expert",
+        "plain average",
+        "by saliency",
+        *(f"mask, step {step}" for step in STEPS_SHOWN),
+    ]
     sheet = Sheet("Two models, one picture. White: the expert's places. Toy models.", headings)
     rows, noise = next(batches(scenes, SEED))
     masks = fusion.masks(rows, WAYS[CHOSEN], pictures[CHOSEN][:BATCH], noise)

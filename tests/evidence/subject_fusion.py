@@ -62,7 +62,9 @@ class Subjects:
         self.scene, self.subject = World.load(), World(*load_tuned("subject"))
         weights = load_file(WEIGHTS / "subject.safetensors")
         own = ("image_encoder.", "postfuse_module.")
-        self.encoder = subject_encoder({name: value for name, value in weights.items() if name.startswith(own)}, torch.float32)
+        self.encoder = subject_encoder(
+            {name: value for name, value in weights.items() if name.startswith(own)}, torch.float32
+        )
         self.sigmas = self.scene.sigmas(STEPS)
 
     def encode(self, scenes: list[Scene], references: Tensor) -> Prompts:
@@ -112,7 +114,10 @@ def shares(pictures: Tensor, scenes: list[Scene]) -> dict[str, float]:
     """Identity: shape, colour and texture of the reference. Scene: position and background of the prompt."""
     rows = []
     for reading, scene in zip(judge(pictures)[0], scenes, strict=True):
-        same = {name: getattr(reading, name) == getattr(scene, name) for name in ("shape", "colour", "texture", "position", "background")}
+        same = {
+            name: getattr(reading, name) == getattr(scene, name)
+            for name in ("shape", "colour", "texture", "position", "background")
+        }
         identity = same["shape"] and same["colour"] and same["texture"]
         rows.append({**same, "identity": identity, "scene": same["position"] and same["background"]})
     table = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
@@ -129,7 +134,9 @@ def subjects_in_scenes(count: int, seed: int, split: str = "held_out") -> tuple[
 def write(docs: Path) -> list[str]:
     """Write the page and its pictures; returns the bars that were missed."""
     world, (scenes, references) = Subjects(), subjects_in_scenes(PROMPTS, 1002)
-    pictures = {name: world.draw(scenes, references, way) for name, way in tqdm(WAYS.items(), desc="ways to put a subject in")}
+    pictures = {
+        name: world.draw(scenes, references, way) for name, way in tqdm(WAYS.items(), desc="ways to put a subject in")
+    }
     tables = {name: shares(drawn, scenes) for name, drawn in pictures.items()}
     bars = judge_bars(tables)
     lines = page(bars, tables, scenes[0])

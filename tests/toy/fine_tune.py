@@ -61,7 +61,8 @@ def fine_tune(
     loss_of_step is a function of the step alone, so that a resumed run repeats it.
     """
     groups = [
-        {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate} for part, rate in learning_rates.items()
+        {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate}
+        for part, rate in learning_rates.items()
     ]
     parameters = [p for group in groups for p in group["params"]]
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)

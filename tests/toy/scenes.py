@@ -115,7 +115,12 @@ def allowed_pairs() -> frozenset[tuple[str, str]]:
 
 
 def sample_scenes(
-    count: int, seed: int, *, split: str, shapes: Sequence[str] = SHAPES, backgrounds: Sequence[str] = tuple(BACKGROUNDS)
+    count: int,
+    seed: int,
+    *,
+    split: str,
+    shapes: Sequence[str] = SHAPES,
+    backgrounds: Sequence[str] = tuple(BACKGROUNDS),
 ) -> list[Scene]:
     """`count` random scenes of the split "train" or "held_out"."""
     rng = random.Random(f"{split} {seed}")

@@ -113,7 +113,10 @@ def train(cache_folder: Path, vae: StageA, general_file: Path, output: Path, see
         rng = random.Random(step)
         rows = [rng.randrange(SCENES) for _ in range(BATCH)]
         kinds = [rng.random() for _ in rows]
-        texts = ["" if kind < EMPTY else caption(drawn[row], rng.random() < 0.8) for row, kind in zip(rows, kinds, strict=True)]
+        texts = [
+            "" if kind < EMPTY else caption(drawn[row], rng.random() < 0.8)
+            for row, kind in zip(rows, kinds, strict=True)
+        ]
         states = model.encode(torch.tensor([token_ids(text) for text in texts]))
         seen = torch.tensor([i for i, kind in enumerate(kinds) if kind >= EMPTY + PLAIN])
         pictures = pair.embed(reference_pictures([drawn[rows[i]] for i in seen], rng))
