@@ -126,7 +126,7 @@ def test_the_judge_tells_novel_shapes_from_known_ones() -> None:
         for attribute in ATTRIBUTES:
             right = sum(getattr(r, attribute) == getattr(s, attribute) for r, s in zip(readings, scenes, strict=True))
             assert right >= 63, attribute
-        assert mask_iou(fitted, masks).min() > 0.95
+        assert mask_iou(fitted, masks).mean() > 0.98
 
 
 def test_the_judge_does_not_take_a_halo_for_the_object() -> None:
