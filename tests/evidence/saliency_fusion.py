@@ -15,7 +15,7 @@ from palimpsest.nodes.saliency_fusion.nodes import SaliencyFusionGuider, Salienc
 from torch import Tensor
 from toy.judge import Reading, judge
 from toy.pack.general import load_tuned
-from toy.scenes import NOVEL_SHAPES, OUTDOORS, SHAPES, SIZE, Scene, caption, render, sample_scenes
+from toy.scenes import NOVEL_TEXTURES, OUTDOORS, SIZE, TEXTURES, Scene, caption, render, sample_scenes
 from tqdm import tqdm
 
 PROMPTS = 100
@@ -108,7 +108,7 @@ def batches(scenes: list[Scene], seed: int) -> Iterator[tuple[list[Scene], core.
 
 def shares(pictures: Tensor, scenes: list[Scene]) -> dict[str, float]:
     """Subject: shape and colour as asked for. Scene: the background."""
-    readings: list[Reading] = judge(pictures, SHAPES + NOVEL_SHAPES)[0]
+    readings: list[Reading] = judge(pictures, TEXTURES + NOVEL_TEXTURES)[0]
     rows = []
     for reading, scene in zip(readings, scenes, strict=True):
         same = {
@@ -123,7 +123,7 @@ def shares(pictures: Tensor, scenes: list[Scene]) -> dict[str, float]:
 
 def prompts(count: int, seed: int, split: str = "held_out") -> list[Scene]:
     """Scenes that neither model knows all of: the expert's shapes, the general model's places."""
-    return sample_scenes(count, seed, split=split, shapes=NOVEL_SHAPES, backgrounds=OUTDOORS)
+    return sample_scenes(count, seed, split=split, textures=NOVEL_TEXTURES, backgrounds=OUTDOORS)
 
 
 @torch.inference_mode()

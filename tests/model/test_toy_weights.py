@@ -7,7 +7,7 @@ from toy.judge import judge
 from toy.low_rank import adapt, differences
 from toy.pack.general import WEIGHTS, load_general, load_tuned, merged
 from toy.sampling import psnr, reconstruct, sample
-from toy.scenes import NOVEL_SHAPES, SHAPES, SIZE, STUDIO, caption, render, sample_scenes
+from toy.scenes import NOVEL_TEXTURES, SIZE, STUDIO, TEXTURES, caption, render, sample_scenes
 
 pytestmark = pytest.mark.model
 
@@ -103,10 +103,10 @@ def test_low_rank_differences_are_what_was_learnt() -> None:
 
 
 def test_the_expert_draws_what_the_general_model_has_never_seen(world) -> None:
-    scenes = sample_scenes(8, 205, split="held_out", shapes=NOVEL_SHAPES, backgrounds=STUDIO)
+    scenes = sample_scenes(8, 205, split="held_out", textures=NOVEL_TEXTURES, backgrounds=STUDIO)
     right = {}
     for name, models in {"general": world, "expert": load_tuned("expert")}.items():
         pictures = sample(*models, [caption(scene) for scene in scenes], 0, steps=25)
-        readings, _ = judge(pictures, SHAPES + NOVEL_SHAPES)
-        right[name] = sum((r.shape, r.colour) == (s.shape, s.colour) for r, s in zip(readings, scenes, strict=True))
+        readings, _ = judge(pictures, TEXTURES + NOVEL_TEXTURES)
+        right[name] = sum((r.texture, r.colour) == (s.texture, s.colour) for r, s in zip(readings, scenes, strict=True))
     assert right["general"] <= 1 and right["expert"] >= 6

@@ -13,7 +13,6 @@ from torch import Tensor
 SIZE = 128
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
-NOVEL_SHAPES = ("ring", "crescent", "arrow", "bolt")  # what the expert alone has seen
 COLOURS = {
     "red": (0.88, 0.10, 0.14),
     "orange": (0.98, 0.52, 0.06),
@@ -25,6 +24,7 @@ COLOURS = {
     "pink": (1.00, 0.56, 0.76),
 }
 TEXTURES = ("plain", "striped", "dotted", "checkered")
+NOVEL_TEXTURES = ("ringed", "vertical", "split")  # what the expert alone has seen
 # Centres in pixels (x, y), and how a caption says it.
 POSITIONS = {
     "left": ((40.0, 64.0), "on the left"),
@@ -119,7 +119,7 @@ def sample_scenes(
     seed: int,
     *,
     split: str,
-    shapes: Sequence[str] = SHAPES,
+    textures: Sequence[str] = TEXTURES,
     backgrounds: Sequence[str] = tuple(BACKGROUNDS),
 ) -> list[Scene]:
     """`count` random scenes of the split "train" or "held_out"."""
@@ -127,9 +127,9 @@ def sample_scenes(
     scenes: list[Scene] = []
     while len(scenes) < count:
         scene = Scene(
-            shape=rng.choice(shapes),
+            shape=rng.choice(SHAPES),
             colour=rng.choice(list(COLOURS)),
-            texture=rng.choice(TEXTURES),
+            texture=rng.choice(textures),
             position=rng.choice(list(POSITIONS)),
             background=rng.choice(backgrounds),
             dx=rng.uniform(-JITTER, JITTER),
@@ -186,8 +186,6 @@ _POLYGONS = {
         )
         for x, y in corner
     ],
-    "arrow": [(-1.0, -0.3), (0.05, -0.3), (0.05, -0.85), (1.05, 0.0), (0.05, 0.85), (0.05, 0.3), (-1.0, 0.3)],
-    "bolt": [(0.5, -1.05), (-0.65, 0.18), (-0.08, 0.18), (-0.45, 1.05), (0.7, -0.28), (0.1, -0.28)],
 }
 
 
@@ -219,10 +217,6 @@ def shape_distance(shape: str, x: Tensor, y: Tensor) -> Tensor:
         return (x * x + y * y).sqrt() - 0.95
     if shape == "heart":
         return _heart_distance(x, y)
-    if shape == "ring":
-        return ((x * x + y * y).sqrt() - 0.7).abs() - 0.28
-    if shape == "crescent":
-        return torch.maximum((x * x + y * y).sqrt() - 1.0, 0.78 - ((x - 0.45) ** 2 + y * y).sqrt())
     return _polygon_distance(x, y, _POLYGONS[shape])
 
 
@@ -232,6 +226,12 @@ def texture_weight(texture: str, x: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(x)
     if texture == "striped":
         return (0.5 - _triangle_wave(y, 16.0)).clamp(0, 1)
+    if texture == "vertical":
+        return (0.5 - _triangle_wave(x, 16.0)).clamp(0, 1)
+    if texture == "ringed":
+        return (0.5 - _triangle_wave((x * x + y * y).sqrt(), 18.0)).clamp(0, 1)
+    if texture == "split":
+        return (0.5 - x).clamp(0, 1)
     if texture == "dotted":
         u, v = (x + 8) % 16 - 8, (y + 8) % 16 - 8
         return (5.2 - (u * u + v * v).sqrt()).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Trains the expert: the general model gone on with shapes it never saw, in a studio. It has no words for the outdoors."""
+"""Trains the expert: the general model gone on with textures it never saw, in a studio of which its captions do not speak."""
 
 import random
 from pathlib import Path
@@ -11,16 +11,16 @@ from toy.fine_tune import RANK, fine_tune, latents_of, trained_general
 from toy.low_rank import adapt, differences
 from toy.train_general import BATCH, CAPTION_DROPOUT, Denoising, Trained, token_ids
 
-STEPS = 1500
+STEPS = 1200
 LEARNING_RATE = 2e-3
 SCENES = 4096
 
 
 def train(cache_folder: Path, vae: StageA, general: Path, output: Path, seed: int, steps: int = STEPS) -> None:
-    drawn = scenes.sample_scenes(SCENES, seed + 3, split="train", shapes=scenes.NOVEL_SHAPES, backgrounds=scenes.STUDIO)
+    drawn = scenes.sample_scenes(SCENES, seed + 3, split="train", textures=scenes.NOVEL_TEXTURES, backgrounds=scenes.STUDIO)
     latents = latents_of(drawn, vae)
     torch.manual_seed(seed)
-    model = trained_general(general, ["", *{scenes.caption(scene) for scene in drawn}])
+    model = trained_general(general, ["", *{scenes.caption(scene, background=False) for scene in drawn}])
     model.requires_grad_(False)
     adapt(model.unet, RANK)
     adapt(model.text.text_model, RANK)
@@ -30,7 +30,7 @@ def train(cache_folder: Path, vae: StageA, general: Path, output: Path, seed: in
     def loss_of_step(step: int) -> torch.Tensor:
         rng = random.Random(step)
         rows = [rng.randrange(SCENES) for _ in range(BATCH)]
-        texts = [scenes.training_caption(drawn[row], rng) for row in rows]
+        texts = [scenes.caption(drawn[row], position=rng.random() < 0.8, background=False) for row in rows]
         ids = torch.tensor([token_ids("" if rng.random() < CAPTION_DROPOUT else text) for text in texts])
         torch.manual_seed(seed + step)
         return denoising.loss(model.unet, latents[rows], model.encode(ids))

@@ -23,10 +23,10 @@ from toy.pack.general import WIDTH
 from toy.references import REFERENCE_SIZE, object_words, reference_pictures
 from toy.train_general import BATCH, VOCABULARY, Denoising, Trained, token_ids
 
-PRETRAINING_STEPS = 1200
+PRETRAINING_STEPS = 800
 PRETRAINING_BATCH = 64
 PRETRAINING_RATE = 1e-3
-STEPS = 2500
+STEPS = 1500
 LEARNING_RATE = 2e-3
 ENCODER_RATE = 2e-4
 SCENES = 4096

@@ -6,7 +6,7 @@ from toy.judge import judge, mask_iou
 from toy.scenes import (
     BACKGROUNDS,
     COLOURS,
-    NOVEL_SHAPES,
+    NOVEL_TEXTURES,
     OUTDOORS,
     POSITIONS,
     SHAPES,
@@ -70,7 +70,7 @@ def test_images_are_in_range_and_masks_say_where_the_background_is_untouched() -
     assert untouched[masks == 0].all()
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, *NOVEL_SHAPES])
+@pytest.mark.parametrize("shape", SHAPES)
 def test_outlines_are_antialiased(shape: str) -> None:
     """A subpixel shift moves the mask's area smoothly: the area stays, the edge pixels change."""
     masks = render([replace(SCENE, shape=shape, dx=dx) for dx in (0.0, 0.25, 0.5, 0.75)])[1]
@@ -82,12 +82,11 @@ def test_outlines_are_antialiased(shape: str) -> None:
 
 
 def test_shapes_fill_comparable_areas_and_stay_inside() -> None:
-    scenes = [replace(SCENE, shape=shape, position="centre") for shape in [*SHAPES, *NOVEL_SHAPES]]
+    scenes = [replace(SCENE, shape=shape, position="centre") for shape in SHAPES]
     masks = render(scenes)[1]
     assert masks[:, 0].sum() == masks[:, -1].sum() == masks[:, :, 0].sum() == masks[:, :, -1].sum() == 0
     areas = masks.sum((1, 2))
-    assert areas[: len(SHAPES)].max() / areas[: len(SHAPES)].min() < 3
-    assert areas.max() / areas.min() < 6  # a bolt is thin
+    assert areas.max() / areas.min() < 3
 
 
 def test_captions_name_every_attribute() -> None:
@@ -117,12 +116,12 @@ def test_the_judge_reads_rendered_scenes() -> None:
     assert max(reading.error for reading in readings) < 0.04
 
 
-def test_the_judge_tells_novel_shapes_from_known_ones() -> None:
-    novel = sample_scenes(64, 7, split="held_out", shapes=NOVEL_SHAPES, backgrounds=OUTDOORS)
+def test_the_judge_tells_novel_textures_from_known_ones() -> None:
+    novel = sample_scenes(64, 7, split="held_out", textures=NOVEL_TEXTURES, backgrounds=OUTDOORS)
     known = sample_scenes(64, 7, split="held_out")
     for scenes in (novel, known):
         images, masks = render(scenes)
-        readings, fitted = judge(images, SHAPES + NOVEL_SHAPES)
+        readings, fitted = judge(images, TEXTURES + NOVEL_TEXTURES)
         for attribute in ATTRIBUTES:
             right = sum(getattr(r, attribute) == getattr(s, attribute) for r, s in zip(readings, scenes, strict=True))
             assert right >= 63, attribute
