@@ -76,8 +76,13 @@ def drop(frontend: Frontend, name: str) -> None:
     page = frontend.page
     page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     page.wait_for_function("() => app.graph.nodes.length === 0")
-    page.mouse.dblclick(700, 300)
-    page.keyboard.type(name)
+    search = page.get_by_placeholder("Add a node...")
+    for _ in range(20):  # on a busy machine the canvas may take the two clicks for single ones
+        page.mouse.dblclick(700, 300)
+        page.wait_for_timeout(1500)
+        if search.is_visible():
+            break
+    search.fill(name)
     found = page.get_by_text("Subgraph Blueprints / palimpsest").first
     found.wait_for()
     page.keyboard.press("Enter")

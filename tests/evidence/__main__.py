@@ -26,6 +26,7 @@ PARTS = (
     "inversion",
     "plug_and_play",
     "null_text",
+    "null_text_edits",
     "prompt_to_prompt",
     "attention_mask",
     "saliency_fusion",

@@ -107,7 +107,7 @@ def batches(scenes: list[Scene], seed: int) -> Iterator[tuple[list[Scene], core.
 
 
 def shares(pictures: Tensor, scenes: list[Scene]) -> dict[str, float]:
-    """Subject: shape and colour as asked for. Scene: the background."""
+    """Subject: texture, shape and colour as asked for. Scene: position and background."""
     readings: list[Reading] = judge(pictures, TEXTURES + NOVEL_TEXTURES)[0]
     rows = []
     for reading, scene in zip(readings, scenes, strict=True):
@@ -115,14 +115,20 @@ def shares(pictures: Tensor, scenes: list[Scene]) -> dict[str, float]:
             name: getattr(reading, name) == getattr(scene, name)
             for name in ("shape", "colour", "texture", "position", "background")
         }
-        rows.append({**same, "subject": same["shape"] and same["colour"], "scene": same["background"]})
+        rows.append(
+            {
+                **same,
+                "subject": same["texture"] and same["shape"] and same["colour"],
+                "scene": same["position"] and same["background"],
+            }
+        )
     table = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
     table["both"] = sum(row["subject"] and row["scene"] for row in rows) / len(rows)
     return table
 
 
 def prompts(count: int, seed: int, split: str = "held_out") -> list[Scene]:
-    """Scenes that neither model knows all of: the expert's shapes, the general model's places."""
+    """Scenes that neither model knows all of: the expert's textures, the general model's places."""
     return sample_scenes(count, seed, split=split, textures=NOVEL_TEXTURES, backgrounds=OUTDOORS)
 
 
@@ -162,11 +168,12 @@ def page(bars: Bars, tables: dict[str, dict[str, float]]) -> list[str]:
         "(this part alone: `python3 tests/host/provision.py tests/evidence saliency_fusion`).",
         "",
         f"{PROMPTS} held-out prompts that neither model knows all of, such as \u201c{caption(prompts(1, 1001)[0])}\u201d, the same for both. "
-        f"The general model knows sunsets, meadows and nights but has never seen a {', '.join(NOVEL_SHAPES[:-1])} or {NOVEL_SHAPES[-1]}; "
-        "the expert, which was trained on from it, has seen these shapes on white, gray and black and has no words for anything else. "
+        f"The general model knows sunsets, meadows and nights but not the words {', '.join(NOVEL_TEXTURES[:-1])} and {NOVEL_TEXTURES[-1]}. The "
+        "expert, which was trained on from it, has seen such textures on white, gray and black, and captions that do not speak of the "
+        "background. "
         f"{STEPS} steps of `euler` on `ddim_uniform`, guidance {CFG} for both, the same noise for every row.",
         "",
-        "Subject: shape and colour as asked for. Scene: the background as asked for. The judge knows all ten shapes.",
+        "Subject: texture, shape and colour as asked for. Scene: position and background as asked for. The judge knows all seven textures.",
         "",
         *bars.table(),
         "| | subject | scene | **both** | shape | colour | texture | position |",

@@ -97,7 +97,7 @@ def bytes_held(checkpoint):
         storage = tensor.untyped_storage()
         sizes[storage.data_ptr()] = storage.nbytes()
         alive.append(storage)  # so that no address is used again
-        return tensor
+        return tensor.detach()  # an output that its own node kept would never be freed
 
     def remember_inputs(module, args):
         for value in args:

@@ -17,7 +17,9 @@ SCENES = 4096
 
 
 def train(cache_folder: Path, vae: StageA, general: Path, output: Path, seed: int, steps: int = STEPS) -> None:
-    drawn = scenes.sample_scenes(SCENES, seed + 3, split="train", textures=scenes.NOVEL_TEXTURES, backgrounds=scenes.STUDIO)
+    drawn = scenes.sample_scenes(
+        SCENES, seed + 3, split="train", textures=scenes.NOVEL_TEXTURES, backgrounds=scenes.STUDIO
+    )
     latents = latents_of(drawn, vae)
     torch.manual_seed(seed)
     model = trained_general(general, ["", *{scenes.caption(scene, background=False) for scene in drawn}])
