@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 PROMPTS = 100
 BATCH = 20
-STEPS = 50
+STEPS = 30
 CFG = 3.0
 SEED = 500
 SHOWN = 6
-STEPS_SHOWN = (5, 15, 25, 35)
+STEPS_SHOWN = (5, 12, 18, 24)
 AIM = 0.15
 WEIGHTS = (0.3, 0.4, 0.5, 0.6, 0.7)
 PUBLISHED = {
@@ -66,6 +66,7 @@ class Fusion:
 
     def guider(self, scenes: list[Scene], way: Way):
         texts = [caption(scene) for scene in scenes]
+        own = [caption(scene, background=False) for scene in scenes]  # as the expert's captions were
         settings = {**PUBLISHED, **way.settings}
         if way.share is not None:
             settings |= {"mode": "soft", "mask_use": "decide", "mask": torch.full((1, SIZE, SIZE), way.share)}
@@ -77,7 +78,7 @@ class Fusion:
             negative=self.general.prompts([""]),
             cfg=CFG,
             model_expert=self.expert.model,
-            positive_expert=self.expert.prompts(texts),
+            positive_expert=self.expert.prompts(own),
             negative_expert=self.expert.prompts([""]),
             **settings,
         )[0]

@@ -1,4 +1,4 @@
-"""docs/subject_fusion.md: a thing from a reference picture in a scene from words, by two models and by one."""
+"""docs/subject_fusion.md: a subject from a reference picture in a scene from words, by two models and by one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from toy.judge import judge
 from toy.pack.general import WEIGHTS, load_tuned
 from toy.references import reference_pictures
 from toy.scenes import OUTDOORS, POSITIONS, SIZE, Scene, caption, sample_scenes
-from toy.train_subject import NOUN
 from tqdm import tqdm
 
 PROMPTS = 100
@@ -98,7 +97,7 @@ class Subjects:
 
 
 def marked(scene: Scene) -> str:
-    return f"a {NOUN} <|image|> {POSITIONS[scene.position][1]}, {scene.background} background"
+    return f"a {scene.shape} <|image|> {POSITIONS[scene.position][1]}, {scene.background} background"
 
 
 def delayed(prompts: Prompts, delay: float) -> Conditioning:
@@ -170,9 +169,9 @@ def page(bars: Bars, tables: dict[str, dict[str, float]], example: Scene) -> lis
         "These are figures of the toy models, not of Stable Diffusion. `make evidence` writes this page "
         "(this part alone: `python3 tests/host/provision.py tests/evidence subject_fusion`).",
         "",
-        f"{PROMPTS} held-out scenes. The prompt says where the thing is and before what, such as \u201c{marked(example)}\u201d; what it is, a reference "
-        f"picture says, here {caption(example, position=False, background=False)}. The scene model is the general toy model. The subject model was "
-        "trained on from it with FastComposer's architecture on things in a studio, whose captions do not speak of the background. "
+        f"{PROMPTS} held-out scenes. The prompt says what shape there is, where and before what, such as \u201c{marked(example)}\u201d; its colour and texture, a reference "
+        f"picture says, here of {caption(example, position=False, background=False)}. The scene model is the general toy model. The subject model was "
+        "trained on from it with FastComposer's architecture on shapes in a studio, whose captions do not speak of the background. "
         f"{STEPS} steps of `euler` on `ddim_uniform`, guidance {CFG} where nothing else is said, the same noise for every row.",
         "",
         "Identity: shape, colour and texture of the reference. Scene: position and background of the prompt.",
@@ -201,7 +200,7 @@ def contact_sheet(
 ) -> Sheet:
     names = ["scene", "subject", best_delay(tables), CHOSEN]
     headings = ["reference", "scene model", "subject model", "delayed", "both models"]
-    sheet = Sheet("A thing from a picture in a scene from words. Toy models.", headings)
+    sheet = Sheet("A subject from a picture in a scene from words. Toy models.", headings)
     for i in range(SHOWN):
         sheet.add([(references[i], marked(scenes[i])), *((pictures[name][i], "") for name in names)])
     return sheet

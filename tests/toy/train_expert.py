@@ -11,7 +11,7 @@ from toy.fine_tune import RANK, fine_tune, latents_of, trained_general
 from toy.low_rank import adapt, differences
 from toy.train_general import BATCH, CAPTION_DROPOUT, Denoising, Trained, token_ids
 
-STEPS = 1200
+STEPS = 2000
 LEARNING_RATE = 2e-3
 SCENES = 4096
 
