@@ -243,7 +243,7 @@ def _require_plain(
 ) -> None:
     if abs(cfg - 1.0) < 1e-6:
         raise ValueError(
-            "cfg: expected the guidance the sampler will use, above 1, got 1, at which no negative prompt is read. To get "
+            "cfg: expected the guidance the sampler will use, any but 1, got 1, at which no negative prompt is read. To get "
             "the picture back at cfg 1, sample with the source prompt: no optimisation is needed."
         )
     own = next((key for key in OWN_GUIDANCE if model.model_options.get(key)), None)

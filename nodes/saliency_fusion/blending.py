@@ -21,7 +21,9 @@ class Mask:
 
     def __post_init__(self) -> None:
         if self.values.ndim not in (2, 3):
-            raise ValueError(f"mask: expected [B, H, W], got {tuple(self.values.shape)}.")
+            raise ValueError(
+                f"mask: expected [pictures, height, width], got {tuple(self.values.shape)}. Connect a mask of one channel."
+            )
 
     @property
     def keeps_everything_out(self) -> bool:

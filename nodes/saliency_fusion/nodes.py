@@ -320,10 +320,11 @@ class SaliencyMap(io.ComfyNode):
     ) -> io.NodeOutput:
         if not isinstance(guider, FusionGuider):
             raise ValueError(
-                f"guider: expected a Saliency Fusion Guider or Subject Fusion Guider, got {type(guider).__name__}."
+                f"guider: expected a Saliency Fusion Guider or Subject Fusion Guider, got {type(guider).__name__}. Connect one of these."
             )
         if expert > len(guider.experts):
-            raise ValueError(f"expert: expected 1 to {len(guider.experts)}, the guider's experts, got {expert}.")
+            known = len(guider.experts)
+            raise ValueError(f"expert: expected 1 to {known}, the guider's experts, got {expert}. Choose one of them.")
         beside = [
             name
             for name, value in (("latent_image", latent_image), ("sigmas", sigmas), ("noise", noise))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from .guider import Decision, FusionGuider
 
-INTERVAL = 0.1  # seconds at least between two pictures, as between ComfyUI's own progress messages
+SHARE = 0.1  # of the time, at most, goes into drawing; ComfyUI's own preview of each step shows in between
 OPACITY = 0.45
 # One for each expert, apart in lightness as well as in hue; the general model's places keep the picture's own colours.
 COLOURS = ((255, 140, 0), (0, 158, 250), (230, 60, 160), (120, 200, 40))
@@ -27,17 +28,18 @@ def with_mask(callback: Callable, guider: FusionGuider) -> Callable:
     if previewer is None:
         return callback
     bar = comfy.utils.ProgressBar(1)
-    last = -INTERVAL
+    last, cost = -math.inf, 0.0
 
     def show(step: int, x0: torch.Tensor, x: torch.Tensor, total: int) -> None:
-        nonlocal last
+        nonlocal last, cost
         callback(step, x0, x, total)
-        now = time.monotonic()
-        if guider.decision is None or now - last < INTERVAL:
+        began = time.monotonic()
+        if guider.decision is None or began - last < cost / SHARE:
             return
-        last = now
         kind, image, size = previewer.decode_latent_to_preview_image("JPEG", x0)
         bar.update_absolute(step + 1, total, (kind, overlaid(image, guider.decision), size))
+        last = time.monotonic()
+        cost = last - began
 
     return show
 

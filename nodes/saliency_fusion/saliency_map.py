@@ -37,7 +37,9 @@ def decide_at(guider: FusionGuider, latent: dict, noise, sigmas: torch.Tensor, s
 
 def _require_step(step: int, sigmas: torch.Tensor, socket: str) -> None:
     if not 0 <= step < len(sigmas) - 1:
-        raise ValueError(f"step: expected 0 to {len(sigmas) - 2}, the steps of `{socket}`, got {step}.")
+        raise ValueError(
+            f"step: expected 0 to {len(sigmas) - 2}, the steps of `{socket}`, got {step}. Choose one of them; 0 is the noisiest."
+        )
 
 
 def _decide(guider: FusionGuider, look: _Look, latent, noise, sigmas: torch.Tensor, seed: int) -> Decision:

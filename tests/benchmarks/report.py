@@ -20,6 +20,8 @@ from benchmarks.contestants import (
     PUBLISHED_INVERSION,
     Measurement,
 )
+from benchmarks.fusion_cost import FUSION_BARS, SIZE, STEPS, WINDOWED, FusionCost
+from benchmarks.fusion_cost import REPETITIONS as FUSION_REPETITIONS
 from benchmarks.published import EDIT_ROWS, EDIT_STEPS, INVERSION_STEPS
 from benchmarks.subjects import Subject
 
@@ -58,6 +60,42 @@ def bars(results: Results) -> list[Bar]:
         for above, below, limit in BARS
         for subject, measured in results
     ]
+
+
+def fusion_bars(measured: list[dict[str, FusionCost]]) -> list[Bar]:
+    return [
+        Bar(
+            f"{fused} / {' + '.join(own)}",
+            "SD1.5",
+            [both / sum(alone) for both, *alone in zip(*(costs[n].seconds for n in (fused, *own)), strict=True)],
+            limit,
+        )
+        for (fused, own, limit), costs in zip(FUSION_BARS, measured[:-1], strict=True)
+    ]
+
+
+def leaves_the_expert_out(measured: list[dict[str, FusionCost]]) -> bool:
+    """Outside its window the expert is not evaluated: one step of two has its two rows."""
+    return measured[-1][WINDOWED].expert_rows == 2
+
+
+def fusion_section(measured: list[dict[str, FusionCost]]) -> str:
+    ratios = _table(["ratio", "model", "median", "range", "bar", ""], [bar.cells() for bar in fusion_bars(measured)])
+    rows = [
+        [name, str(c.general_rows), str(c.expert_rows), f"{median(c.seconds):.2f}", _range(c.seconds, 2)]
+        for costs in measured
+        for name, c in costs.items()
+    ]
+    costs = _table(["", "rows of the general model", "rows of the expert", "seconds", "range"], rows)
+    verdict = "pass" if leaves_the_expert_out(measured) else "MISSED"
+    return f"{FUSION}\n\n{ratios}\n\n{costs}\n\nOutside its window the expert is not evaluated: {verdict}."
+
+
+FUSION = f"""\
+Two SD1.5 UNets of 859.5 M random parameters in fp32, latent 4 x {SIZE[0]} x {SIZE[1]}, {STEPS} steps of euler; or one of them and a LoRA of
+all its attention, whose rows are counted with its checkpoint's, because they share one UNet. A fusion runs between the two models' own
+sampling, {FUSION_REPETITIONS} times. Every run starts with no model loaded, so that the LoRA's calculation is on both sides of its ratio.
+Seconds are processor time."""
 
 
 def captures_one_tensor_a_site(memory: dict[str, float]) -> bool:

@@ -1,10 +1,10 @@
 """What the nodes cost beside plain ComfyUI, on a small and on full-size models. `make bench` runs all of it.
 
     python tests/host/provision.py tests/benchmarks/run.py                      # everything
-    python tests/host/provision.py tests/benchmarks/run.py null_text_memory     # one of: edits, capture_memory, null_text_memory
+    python tests/host/provision.py tests/benchmarks/run.py null_text_memory     # one of: edits, fusion, capture_memory, null_text_memory
 
 The tables are printed, and the sections that were measured replace those of docs/speed.md, if that is of the same machine.
-`--quick` is for development: it measures the edits once and writes nothing. Exit status 1 if a bar is missed.
+`--quick` is for development: it measures edits and fusion once and writes nothing. Exit status 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from benchmarks import report
+    from benchmarks.fusion_cost import FusionCost
 
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[0] = str(TESTS)
@@ -32,7 +33,7 @@ from host.in_process import enter_comfyui, enter_pack  # noqa: E402
 from host.provision import ROOT, Missing  # noqa: E402
 
 REPORT = ROOT / "docs" / "speed.md"
-PARTS = ("edits", "capture_memory", "null_text_memory")
+PARTS = ("edits", "fusion", "capture_memory", "null_text_memory")
 REPETITIONS = 5
 QUICK_INVERSION_STEPS = 5
 STARTED = time.monotonic()
@@ -64,6 +65,10 @@ def benchmark(quick: bool, parts: Sequence[str]) -> int:
         cases = null_text_cases()
         passed &= all(case.passed for case in cases)
         sections["Memory of null-text optimisation"] = report.null_text_section(cases)
+    if "fusion" in parts:
+        measured = fusion(quick)
+        passed &= all(bar.passed for bar in report.fusion_bars(measured)) and report.leaves_the_expert_out(measured)
+        sections["Fusion"] = report.fusion_section(measured)
     if "edits" in parts:
         results = edits(quick)
         passed &= all(bar.passed for bar in report.bars(results))
@@ -97,6 +102,15 @@ def edits(quick: bool) -> report.Results:
             subject = build(QUICK_INVERSION_STEPS) if quick else build()
             results.append((subject, measure(subject, contestants(subject), 1 if quick else REPETITIONS, progress)))
     return results
+
+
+def fusion(quick: bool) -> list[dict[str, FusionCost]]:
+    import torch
+    from benchmarks.fusion_cost import REPETITIONS, measure_fusion
+
+    progress("fusion: building")
+    with torch.inference_mode():
+        return measure_fusion(1 if quick else REPETITIONS, progress)
 
 
 def null_text_cases() -> list[report.NullTextCase]:
@@ -134,6 +148,7 @@ HEAD = "Speed"
 SECTIONS = (
     "Ratios",
     "Costs",
+    "Fusion",
     "Memory of captured features",
     "Memory of null-text optimisation",
     "Beside the published recipe",

@@ -89,9 +89,9 @@ def _fused(name: str, file: str, scene: str, experts: list[tuple[NodeSpec, str]]
             *row_links,
         ],
         notes=[
-            Note(note, (-440, 0), (380, 480), "Read me"),
-            Note(FUSION_TUNING_NOTE, (-440, 530), (380, 280), "When the expert takes too little or too much"),
-            Note(FUSION_MAP_NOTE, (-440, 860), (380, 200), "Who painted what"),
+            Note(note, (-440, 0), (380, 580), "Read me"),
+            Note(FUSION_TUNING_NOTE, (-440, 630), (380, 250), "When the expert takes too little or too much"),
+            Note(FUSION_MAP_NOTE, (-440, 930), (380, 130), "Who painted what"),
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 1130), BLUE),

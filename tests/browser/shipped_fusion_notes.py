@@ -1,9 +1,17 @@
 """What the shipped workflows with two models, and with subjects, say to the artist, in Markdown."""
 
+FASTCOMPOSER = """FastComposer's *pytorch_model.bin* (4.5 GB; *mit-han-lab/fastcomposer* on Hugging Face), into \
+*models/checkpoints* under the name *fastcomposer.bin*."""
+
 TWO_CHECKPOINTS_NOTE = """## Two checkpoints, one picture
 
 Two models draw one picture together. In every step each place goes to the model whose guidance has more to say there: a \
 knight from one, the market square from the other.
+
+### Get
+Two SD1.5 checkpoints, into *models/checkpoints*. The two here are examples, both on Hugging Face: \
+*v1-5-pruned-emaonly-fp16.safetensors* (*Comfy-Org/stable-diffusion-v1-5-archive*) and *DreamShaper_8_pruned.safetensors* \
+(*Lykon/DreamShaper*).
 
 ### Change
 - the **general model**: any SD1.5 checkpoint; it has all places that the expert does not take
@@ -21,6 +29,9 @@ LORA_NOTE = """## A checkpoint and its LoRA, one picture
 The same as *Two checkpoints, one picture*, with a LoRA of the checkpoint as the expert. A LoRA in the usual place changes \
 the whole picture; here it draws only where its guidance has more to say.
 
+### Get
+A LoRA made for SD1.5, into *models/loras*. The one here is an example: *blindbox_v1_mix.safetensors*, of *blindbox* on Civitai.
+
 ### Change
 - the **general model**: any SD1.5 checkpoint
 - the **LoRA**, made for SD1.5
@@ -35,6 +46,10 @@ TWO_LORAS_NOTE = """## Two LoRAs, each in its place
 
 Two LoRAs on one model mix everywhere. Here each is an expert of its own, and every place goes to the plain checkpoint, the first \
 LoRA or the second, whichever has the most to say.
+
+### Get
+Two LoRAs made for SD1.5, into *models/loras*. *blindbox_v1_mix.safetensors* is of *blindbox* on Civitai; \
+*pixel_art_sd15.safetensors* stands for any other.
 
 ### Change
 - the **general model**: any SD1.5 checkpoint
@@ -57,13 +72,13 @@ The preview shows the expert's places in orange while it draws."""
 FUSION_MAP_NOTE = """**Saliency Map** asks the models once more, at one *step* of the path just drawn: which places are the expert's, and how \
 much each model has to say, the general one first."""
 
-SUBJECT_NOTE = """## A subject in a scene
+SUBJECT_NOTE = f"""## A subject in a scene
 
 Puts the person of a picture into a new scene. The scene model lays the picture out, then both models share it, then the subject \
 model finishes it.
 
 ### Get
-FastComposer's *pytorch_model.bin*, into *models/checkpoints* as *fastcomposer.bin*. Face-diffuser's SDM works in its place.
+{FASTCOMPOSER} Face-diffuser's SDM (*CodeGoat24/Face-diffuser*) works in its place.
 
 ### Change
 - the **scene model**: any SD1.5 checkpoint
@@ -76,13 +91,13 @@ Then press Run. 50 steps cost 130 model rows; plain sampling costs 100.
 - A **deterministic sampler** such as *euler*.
 - *positive* and *positive_subject* from the same **Subject Conditioning**."""
 
-TWO_SUBJECTS_NOTE = """## Two subjects in one picture
+TWO_SUBJECTS_NOTE = f"""## Two subjects in one picture
 
 As *A subject in a scene*, with a second reference. The first picture belongs to the first `<|image|>`, the second to the second; \
 up to four of each.
 
 ### Get
-FastComposer's *pytorch_model.bin*, into *models/checkpoints* as *fastcomposer.bin*.
+{FASTCOMPOSER}
 
 ### Change
 - the **scene model**: any SD1.5 checkpoint
@@ -91,13 +106,13 @@ FastComposer's *pytorch_model.bin*, into *models/checkpoints* as *fastcomposer.b
 
 Then press Run. Subject Conditioning shows which noun got which picture."""
 
-DELAYED_NOTE = """## Delayed subject, one model
+DELAYED_NOTE = f"""## Delayed subject, one model
 
 Puts the person of a picture into a new scene with one model: the first steps follow the plain prompt, which lays out the scene, \
 and the others follow the prompt with the subject in it.
 
 ### Get
-FastComposer's *pytorch_model.bin*, into *models/checkpoints* as *fastcomposer.bin*. It is the only file needed.
+{FASTCOMPOSER} It is the only file needed.
 
 ### Change
 - **your subject**: a picture cropped to the face

@@ -7,16 +7,19 @@ from pathlib import Path
 import pytest
 import torch
 from browser.frontend import open_frontend
+from browser.shipped_style import CHECKPOINT
 from fixtures import checkpoints, subject_checkpoint
+from fixtures.server_runs import lora_file
 from host.client import Client
 from host.server import Server
 from playwright.sync_api import Browser
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[2]
 API = Path(__file__).with_name("api_format")
+FOLDERS = {"CheckpointLoaderSimple": "checkpoints", "PAL_LoadSubjectEncoder": "checkpoints", "LoraLoader": "loras"}
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 
 
@@ -30,15 +33,22 @@ def subject_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the random checkpoint's first cross-attention."""
-    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
-    file = tmp_path_factory.mktemp("lora") / "lora.safetensors"
-    save_file({f"{name}.lora_up.weight": torch.ones(320, 4), f"{name}.lora_down.weight": torch.ones(4, 768)}, file)
-    return file
+    return lora_file(tmp_path_factory.mktemp("lora"))
 
 
 def test_there_are_workflows_to_test():
     assert WORKFLOWS
+
+
+@pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)
+def test_a_workflow_says_where_the_files_that_it_opens_with_go(file: Path):
+    """All but the base checkpoint, which any of its kind can stand in for."""
+    nodes = json.loads(file.read_text(encoding="utf-8"))["nodes"]
+    said = " ".join(node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    for node in nodes:
+        folder = FOLDERS.get(node["type"])
+        if folder and node["widgets_values"][0] != CHECKPOINT:
+            assert node["widgets_values"][0] in said and f"models/{folder}" in said
 
 
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.stem)

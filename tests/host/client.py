@@ -157,6 +157,14 @@ class Client:
     def interrupt(self) -> None:
         self.post("/interrupt", {})
 
+    def free(self) -> None:
+        """Have the server unload its models and drop cached outputs before it runs anything queued from now on."""
+        self.post("/free", {"unload_models": True, "free_memory": True})
+        # It does so between two prompts, and may have one that follows at once run first.
+        graph = Graph()
+        graph.add("PreviewImage", images=graph.add("EmptyImage", width=8, height=8, batch_size=1, color=0)[0])
+        self.run(graph)
+
     def upload_image(self, file: Path, name: str | None = None) -> str:
         """Put a picture into the server's input folder; returns the name LoadImage knows it by."""
         boundary = uuid.uuid4().hex

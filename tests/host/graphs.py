@@ -160,3 +160,71 @@ def add_word_edit(
         method="ddim", iterations=1,
     )  # fmt: skip
     return WordEdit(graph, stock, picture, sigmas, edit, invert)
+
+
+@dataclass
+class Fusion:
+    """A picture that two models make; the methods add others that start from the same noise."""
+
+    graph: Graph
+    stock: Stock
+    guider: Node
+    shown: Node
+    steps: int
+
+    def sample(self, guider: Node, sampler_name: str = "euler") -> Node:
+        return sample_and_show(self.graph, self.stock, guider, self.steps, sampler_name)
+
+    def plain(self, model: list | None = None) -> Node:
+        """One model alone: the general one, or `model`."""
+        positive, negative = self.stock.positive[0], self.stock.negative[0]
+        guider = self.graph.add(
+            "CFGGuider", model=model or self.stock.model, positive=positive, negative=negative, cfg=5.0
+        )
+        return self.sample(guider)
+
+
+def sample_and_show(graph: Graph, stock: Stock, guider: Node, steps: int, sampler_name: str = "euler") -> Node:
+    sampled = graph.add(
+        "SamplerCustomAdvanced",
+        noise=graph.add("RandomNoise", noise_seed=7)[0],
+        guider=guider[0],
+        sampler=graph.add("KSamplerSelect", sampler_name=sampler_name)[0],
+        sigmas=graph.add("BasicScheduler", model=stock.model, scheduler="ddim_uniform", steps=steps, denoise=1.0)[0],
+        latent_image=stock.latent[0],
+    )
+    return add_preview(graph, stock, sampled[0])
+
+
+def saliency_fusion(checkpoint: str, steps: int = 3, expert: str = "", lora: str = "", **changed) -> Fusion:
+    """Of a checkpoint and another one, a LoRA of either, or, where nothing is named, the checkpoint itself.
+
+    `changed`: inputs of Saliency Fusion Guider; None leaves one out.
+    """
+    graph = Graph()
+    stock = add_stock(graph, checkpoint)
+    model = graph.add("CheckpointLoaderSimple", ckpt_name=expert)[0] if expert else stock.model
+    if lora:
+        model = graph.add("LoraLoaderModelOnly", model=model, lora_name=lora, strength_model=1.0)[0]
+    inputs = {
+        "model": stock.model, "positive": stock.positive[0], "negative": stock.negative[0], "cfg": 5.0,
+        "model_expert": model, "positive_expert": stock.positive[0], "negative_expert": stock.negative[0],
+        "cfg_expert": 5.0, "k_general": 1.0, "k_expert": 1.0, "start_percent": 0.0, "end_percent": 1.0, "blur": "box",
+        "expert_uncond": "own", "mode": "hard", "temperature": 0.5, **changed,
+    }  # fmt: skip
+    given = {name: value for name, value in inputs.items() if value is not None}
+    guider = graph.add("PAL_SaliencyFusionGuider", **given)
+    return Fusion(graph, stock, guider, sample_and_show(graph, stock, guider, steps), steps)
+
+
+def subject_fusion(checkpoint: str, subject: str, steps: int = 3, **changed) -> Fusion:
+    """Of two checkpoints; `changed`: inputs of Subject Fusion Guider."""
+    graph = Graph()
+    stock = add_stock(graph, checkpoint)
+    inputs = {
+        "model_scene": stock.model, "model_subject": graph.add("CheckpointLoaderSimple", ckpt_name=subject)[0],
+        "positive": stock.positive[0], "negative": stock.negative[0], "cfg": 5.0, "scene_end": 0.3, "fusion_end": 0.6,
+        "positive_subject": graph.add("CLIPTextEncode", clip=stock.clip, text="a red square")[0], **changed,
+    }  # fmt: skip
+    guider = graph.add("PAL_SubjectFusionGuider", **inputs)
+    return Fusion(graph, stock, guider, sample_and_show(graph, stock, guider, steps), steps)

@@ -78,6 +78,21 @@ def test_stock_samplers_end_where_the_optimisation_did(kind, method):
         assert kind != "sdxl" or not torch.equal(pooled[-1], negative[0][1]["pooled_output"].expand_as(pooled[-1]))
 
 
+@pytest.mark.parametrize("method", ["null_text", "fast"])
+@pytest.mark.parametrize("cfg", [0.0, 0.5])
+@torch.inference_mode()
+def test_guidance_below_1_is_guidance_too(method, cfg):
+    model = v_model()
+    positive, trajectory = inverted(model)
+    negative = tiny_models.conditioning(model, 3)
+    result, course = optimize(model, positive, negative, trajectory, cfg, QUICK, method)
+    out = sampled(model, trajectory, positive, result, cfg)
+    assert relative(out, course.final) < 1e-4
+    plain = sampled(model, trajectory, positive, negative, cfg)
+    wanted = trajectory.latents[-1]
+    assert (out - wanted).norm() < 0.9 * (plain - wanted).norm()
+
+
 @torch.inference_mode()
 def test_another_number_of_steps_works_and_sample_trajectory_says_so(caplog):
     model = v_model()

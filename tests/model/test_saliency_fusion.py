@@ -62,14 +62,31 @@ def test_a_model_fused_with_its_equal_ties_everywhere_and_is_the_single_model(mo
     assert torch.equal(made.result, run(plain(one), start(model, sigmas), sigmas).result)
 
 
-def test_every_pixel_is_one_model_s_own_prediction(model, other, sigmas):
-    one, second, step = general(model), expert(other), sigmas[[0, -1]]
-    x = start(model, step, 2)
+@pytest.mark.parametrize("kind", [sd15, sdxl, sd21_v, flow_dit])
+def test_every_pixel_is_one_model_s_own_prediction(kind):
+    one, second = general(kind(0), 4.0), expert(kind(1), 4.0)
+    step = schedule(one.model, 2, "simple")[[0, -1]]
+    x = start(one.model, step, 2)
     made = run(fuse(one, second), x, step)  # one step to sigma 0: the result is the prediction
     assert made.decisions[0].weights.shape == (2, 2, 8, 8) and 0 < float(made.decisions[0].weights[1].mean()) < 1
     chosen = made.decisions[0].weights[1][:, None].bool()
     alone = [run(plain(side), x, step).result for side in (one, second)]
     assert torch.equal(made.result, torch.where(chosen, alone[1], alone[0]))
+
+
+def test_sdxl_models_read_their_own_pooled_prompts_and_sizes(sigmas):
+    def other_extras(prompt):
+        [[text, extras]] = prompt
+        return [[text, {"pooled_output": -extras["pooled_output"], "width": 512, "crop_w": 64}]]
+
+    one, second = general(sdxl(0)), expert(sdxl(1), mask=LEFT)
+    x, step = start(one.model, sigmas), sigmas[[0, -1]]
+    plainly = run(fuse(one, second), x, step).result
+    of_expert = replace(second, positive=other_extras(second.positive))
+    of_general = replace(one, positive=other_extras(one.positive))
+    changed = [run(fuse(*sides), x, step).result for sides in ((one, of_expert), (of_general, second))]
+    assert torch.equal(changed[0][..., 4:], plainly[..., 4:]) and not same(changed[0][..., :4], plainly[..., :4], 1e-3)
+    assert torch.equal(changed[1][..., :4], plainly[..., :4]) and not same(changed[1][..., 4:], plainly[..., 4:], 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -190,6 +207,28 @@ def test_masks_force_restrict_and_decide_in_a_picture(model, other, sigmas):
     assert torch.equal(results["force"], torch.cat([second[..., :4], free[..., 4:]], -1))
 
 
+def other_schedule(model, low, high):
+    return advanced.ModelSamplingContinuousEDM().patch(model, "v_prediction", high, low)[0]
+
+
+def test_an_expert_may_have_another_noise_schedule(model, sigmas):
+    """Continuous levels up to 120 beside a table of 1000 up to 14.6: each is asked at the sampler's own sigma."""
+    one, second, step = general(model), expert(other_schedule(sd15(1), 0.002, 120.0)), sigmas[[1, -1]]
+    x = start(model, step)
+    made = run(fuse(one, second), x, step)
+    chosen = made.decisions[0].weights[1][:, None].bool()
+    assert 0 < float(chosen.float().mean()) < 1
+    alone = [run(plain(side), x, step).result for side in (one, second)]
+    assert torch.equal(made.result, torch.where(chosen, alone[1], alone[0]))
+
+
+def test_models_without_common_noise_levels_are_refused(model):
+    with pytest.raises(
+        ValueError, match=r"model_expert: expected a model for noise levels that `model` has, .* 50 to 500"
+    ):
+        fuse(general(model), expert(other_schedule(sd15(1), 50.0, 500.0)))
+
+
 def test_an_expert_that_predicts_v_is_read_in_eps(model, sigmas):
     """Against the textbook's eps = sqrt(alpha) v + sqrt(1 - alpha) x, from the network's own output."""
     v_model = sd21_v(1)
@@ -211,17 +250,6 @@ def test_an_expert_that_predicts_v_is_read_in_eps(model, sigmas):
     expected = log_saliency(strength(5.0 * (cond - uncond), "box"), 1.0)
     free = run(fuse(general(model), second), x, torch.stack([sigma, sigmas[1]])).decisions[0]
     assert torch.allclose(free.log_maps[1], expected, atol=1e-4)
-
-
-def test_flow_models_fuse_with_each_other():
-    model, other = flow_dit(0), flow_dit(1)
-    sigmas = schedule(model, 2, "simple")
-    x = torch.randn(1, 16, 8, 8, generator=torch.Generator().manual_seed(1))
-    made = run(fuse(general(model, 4.0), expert(other, 4.0)), x, sigmas[1:])
-    alone = [run(plain(side), x, sigmas[1:]).result for side in (general(model, 4.0), expert(other, 4.0))]
-    chosen = made.decisions[0].weights[1][:, None].bool()
-    assert 0 < float(chosen.float().mean()) < 1
-    assert torch.equal(made.result, torch.where(chosen, alone[1], alone[0]))
 
 
 @pytest.mark.parametrize(

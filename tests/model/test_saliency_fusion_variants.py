@@ -12,7 +12,7 @@ import torch
 from fixtures.fusion import expert, fuse, general, plain, run, start_for
 from fixtures.other_packs import OTHERS, free_u, lora, with_control
 from fixtures.sampling import random_trajectory, schedule
-from fixtures.tiny_models import conditioning, control_net, sd15
+from fixtures.tiny_models import conditioning, control_net, sd15, sdxl
 from fixtures.unet_probe import fingerprint, same
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.saliency_fusion.blending import Mask
@@ -46,7 +46,7 @@ def x(model, sigmas):
 
 def second_lora(model):
     patched = model.clone()
-    name = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    name = "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
     patch = 0.1 * torch.randn(model.model.state_dict()[name].shape, generator=torch.Generator().manual_seed(9))
     assert patched.add_patches({name: ("diff", (patch,))}, 0.7) == [name]
     return patched
@@ -60,8 +60,9 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("which", list(VARIANTS))
-def test_variants_of_a_checkpoint_share_its_weights_and_equal_two_loaded_ones(model, sigmas, x, which):
+@pytest.mark.parametrize(("which", "kind"), [*((which, sd15) for which in VARIANTS), ("both", sdxl)])
+def test_variants_of_a_checkpoint_share_its_weights_and_equal_two_loaded_ones(sigmas, x, which, kind):
+    model = kind(0)
     before = fingerprint(model)
     first, second = VARIANTS[which]
     guider = fuse(general(first(model)), expert(second(model)))
@@ -69,7 +70,7 @@ def test_variants_of_a_checkpoint_share_its_weights_and_equal_two_loaded_ones(mo
     assert loaded == {id(model.model)}
     shared = run(guider, x, sigmas)
     assert torch.equal(run(guider, x, sigmas).result, shared.result)
-    apart = run(fuse(general(first(sd15(0))), expert(second(sd15(0)))), x, sigmas)
+    apart = run(fuse(general(first(kind(0))), expert(second(kind(0)))), x, sigmas)
     assert 0 < float(shared.decisions[0].weights[1].mean()) < 1
     assert same(shared.result, apart.result, 1e-6)
     comfy.model_management.unload_all_models()
@@ -166,24 +167,3 @@ def test_hooks_on_an_expert_s_prompt(model, other, sigmas, x, shared):
 def test_an_expert_with_the_whole_picture_is_the_expert_alone(model, other, sigmas, x):
     second = expert(other, mask=EVERYWHERE)
     assert torch.equal(run(fuse(general(model), second), x, sigmas).result, run(plain(second), x, sigmas).result)
-
-
-@pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "a variant"])
-def test_with_no_memory_for_weights_both_are_cast_call_by_call(model, other, sigmas, x, shared, monkeypatch):
-    """ComfyUI's --novram, with the CPU taken for a device that has no memory of its own to spare."""
-    sides = [general(second_lora(model)), expert(lora(second_lora(model)) if shared else lora(other))]
-    expected = run(fuse(*sides), x, sigmas).result
-    comfy.model_management.unload_all_models()
-    monkeypatch.setattr(comfy.model_management, "vram_state", comfy.model_management.VRAMState.NO_VRAM)
-    monkeypatch.setattr(comfy.model_management, "is_device_cpu", lambda device: False)
-    guider = fuse(*sides)
-    offloaded = []
-
-    def on_step(step):
-        offloaded.append([bool(side.model.model.model_lowvram) for side in sides])
-
-    made = run(guider, x, sigmas, on_step=on_step).result
-    assert offloaded == [[True, True]] * STEPS
-    assert same(made, expected, 1e-5)
-    monkeypatch.undo()
-    comfy.model_management.unload_all_models()

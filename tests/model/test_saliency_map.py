@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as core
 import pytest
@@ -6,6 +8,7 @@ from fixtures.fusion import expert, fuse, general, run, start_for
 from fixtures.sampling import schedule
 from fixtures.tiny_models import conditioning, latent, sd15
 from palimpsest.nodes.diffusion.trajectory import ModelFingerprint, Trajectory
+from palimpsest.nodes.saliency_fusion import preview
 from palimpsest.nodes.saliency_fusion.blending import Mask
 from palimpsest.nodes.saliency_fusion.nodes import SaliencyMap
 from palimpsest.nodes.saliency_fusion.preview import COLOURS, with_mask
@@ -112,14 +115,18 @@ def test_the_preview_tints_each_expert_s_part(sampled, monkeypatch):
     monkeypatch.setattr(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.Latent2RGB)
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, node_id: shown.append(preview))
     plain_calls = []
+    clock = iter([10.0, 10.1, 10.13, 10.2, 10.5, 10.53])
+    monkeypatch.setattr(preview, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     show = with_mask(lambda *state: plain_calls.append(state), guider)
     x0 = torch.zeros(2, 4, 8, 12)
     show(0, x0, x0, 4)  # nothing was decided
     assert shown == [] and len(plain_calls) == 1
     monkeypatch.setattr(guider, "decision", made.decisions[0])
-    show(1, x0, x0, 4)
-    show(2, x0, x0, 4)  # too soon for another
-    assert len(shown) == 1 and len(plain_calls) == 3
+    show(1, x0, x0, 4)  # takes 0.03 s
+    show(2, x0, x0, 4)  # comes 0.07 s later, too soon for another
+    assert len(shown) == 1
+    show(3, x0, x0, 4)  # and 0.37 s
+    assert len(shown) == 2 and len(plain_calls) == 4
     picture = shown[0][1]
     assert isinstance(picture, Image.Image) and picture.size == (12, 8)
     background = picture.getpixel(tuple(reversed((made.decisions[0].weights[0][0] == 1).nonzero()[0].tolist())))

@@ -80,6 +80,18 @@ def test_it_equals_the_published_procedure_over_transformers(clip, made, text, p
     assert (fused - unfused)[marked].abs().max() > 0.1
 
 
+@pytest.mark.parametrize("count", [1, 3, 4])
+def test_one_to_four_subjects_equal_the_published_procedure(clip, made, count):
+    encoder, twin = made
+    found = pictures((300, 220), (224, 311), (90, 90), (40, 100))[:count]
+    text = " and ".join(f"a {noun} {MARKER}" for noun in ("man", "woman", "boy", "girl")[:count])
+    positive_subject, positive, prompt = conditioned(clip, encoder, text, found)
+    fused, unfused = twin(text, found)
+    assert (states(positive_subject) - fused).abs().max() < 1e-5
+    assert (states(positive) - unfused).abs().max() < 1e-5
+    assert len(prompt.slots) == int(twin.tokens(text)[1].sum()) == count
+
+
 @pytest.mark.parametrize(("text", "plain"), TEXTS)
 def test_all_other_tokens_are_the_plain_text_s_bit_for_bit(clip, encoder, text, plain):
     positive_subject, positive, prompt = conditioned(clip, encoder, text, PAIR)

@@ -1,7 +1,7 @@
 import comfy.samplers
 import pytest
 import torch
-from fixtures.fusion import plain, run, start_for
+from fixtures.fusion import fuse_subject, plain, run, start_for
 from fixtures.sampling import schedule
 from fixtures.tiny_models import conditioning, sd15
 from fixtures.twin_fusion import subject_fusion
@@ -9,7 +9,7 @@ from fixtures.twin_unet import sd15_twin
 from fixtures.unet_probe import same
 from palimpsest.nodes.inversion.recording import sample_trajectory
 from palimpsest.nodes.saliency_fusion.guider import Prompted
-from palimpsest.nodes.saliency_fusion.stages import SubjectFusionGuider, staged_function
+from palimpsest.nodes.saliency_fusion.stages import staged_function
 
 pytestmark = pytest.mark.model
 
@@ -28,8 +28,7 @@ def prompts(models):
 
 
 def guider(models, prompts, borders, augmented=2):
-    null, text = prompts[:2]
-    return SubjectFusionGuider(*models, text, prompts[augmented], null, CFG, *borders)
+    return fuse_subject(models, [*prompts[:2], prompts[augmented]], borders, CFG)
 
 
 def rows_of(models, run_it):

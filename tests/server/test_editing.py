@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.server_runs import dit_file, photo_file, pixels
+from fixtures.server_runs import dit_file, expect_error, photo_file, pixels
 from host.client import Client, Graph, Node, PromptRejected
 from host.graphs import Stock, add_stock
 from host.server import Server
@@ -72,13 +72,6 @@ def inversion(client: Client, sd15: str, photo: Path, method: str = "ddim", step
 def add_edit(made: Inversion, **changed) -> Node:
     inputs = {"trajectory": made.invert[0], "feature_end": 0.8, "attention_end": 0.5, "blocks": "auto", **changed}
     return made.graph.add("PAL_PlugAndPlay", model=made.stock.model, **inputs)
-
-
-def expect_error(client: Client, graph: Graph, node: Node, message: str) -> None:
-    run = client.run(graph)
-    assert run.status == "error"
-    assert (run.error.node_id, run.error.node_type) == (node.id, graph[node.id]["class_type"])
-    assert message in run.error.message
 
 
 def test_inverting_shows_progress_and_previews_and_a_second_edit_inverts_nothing(
@@ -216,8 +209,10 @@ def test_after_an_interrupt_the_next_run_is_as_if_nothing_had_happened(
     stopped = client.run(longer, on_progress=lambda at, value, _: at == target.id and value == 2 and client.interrupt())
     assert stopped.status == "interrupted"
     assert stopped.progress[-1][0] == target.id and stopped.progress[-1][1] < 12
-    client.post("/free", {"free_memory": True})  # drops cached outputs, so that the same prompt is computed again
-    assert (pixels(client, client.run(graph), shown) == before).all()
+    client.free()
+    again = client.run(graph)
+    assert again.cached == []
+    assert (pixels(client, again, shown) == before).all()
 
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde"])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pytest
-from host.client import Client, Graph, Node, PromptRejected, Run
+from fixtures.server_runs import expect_error, pixels
+from host.client import Client, Graph, Node, PromptRejected
 from host.server import Server
 from PIL import Image
 from skimage import data
@@ -66,19 +65,6 @@ def scene(client: Client, file: str, photos: tuple[Path, Path], text: str = TEXT
     return Scene(graph, loader, subjects, pictures)
 
 
-def pixels(client: Client, run: Run, shown: Node) -> np.ndarray:
-    assert run.status == "success", run.error
-    [item] = run.images(shown)
-    return np.asarray(Image.open(io.BytesIO(client.image(item))).convert("RGB"))
-
-
-def expect_error(client: Client, graph: Graph, node: Node, message: str) -> None:
-    run = client.run(graph)
-    assert run.status == "error"
-    assert (run.error.node_id, run.error.node_type) == (node.id, graph[node.id]["class_type"])
-    assert message in run.error.message
-
-
 def test_one_file_is_enough_for_a_picture_of_two_subjects(client: Client, subject_file: str, photos):
     made = scene(client, subject_file, photos)
     with_subjects, plain = made.sample(made.subjects[0]), made.sample(made.subjects[1])
@@ -93,10 +79,12 @@ def test_one_file_is_enough_for_a_picture_of_two_subjects(client: Client, subjec
     assert made.loader.id in swapped.cached and made.subjects.id in swapped.executed
     assert (pixels(client, swapped, with_subjects) != picture).any()
 
-    client.post("/free", {"unload_models": True, "free_memory": True})
+    client.free()
     again = scene(client, subject_file, photos)
     shown = again.sample(again.subjects[0])
-    assert (pixels(client, client.run(again.graph), shown) == picture).all()
+    run = client.run(again.graph)
+    assert run.cached == []
+    assert (pixels(client, run, shown) == picture).all()
 
 
 def test_a_text_only_file_gives_its_models_and_says_what_it_lacks(
