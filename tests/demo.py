@@ -38,10 +38,10 @@ TOY_PACK = ROOT / "tests" / "toy" / "pack"
 WORDS_CFG, CROSS_END, SELF_END = 1.5, 0.4, 0.4
 # What neither toy model knows all of, with the settings of docs/saliency_fusion.md.
 FUSED_PROMPTS = (
-    "a dotted red ring on the right, meadow background",
-    "a plain yellow arrow on the left, night background",
+    "a ringed red square on the right, meadow background",
+    "a vertical yellow circle on the left, night background",
 )
-FUSION: dict[str, float | str] = {}
+FUSION = {"k_general": 10.0, "k_expert": 30.0}
 MASK_STEPS = (5, 15, 25, 35)
 
 
@@ -191,12 +191,14 @@ class Demo:
     def fuse(self, prompt: str) -> Fused:
         """By the toy models alone: an expert of your own is one more checkpoint than a demo asks for."""
 
+        words = {"TOY_LoadGeneral": prompt, "TOY_LoadExpert": prompt.partition(",")[0]}  # as their captions were
+
         def workflow(general: str, expert: str, share: float) -> Workflow:
             chosen = Workflow.read("Two checkpoints, one picture")
             chosen.use_toy_model("General model", general)
             chosen.use_toy_model("Expert: the second model", expert)
-            for title in ("General model: prompt", "Expert: prompt"):
-                chosen.set("CLIPTextEncode", title, text=prompt)
+            chosen.set("CLIPTextEncode", "General model: prompt", text=words[general])
+            chosen.set("CLIPTextEncode", "Expert: prompt", text=words[expert])
             for title in ("General model: negative prompt", "Expert: negative prompt"):
                 chosen.set("CLIPTextEncode", title, text="")
             chosen.set("EmptyLatentImage", width=self.size, height=self.size)
