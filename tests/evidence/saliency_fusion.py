@@ -104,7 +104,9 @@ class Fusion:
         """The expert's places at STEPS_SHOWN, on those pictures under that noise."""
         latent = {"samples": self.general.encode(pictures)}
         return [
-            SaliencyMap.execute(self.guider(scenes, way), 0, step, latent=latent, noise=noise, sigmas=self.sigmas)[0]
+            SaliencyMap.execute(
+                self.guider(scenes, way), step, 1, latent_image=latent, sigmas=self.sigmas, noise=noise
+            )[0]
             for step in STEPS_SHOWN
         ]
 
