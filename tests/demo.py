@@ -1,4 +1,4 @@
-"""`make demo`: the shipped workflows on a real ComfyUI server, from a drawn scene and a photograph to their edits.
+"""`make demo`: the shipped workflows on a real ComfyUI server: a drawn scene and a photograph with their edits, and a picture by two models.
 
 Runs on the toy model of tests/toy, or with CHECKPOINT=<file> on an SD1.5 or SDXL checkpoint of your own (then PHOTO=<file>,
 PROMPT="..." and SIZE=<pixels> name your picture, your edit and the side it is cut to; SOURCE="..." says what the picture
@@ -36,6 +36,13 @@ TOY_PACK = ROOT / "tests" / "toy" / "pack"
 # Editing by words on the toy, chosen by eye from five: at docs/prompt_to_prompt.md's guidance of 2.5 looks and backgrounds
 # come out too strong here, with 50 steps and a null-text negative.
 WORDS_CFG, CROSS_END, SELF_END = 1.5, 0.4, 0.4
+# What neither toy model knows all of, with the settings of docs/saliency_fusion.md.
+FUSED_PROMPTS = (
+    "a ringed red square on the right, meadow background",
+    "a vertical yellow circle on the left, night background",
+)
+FUSION = {"k_general": 10.0, "k_expert": 30.0}
+MASK_STEPS = (5, 15, 25, 35)
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,17 @@ class Result:
         return named | ({"heatmap": self.heatmap} if self.heatmap else {})
 
 
+@dataclass
+class Fused:
+    """masks: the expert's places at those steps."""
+
+    prompt: str
+    general: Image.Image
+    expert: Image.Image
+    fused: Image.Image
+    masks: dict[int, Image.Image]
+
+
 class Workflow(dict):
     """A shipped workflow in the API format, its nodes found by class and title."""
 
@@ -94,8 +112,12 @@ class Workflow(dict):
     def set(self, class_type: str, title: str | None = None, **inputs) -> None:
         self[self.find(class_type, title).id]["inputs"].update(inputs)
 
-    def use_toy_model(self) -> None:
-        self[self.find("CheckpointLoaderSimple").id] = {"class_type": "TOY_LoadGeneral", "inputs": {}}
+    def use_toy_model(self, title: str | None = None, loader: str = "TOY_LoadGeneral") -> None:
+        self[self.find("CheckpointLoaderSimple", title).id] = {
+            "class_type": loader,
+            "inputs": {},
+            "_meta": {"title": title},
+        }
 
 
 class Demo:
@@ -166,6 +188,43 @@ class Demo:
         run = self.run(workflow, f"{subject.name}: find {subject.shown}")
         return self.image(run, workflow.find("PreviewImage", "Where the words are"))
 
+    def fuse(self, prompt: str) -> Fused:
+        """By the toy models alone: an expert of your own is one more checkpoint than a demo asks for."""
+
+        words = {"TOY_LoadGeneral": prompt, "TOY_LoadExpert": prompt.partition(",")[0]}  # as their captions were
+
+        def workflow(general: str, expert: str, share: float) -> Workflow:
+            chosen = Workflow.read("Two checkpoints, one picture")
+            chosen.use_toy_model("General model", general)
+            chosen.use_toy_model("Expert: the second model", expert)
+            chosen.set("CLIPTextEncode", "General model: prompt", text=words[general])
+            chosen.set("CLIPTextEncode", "Expert: prompt", text=words[expert])
+            for title in ("General model: negative prompt", "Expert: negative prompt"):
+                chosen.set("CLIPTextEncode", title, text="")
+            chosen.set("EmptyLatentImage", width=self.size, height=self.size)
+            chosen.set("PAL_SaliencyFusionGuider", cfg=TOY_CFG, cfg_expert=TOY_CFG, end_percent=share, **FUSION)
+            return chosen
+
+        def picture(chosen: Workflow, label: str) -> Image.Image:
+            return self.image(self.run(chosen, label), chosen.find("SaveImage"))
+
+        both = workflow("TOY_LoadGeneral", "TOY_LoadExpert", 1.0)
+        masks = {}
+        for step in MASK_STEPS:
+            both.set("PAL_SaliencyMap", step=step)
+            run = self.run(both, f"two models: {prompt}" if step == MASK_STEPS[0] else f"their places at step {step}")
+            masks[step] = self.image(run, both.find("MaskPreview"))
+            if step == MASK_STEPS[0]:
+                fused = self.image(run, both.find("SaveImage"))
+        alone = [
+            picture(workflow(loader, other, 0.0), label)
+            for loader, other, label in (
+                ("TOY_LoadGeneral", "TOY_LoadExpert", "the general model alone"),
+                ("TOY_LoadExpert", "TOY_LoadGeneral", "the expert alone"),
+            )
+        ]
+        return Fused(prompt, *alone, fused, masks)
+
 
 def toy_subjects(folder: Path) -> list[Subject]:
     """A scene the toy model was not trained on, and a photograph it has never seen."""
@@ -209,8 +268,8 @@ def toy_subjects(folder: Path) -> list[Subject]:
     return subjects
 
 
-def contact_sheet(results: list[Result], model: str, settings: str) -> Sheet:
-    sheet = Sheet(f"Edits by ComfyUI with Palimpsest. Model: {model}")
+def contact_sheet(results: list[Result], fused: list[Fused], model: str, settings: str) -> Sheet:
+    sheet = Sheet(f"Made by ComfyUI with Palimpsest. Model: {model}")
     for result in results:
         subject = result.subject
         row = [(result.source, subject.name), (result.reconstruction, f"inverted and drawn again\n{result.psnr}")]
@@ -226,6 +285,11 @@ def contact_sheet(results: list[Result], model: str, settings: str) -> Sheet:
         for edit, words in zip(result.word_edits, subject.words, strict=True):
             may = f"only \u201c{words.blend_words}\u201d may change" if words.blend_words else "all may change"
             row.append((edit, f"{words.target_text}\n({may})"))
+        sheet.add([(tensor(picture), label) for picture, label in row])
+    for made in fused:
+        row = [(made.general, f"{made.prompt}\nthe general model alone"), (made.expert, "the expert alone")]
+        row.append((made.fused, "both: Saliency Fusion Guider"))
+        row += [(mask, f"the expert's places, step {step}") for step, mask in made.masks.items()]
         sheet.add([(tensor(picture), label) for picture, label in row])
     return sheet
 
@@ -259,14 +323,18 @@ def main() -> None:
             name = server.link_model("checkpoints", checkpoint) if checkpoint else None
             demo = Demo(client, name, size)
             results = [demo.edit(subject) for subject in subjects]
+            fused = [demo.fuse(prompt) for prompt in FUSED_PROMPTS] if checkpoint is None else []
     for result in results:
         stem = re.sub(r"\W+", "_", result.subject.name).strip("_")
         for name, picture in result.pictures().items():
             picture.save(OUTPUT / f"{stem}_{name}.png")
         print(f"{result.subject.name}: reconstruction {result.psnr}")
+    for made in fused:
+        stem = re.sub(r"\W+", "_", made.prompt)
+        made.fused.save(OUTPUT / f"{stem}.png")
     model = "a toy trained on drawn scenes and a dozen photographs" if checkpoint is None else checkpoint.name
     settings = f": cfg {WORDS_CFG}, cross_end {CROSS_END}, self_end {SELF_END}" if checkpoint is None else ""
-    contact_sheet(results, model, settings).save(OUTPUT / "sheet.png")
+    contact_sheet(results, fused, model, settings).save(OUTPUT / "sheet.png")
     print(f"{time.monotonic() - started:.0f} s. Pictures: {OUTPUT}, all of them on {OUTPUT / 'sheet.png'}")
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import comfy.hooks
+import comfy.model_patcher
 import comfy.sampler_helpers
 import comfy.samplers
 import torch

@@ -21,7 +21,17 @@ sys.path[0] = str(ROOT / "tests")
 
 from host.in_process import enter_comfyui, enter_pack  # noqa: E402
 
-PARTS = ("toy", "inversion", "plug_and_play", "null_text", "null_text_edits", "prompt_to_prompt", "attention_mask")
+PARTS = (
+    "toy",
+    "inversion",
+    "plug_and_play",
+    "null_text",
+    "null_text_edits",
+    "prompt_to_prompt",
+    "attention_mask",
+    "saliency_fusion",
+    "subject_fusion",
+)
 
 
 def main() -> None:

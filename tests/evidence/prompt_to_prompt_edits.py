@@ -10,6 +10,7 @@ from itertools import cycle, islice
 
 import torch
 import torch.nn.functional as F
+from evidence.plug_and_play import Edit
 from evidence.world import World
 from palimpsest.nodes.diffusion.trajectory import Conditioning, Trajectory
 from palimpsest.nodes.inversion.noise import TrajectoryNoise
@@ -17,23 +18,12 @@ from palimpsest.nodes.prompt_to_prompt.nodes import EncodePromptEdit
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import PromptEdit
 from torch import Tensor
 from toy.judge import Reading, judge
-from toy.scenes import Scene, caption, edited, render, sample_scenes
+from toy.scenes import caption, edited, render, sample_scenes
 from tqdm import tqdm
 
 BATCH = 25
 ATTRIBUTES = ("colour", "shape", "background")
 MARGIN = 2  # pixels around the object's outline that are not counted
-
-
-@dataclass(frozen=True)
-class Edit:
-    source: Scene
-    target: Scene
-    attribute: str
-
-    @property
-    def words(self) -> str:
-        return f"{getattr(self.source, self.attribute)} to {getattr(self.target, self.attribute)}"
 
 
 def no_words(edit: Edit) -> str:

@@ -4,9 +4,10 @@ import pytest
 import torch
 from toy import photos
 from toy.judge import judge
-from toy.pack.general import WEIGHTS, load_general
+from toy.low_rank import adapt, differences
+from toy.pack.general import WEIGHTS, load_general, load_tuned, merged
 from toy.sampling import psnr, reconstruct, sample
-from toy.scenes import SIZE, caption, render, sample_scenes
+from toy.scenes import NOVEL_TEXTURES, SIZE, STUDIO, TEXTURES, caption, render, sample_scenes
 
 pytestmark = pytest.mark.model
 
@@ -76,3 +77,36 @@ def test_a_word_the_toy_never_saw_changes_nothing_but_is_no_error(world) -> None
     known, unknown = (clip.encode_from_tokens(clip.tokenize(text)) for text in ("a red circle", "a red zebra"))
     assert torch.isfinite(unknown).all()
     assert not torch.equal(known, unknown)
+
+
+def test_low_rank_differences_are_what_was_learnt() -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4, 5))
+    before = {f"net.{name}": value.clone() for name, value in layers.state_dict().items()}
+    x = torch.randn(2, 3, 3, 3)
+    plain = layers(x)
+    adapt(layers, 2)
+    assert torch.equal(layers(x), plain)  # nothing learnt yet
+    trainable = [parameter for parameter in layers.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.SGD(trainable, 0.1)
+    for _ in range(3):
+        optimiser.zero_grad()
+        layers(x).square().sum().backward()
+        optimiser.step()
+    learnt = layers(x).detach()
+    assert not torch.allclose(learnt, plain)
+
+    weights = merged(before, differences(layers, "net."))
+    again = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4, 5))
+    again.load_state_dict({name.removeprefix("net."): value for name, value in weights.items()})
+    assert torch.allclose(again(x), learnt, atol=1e-6)
+
+
+def test_the_expert_draws_what_the_general_model_has_never_seen(world) -> None:
+    scenes = sample_scenes(8, 205, split="held_out", textures=NOVEL_TEXTURES, backgrounds=STUDIO)
+    right = {}
+    for name, models in {"general": world, "expert": load_tuned("expert")}.items():
+        pictures = sample(*models, [caption(scene, background=False) for scene in scenes], 0, steps=25)
+        readings, _ = judge(pictures, TEXTURES + NOVEL_TEXTURES)
+        right[name] = sum((r.texture, r.colour) == (s.texture, s.colour) for r, s in zip(readings, scenes, strict=True))
+    assert right["general"] <= 1 and right["expert"] >= 6

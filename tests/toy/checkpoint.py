@@ -1,4 +1,4 @@
-"""What both trainings share: initial weights, learning-rate schedule, resumable state."""
+"""What the trainings share: initial weights, learning-rate schedule, resumable state."""
 
 import math
 from collections.abc import Callable
@@ -14,6 +14,13 @@ def initialise(module: nn.Module) -> None:
         for kind in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.Embedding):
             if isinstance(layer, kind):
                 kind.reset_parameters(layer)
+
+
+def keep_norm_inputs(encoder: nn.Module) -> None:
+    """CLIP's layers in ComfyUI add in place to what their norms keep for the backward pass: the norms get a copy."""
+    for layer in encoder.layers:
+        for norm in (layer.layer_norm1, layer.layer_norm2):
+            norm.register_forward_pre_hook(lambda _module, inputs: (inputs[0].clone(),))
 
 
 def warmup_cosine(warmup: int, total: int) -> Callable[[int], float]:

@@ -132,6 +132,9 @@ def main() -> int:
         "",
         "Small models of the real architectures, trained on drawn scenes and a few photographs by `make toy`.",
         "The UNet in the repository had 10,000 steps in four runs, each going on from the last one; `make toy` takes 9,000 in one.",
+        "The expert of docs/saliency_fusion.md and the subject model of docs/subject_fusion.md are low-rank differences (rank 16) from it. "
+        "The expert had 2,000 steps in two runs. The subject model had 2,500, the first 1,500 of them with another noun in its captions; "
+        "`make toy` takes as many in one run each.",
         "`make evidence` writes this page. Held out: every (shape, colour, position) triple named here, and the cat.",
         "",
         *bar_lines,

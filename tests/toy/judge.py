@@ -24,9 +24,10 @@ from toy.scenes import (
 RADII = tuple(range(21, 40, 2))
 GRID = SIZE // 2  # the search's resolution
 CANDIDATES = 3  # shapes whose rendering is compared in full
-# Kinds of texture and how far each may lie off the object's centre, since a model need not draw it there.
-TONES = ((TEXTURES[0], 0.0, 0.0), *itertools.product(TEXTURES[1:], (-4.0, 0.0, 4.0), (-4.0, 0.0, 4.0)))
+SHIFTS = (-4.0, 0.0, 4.0)  # how far a texture may lie off the object's centre, since a model need not draw it there
 MOVES = (3.0, 2.0, 1.0, 1.0, 0.5, 0.5, 0.25)  # pixels by which the last fit tries to shift and resize the object
+
+Tone = tuple[str, float, float]  # a texture, and how far it lies off the object's centre
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,10 @@ class Reading:
 
 
 @torch.no_grad()
-def judge(images: Tensor) -> tuple[list[Reading], Tensor]:
-    """Readings of images [B, 3, SIZE, SIZE] in 0..1, and the objects' fitted masks [B, SIZE, SIZE]."""
-    parts = [_judge(chunk) for chunk in images.float().split(8)]
+def judge(images: Tensor, textures: Sequence[str] = TEXTURES) -> tuple[list[Reading], Tensor]:
+    """Readings of images [B, 3, SIZE, SIZE] in 0..1, of which `textures` may be seen, and the objects' fitted masks [B, SIZE, SIZE]."""
+    tones = [(TEXTURES[0], 0.0, 0.0), *itertools.product([t for t in textures if t != TEXTURES[0]], SHIFTS, SHIFTS)]
+    parts = [_judge(chunk, tones) for chunk in images.float().split(8)]
     return [reading for readings, _ in parts for reading in readings], torch.cat([masks for _, masks in parts])
 
 
@@ -55,7 +57,7 @@ def mask_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.minimum(a, b).flatten(1).sum(1) / torch.maximum(a, b).flatten(1).sum(1)
 
 
-def _judge(images: Tensor) -> tuple[list[Reading], Tensor]:
+def _judge(images: Tensor, known: Sequence[Tone]) -> tuple[list[Reading], Tensor]:
     names = list(BACKGROUNDS)
     fields = background_images(names)
     # Truncated, so that the object itself does not vote.
@@ -68,16 +70,16 @@ def _judge(images: Tensor) -> tuple[list[Reading], Tensor]:
 
     rows = torch.arange(len(images)).repeat_interleave(CANDIDATES)
     masks = _masks([SHAPES[i] for i in shapes.flatten()], centres.flatten(0, 1), radii.flatten())
-    errors, colours, tones = _explain(images[rows], field[rows], masks, centres.flatten(0, 1))
+    errors, colours, tones = _explain(images[rows], field[rows], masks, centres.flatten(0, 1), known)
     best = errors.view(-1, CANDIDATES).argmin(1) + torch.arange(len(images)) * CANDIDATES
     names_best = [SHAPES[i] for i in shapes.flatten()[best]]
-    objects = _objects(colours[best], tones[best], centres.flatten(0, 1)[best])
+    objects = _objects(colours[best], [known[i] for i in tones[best]], centres.flatten(0, 1)[best])
     fits = _refine(images, field, objects, names_best, centres.flatten(0, 1)[best], radii.flatten()[best])
     readings = [
         Reading(
             shape=shape,
             colour=list(COLOURS)[colours[i]],
-            texture=TONES[tones[i]][0],
+            texture=known[tones[i]][0],
             position=_nearest_position(centre),
             background=names[b],
             centre=tuple(centre),
@@ -151,8 +153,10 @@ def _masks(shapes: Sequence[str], centres: Tensor, radii: Tensor) -> Tensor:
     return masks
 
 
-def _explain(images: Tensor, field: Tensor, masks: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The best colour and texture for each mask: squared errors [B], indices of COLOURS and TONES [B].
+def _explain(
+    images: Tensor, field: Tensor, masks: Tensor, centres: Tensor, known: Sequence[Tone]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best colour and texture for each mask: squared errors [B], indices of COLOURS and `known` [B].
 
     With tone g of a texture, the squared error of colour c is |r|^2 - 2 c.(sum m g r) + |c|^2 sum (m g)^2, where r is
     the picture less the background's share.
@@ -160,7 +164,7 @@ def _explain(images: Tensor, field: Tensor, masks: Tensor, centres: Tensor) -> t
     palette = torch.tensor(list(COLOURS.values()))
     rest = images - field * (1 - masks)[:, None]
     x, y = _offsets(centres)
-    tone = torch.stack([masks * _shade(x, y, *tone) for tone in TONES], 1).flatten(2)  # B x tones x pixels
+    tone = torch.stack([masks * _shade(x, y, *tone) for tone in known], 1).flatten(2)  # B x tones x pixels
     correlation = torch.bmm(tone, rest.flatten(2).transpose(1, 2))  # B x tones x 3
     energy = tone.square().sum(2)
     squared = energy[..., None] * palette.square().sum(1) - 2 * correlation @ palette.T
@@ -172,11 +176,11 @@ def _shade(x: Tensor, y: Tensor, texture: str, dx: float, dy: float) -> Tensor:
     return 1 - (1 - SHADE) * texture_weight(texture, x - dx, y - dy)
 
 
-def _objects(colours: Tensor, tones: Tensor, centres: Tensor) -> Tensor:
+def _objects(colours: Tensor, tones: Sequence[Tone], centres: Tensor) -> Tensor:
     """[B, 3, SIZE, SIZE], each colour and texture over the whole picture."""
     palette = torch.tensor(list(COLOURS.values()))
     x, y = _offsets(centres)
-    shades = [_shade(x[i], y[i], *TONES[tone]) for i, tone in enumerate(tones.tolist())]
+    shades = [_shade(x[i], y[i], *tone) for i, tone in enumerate(tones)]
     return palette[colours][:, :, None, None] * torch.stack(shades)[:, None]
 
 

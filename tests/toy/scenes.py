@@ -24,6 +24,7 @@ COLOURS = {
     "pink": (1.00, 0.56, 0.76),
 }
 TEXTURES = ("plain", "striped", "dotted", "checkered")
+NOVEL_TEXTURES = ("ringed", "vertical", "split")  # what the expert alone has seen
 # Centres in pixels (x, y), and how a caption says it.
 POSITIONS = {
     "left": ((40.0, 64.0), "on the left"),
@@ -46,6 +47,7 @@ BACKGROUNDS = {
     ),
     "night": ((0.0, (0.03, 0.05, 0.16)), (1.0, (0.22, 0.26, 0.46))),
 }
+STUDIO, OUTDOORS = ("white", "gray", "black"), ("sunset", "meadow", "night")
 
 JITTER = 4.0
 RADIUS = (27.0, 33.0)
@@ -112,7 +114,14 @@ def allowed_pairs() -> frozenset[tuple[str, str]]:
     )
 
 
-def sample_scenes(count: int, seed: int, *, split: str) -> list[Scene]:
+def sample_scenes(
+    count: int,
+    seed: int,
+    *,
+    split: str,
+    textures: Sequence[str] = TEXTURES,
+    backgrounds: Sequence[str] = tuple(BACKGROUNDS),
+) -> list[Scene]:
     """`count` random scenes of the split "train" or "held_out"."""
     rng = random.Random(f"{split} {seed}")
     scenes: list[Scene] = []
@@ -120,9 +129,9 @@ def sample_scenes(count: int, seed: int, *, split: str) -> list[Scene]:
         scene = Scene(
             shape=rng.choice(SHAPES),
             colour=rng.choice(list(COLOURS)),
-            texture=rng.choice(TEXTURES),
+            texture=rng.choice(textures),
             position=rng.choice(list(POSITIONS)),
-            background=rng.choice(list(BACKGROUNDS)),
+            background=rng.choice(backgrounds),
             dx=rng.uniform(-JITTER, JITTER),
             dy=rng.uniform(-JITTER, JITTER),
             radius=rng.uniform(*RADIUS),
@@ -217,6 +226,12 @@ def texture_weight(texture: str, x: Tensor, y: Tensor) -> Tensor:
         return torch.zeros_like(x)
     if texture == "striped":
         return (0.5 - _triangle_wave(y, 16.0)).clamp(0, 1)
+    if texture == "vertical":
+        return (0.5 - _triangle_wave(x, 16.0)).clamp(0, 1)
+    if texture == "ringed":
+        return (0.5 - _triangle_wave((x * x + y * y).sqrt(), 18.0)).clamp(0, 1)
+    if texture == "split":
+        return (0.5 - x).clamp(0, 1)
     if texture == "dotted":
         u, v = (x + 8) % 16 - 8, (y + 8) % 16 - 8
         return (5.2 - (u * u + v * v).sqrt()).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Trains the toy world from its seed, about two hours on two cores; goes on where it was stopped: python tests/toy/train.py"""
+"""Trains the toy world from its seed, about three hours on two cores; goes on where it was stopped: python tests/toy/train.py"""
 
 import argparse
 import sys
@@ -7,8 +7,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT / "tests")
 
+from host.in_process import enter_pack  # noqa: E402
 from host.provision import comfyui_location  # noqa: E402
 
+enter_pack()
 sys.path.insert(1, str(comfyui_location()))
 
 from comfy.cli_args import args as comfy_args  # noqa: E402
@@ -17,7 +19,7 @@ comfy_args.cpu = True
 comfy_args.use_pytorch_cross_attention = True
 
 import torch  # noqa: E402
-from toy import train_general, train_vae  # noqa: E402
+from toy import train_expert, train_general, train_subject, train_vae  # noqa: E402
 from toy.pack.general import WEIGHTS  # noqa: E402
 
 
@@ -29,7 +31,10 @@ def main() -> None:
     cache = ROOT / ".cache" / "toy" / str(seed)
     cache.mkdir(parents=True, exist_ok=True)
     vae = train_vae.train(cache, WEIGHTS / "vae.safetensors", seed)
-    train_general.train(cache, vae, WEIGHTS / "general.safetensors", seed)
+    general = WEIGHTS / "general.safetensors"
+    train_general.train(cache, vae, general, seed)
+    train_expert.train(cache, vae, general, WEIGHTS / "expert.safetensors", seed)
+    train_subject.train(cache, vae, general, WEIGHTS / "subject.safetensors", seed)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import copy
 import random
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from toy import photos, scenes
-from toy.checkpoint import initialise, load_checkpoint, save_checkpoint, warmup_cosine
+from toy.checkpoint import initialise, keep_norm_inputs, load_checkpoint, save_checkpoint, warmup_cosine
 from toy.pack.general import WIDTH, new_text_model, new_unet
 from toy.train_vae import LATENT_STD, linear_encoder
 from tqdm import trange
@@ -60,11 +61,11 @@ def _tokenizer() -> comfy.sd1_clip.SD1Tokenizer:
 class Trained(nn.Module):
     """UNet and text encoder; the encoder's token embedding holds the rows of the toy's vocabulary alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, captions: Iterable[str] = VOCABULARY) -> None:
         super().__init__()
         self.unet: UNetModel = new_unet().diffusion_model
         self.text = new_text_model()
-        self.register_buffer("vocabulary", torch.tensor(sorted({t for text in VOCABULARY for t in token_ids(text)})))
+        self.register_buffer("vocabulary", torch.tensor(sorted({t for text in captions for t in token_ids(text)})))
         embeddings = self.text.text_model.embeddings
         embeddings.token_embedding = nn.Embedding(len(self.vocabulary), WIDTH)
         initialise(self)
@@ -82,20 +83,13 @@ class Trained(nn.Module):
                 for block in layer.transformer_blocks:
                     block.attn2.to_v.weight.data *= 8
         nn.init.zeros_(self.unet.out[-1].weight)
-        # ComfyUI's encoder layer adds in place to what its norms keep for the backward pass.
-        for layer in self.text.text_model.encoder.layers:
-            for norm in (layer.layer_norm1, layer.layer_norm2):
-                norm.register_forward_pre_hook(_cloned_input)
+        keep_norm_inputs(self.text.text_model.encoder)
         self.requires_grad_(True)
 
     def encode(self, ids: Tensor) -> Tensor:
         """Token ids [B, 77] to conditioning [B, 77, WIDTH]."""
         embeds = self.text.text_model.embeddings.token_embedding(torch.searchsorted(self.vocabulary, ids))
         return self.text(None, embeds=embeds, num_tokens=[77] * len(ids))[0]
-
-
-def _cloned_input(_module: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-    return (inputs[0].clone(),)
 
 
 def latent_pool(vae: StageA, cache_file: Path, seed: int) -> tuple[Tensor, list[str], list[scenes.Scene]]:
@@ -120,15 +114,31 @@ def latent_pool(vae: StageA, cache_file: Path, seed: int) -> tuple[Tensor, list[
     return pool, captions, drawn
 
 
+class Denoising:
+    """The velocity loss on SD1.5's schedule, as ComfyUI holds it: sigma = sqrt((1 - alpha) / alpha)."""
+
+    def __init__(self) -> None:
+        self.alphas = 1 / (new_unet().model_sampling.sigmas ** 2 + 1)
+        # As 2206.00364 weights the denoised picture, for latents of this size: every sigma counts alike at the start.
+        self.weights = (1 - self.alphas + self.alphas * LATENT_STD**2) / LATENT_STD**2
+
+    def loss(self, unet: UNetModel, clean: Tensor, context: Tensor) -> Tensor:
+        """Latents [B, C, H, W] under random noise at random timesteps, with conditioning [B, tokens, WIDTH]."""
+        noise = torch.randn_like(clean)
+        timesteps = torch.randint(0, len(self.alphas), (len(clean),))
+        alpha = self.alphas[timesteps][:, None, None, None]
+        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
+        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
+        errors = (unet(noisy, timesteps.float(), context=context) - velocity).square().mean((1, 2, 3))
+        return (self.weights[timesteps] * errors).mean()
+
+
 def train(cache_folder: Path, vae: StageA, output: Path, seed: int, steps: int = STEPS) -> None:
     latents, photo_captions, drawn = latent_pool(vae, cache_folder / "latents.pt", seed)
     torch.manual_seed(seed)
     model = Trained()
     average = copy.deepcopy(model).requires_grad_(False)
-    # SD1.5's schedule, as ComfyUI holds it: sigma = sqrt((1 - alpha) / alpha).
-    alphas = 1 / (new_unet().model_sampling.sigmas ** 2 + 1)
-    # As 2206.00364 weights the denoised picture, for latents of this size: every sigma counts alike at the start.
-    weights = (1 - alphas + alphas * LATENT_STD**2) / LATENT_STD**2
+    denoising = Denoising()
     words = [p for name, p in model.named_parameters() if name.startswith("text.") or ".attn2." in name]
     others = [p for name, p in model.named_parameters() if not (name.startswith("text.") or ".attn2." in name)]
     groups = [{"params": others}, {"params": words, "lr": WORD_LEARNING_RATE}]
@@ -151,14 +161,7 @@ def train(cache_folder: Path, vae: StageA, output: Path, seed: int, steps: int =
         ]
         ids = torch.tensor([token_ids("" if rng.random() < CAPTION_DROPOUT else text) for text in texts])
         torch.manual_seed(seed + step)
-        clean = latents[rows].float()
-        noise = torch.randn_like(clean)
-        timesteps = torch.randint(0, 1000, (BATCH,))
-        alpha = alphas[timesteps][:, None, None, None]
-        noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-        velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
-        errors = (model.unet(noisy, timesteps.float(), context=model.encode(ids)) - velocity).square().mean((1, 2, 3))
-        loss = (weights[timesteps] * errors).mean()
+        loss = denoising.loss(model.unet, latents[rows].float(), model.encode(ids))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -6,6 +6,8 @@ from toy.judge import judge, mask_iou
 from toy.scenes import (
     BACKGROUNDS,
     COLOURS,
+    NOVEL_TEXTURES,
+    OUTDOORS,
     POSITIONS,
     SHAPES,
     SIZE,
@@ -112,6 +114,18 @@ def test_the_judge_reads_rendered_scenes() -> None:
         assert right >= 63, attribute
     assert mask_iou(fitted, masks).min() > 0.96
     assert max(reading.error for reading in readings) < 0.04
+
+
+def test_the_judge_tells_novel_textures_from_known_ones() -> None:
+    novel = sample_scenes(64, 7, split="held_out", textures=NOVEL_TEXTURES, backgrounds=OUTDOORS)
+    known = sample_scenes(64, 7, split="held_out")
+    for scenes in (novel, known):
+        images, masks = render(scenes)
+        readings, fitted = judge(images, TEXTURES + NOVEL_TEXTURES)
+        for attribute in ATTRIBUTES:
+            right = sum(getattr(r, attribute) == getattr(s, attribute) for r, s in zip(readings, scenes, strict=True))
+            assert right >= 63, attribute
+        assert mask_iou(fitted, masks).mean() > 0.98
 
 
 def test_the_judge_does_not_take_a_halo_for_the_object() -> None:

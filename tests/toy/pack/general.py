@@ -127,7 +127,24 @@ def load_vae() -> comfy.sd.VAE:
 
 def load_general(file: Path = WEIGHTS / "general.safetensors"):
     """The toy as CheckpointLoaderSimple would give it: ModelPatcher, CLIP, VAE."""
-    weights = load_file(file)
+    return assembled(load_file(file))
+
+
+def load_tuned(name: str, folder: Path = WEIGHTS):
+    """The general model with what `name` has learnt besides."""
+    return assembled(merged(load_file(folder / "general.safetensors"), load_file(folder / f"{name}.safetensors")))
+
+
+def merged(general: dict[str, Tensor], tuned: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The general model's weights plus the low-rank differences; what else the tuned file holds takes the place of theirs."""
+    weights = general | {name: value for name, value in tuned.items() if not name.endswith((".down", ".up"))}
+    for name in {name.rpartition(".")[0] for name in tuned if name.endswith(".up")}:
+        change = tuned[f"{name}.up"].float() @ tuned[f"{name}.down"].float()
+        weights[name] = general[name].float() + change.view(general[name].shape)
+    return weights
+
+
+def assembled(weights: dict[str, Tensor]):
     model = new_unet()
     model.load_model_weights(_prefixed(weights, "model.diffusion_model."), "")
     device = comfy.model_management.get_torch_device()

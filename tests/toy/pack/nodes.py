@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from .general import load_general
+from .general import load_general, load_tuned
 
 
 class LoadGeneral(io.ComfyNode):
@@ -21,6 +21,22 @@ class LoadGeneral(io.ComfyNode):
         return io.NodeOutput(*load_general())
 
 
+class LoadExpert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TOY_LoadExpert",
+            display_name="Load Toy Expert",
+            category="palimpsest/toy",
+            description="The toy model that knows rings, crescents, arrows and bolts, with the outputs of Load Checkpoint.",
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_tuned("expert"))
+
+
 class ToyExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadGeneral]
+        return [LoadGeneral, LoadExpert]
