@@ -17,6 +17,7 @@ from tqdm import trange
 
 RANK = 16
 SAVE_EVERY = 250
+EMA_DECAY = 0.999
 
 
 def trained_general(file: Path, captions: Iterable[str]) -> Trained:
@@ -55,10 +56,11 @@ def fine_tune(
     loss_of_step: Callable[[int], Tensor],
     steps: int,
     learning_rates: dict[nn.Module, float],
+    average: nn.Module | None = None,
 ) -> None:
     """Trains what of those parts of model asks for gradients; its state, and so its progress, is in cache_file.
 
-    loss_of_step is a function of the step alone, so that a resumed run repeats it.
+    loss_of_step is a function of the step alone, so that a resumed run repeats it. average: a copy of model that follows it.
     """
     groups = [
         {"params": [p for p in part.parameters() if p.requires_grad], "lr": rate}
@@ -68,6 +70,8 @@ def fine_tune(
     optimiser = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, warmup_cosine(100, steps))
     state = {"model": model, "optimiser": optimiser, "schedule": schedule}
+    if average is not None:
+        state["average"] = average
     first = load_checkpoint(cache_file, state)
     running = 0.0
     progress = trange(first, steps, initial=first, total=steps, desc=cache_file.stem)
@@ -78,6 +82,10 @@ def fine_tune(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
+        if average is not None:
+            decay = min(EMA_DECAY, (step + 1) / (step + 10))
+            with torch.no_grad():
+                torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
         running += max(0.02, 1 / (step - first + 1)) * (loss.item() - running)
         progress.set_postfix(loss=f"{running:.4f}", refresh=False)
         if step % SAVE_EVERY == SAVE_EVERY - 1 or step + 1 == steps:

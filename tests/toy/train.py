@@ -19,7 +19,7 @@ comfy_args.cpu = True
 comfy_args.use_pytorch_cross_attention = True
 
 import torch  # noqa: E402
-from toy import train_expert, train_general, train_subject, train_vae  # noqa: E402
+from toy import train_expert, train_general, train_subject, train_unclip, train_vae  # noqa: E402
 from toy.pack.general import WEIGHTS  # noqa: E402
 
 
@@ -35,6 +35,7 @@ def main() -> None:
     train_general.train(cache, vae, general, seed)
     train_expert.train(cache, vae, general, WEIGHTS / "expert.safetensors", seed)
     train_subject.train(cache, vae, general, WEIGHTS / "subject.safetensors", seed)
+    train_unclip.train(cache, seed)
 
 
 if __name__ == "__main__":

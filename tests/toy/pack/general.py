@@ -56,20 +56,24 @@ TEXT_CONFIG = {
 }
 
 
-class _TextModel(comfy.sd1_clip.SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006, ComfyUI's signature
-        super().__init__(
-            device=device,
-            dtype=dtype,
-            textmodel_json_config=dict(TEXT_CONFIG),
-            return_projected_pooled=False,
-            model_options=model_options,
-        )
+def clip_class(text_config: dict) -> type[comfy.sd1_clip.SD1ClipModel]:
+    """SD1's text encoder, as ComfyUI wraps it, at the size of text_config."""
 
+    class TextModel(comfy.sd1_clip.SDClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006, ComfyUI's signature
+            super().__init__(
+                device=device,
+                dtype=dtype,
+                textmodel_json_config=dict(text_config),
+                return_projected_pooled=False,
+                model_options=model_options,
+            )
 
-class _Clip(comfy.sd1_clip.SD1ClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006, ComfyUI's signature
-        super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=_TextModel)
+    class Clip(comfy.sd1_clip.SD1ClipModel):
+        def __init__(self, device="cpu", dtype=None, model_options={}):  # noqa: B006, ComfyUI's signature
+            super().__init__(device=device, dtype=dtype, model_options=model_options, clip_model=TextModel)
+
+    return Clip
 
 
 def _latent_format() -> comfy.latent_formats.SD3:
@@ -151,17 +155,18 @@ def assembled(weights: dict[str, Tensor]):
     patcher = comfy.model_patcher.ModelPatcher(
         model, load_device=device, offload_device=comfy.model_management.unet_offload_device()
     )
-    clip = comfy.sd.CLIP(ClipTarget(comfy.sd1_clip.SD1Tokenizer, _Clip), state_dict=_clip_weights(weights))
-    return patcher, clip, load_vae()
-
-
-def _clip_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     text = _prefixed(weights, "cond_stage_model.transformer.")
-    rows = torch.zeros(VOCABULARY, WIDTH)
-    rows[weights["toy.token_ids"].long()] = text["text_model.embeddings.token_embedding.weight"]
-    text["text_model.embeddings.token_embedding.weight"] = rows
     text["text_projection.weight"] = torch.eye(WIDTH)  # SD1.5 does not use it either
-    return {f"clip_l.transformer.{key}": value for key, value in text.items()}
+    return patcher, assembled_clip(text, weights["toy.token_ids"], TEXT_CONFIG), load_vae()
+
+
+def assembled_clip(text: dict[str, Tensor], token_ids: Tensor, text_config: dict) -> comfy.sd.CLIP:
+    """text: the encoder's weights, of whose token embedding there are the rows of token_ids alone."""
+    name = "text_model.embeddings.token_embedding.weight"
+    rows = torch.zeros(VOCABULARY, text_config["hidden_size"])
+    rows[token_ids.long()] = text[name]
+    weights = {f"clip_l.transformer.{key}": value for key, value in (text | {name: rows}).items()}
+    return comfy.sd.CLIP(ClipTarget(comfy.sd1_clip.SD1Tokenizer, clip_class(text_config)), state_dict=weights)
 
 
 def _prefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

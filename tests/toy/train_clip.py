@@ -1,0 +1,125 @@
+"""Trains the toy's CLIP pair: a text encoder and an image encoder that put a scene and its caption into the same place."""
+
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from comfy.clip_vision import clip_preprocess
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from toy import scenes
+from toy.checkpoint import initialise, keep_norm_inputs
+from toy.fine_tune import fine_tune
+from toy.pack.unclip import WIDTH, new_image_encoder, new_text_encoder
+from toy.scenes import Scene
+from toy.train_general import token_ids
+from toy.unclip_scenes import ATTRIBUTES, FAMILIES, MEDIUM, MEMBERS
+
+STEPS = 900
+BATCH = 32  # families
+LEARNING_RATE = 1e-3
+SCALE = 1 / 0.07  # of cosines at the start, as CLIP's; at most 100
+TOKENS = 24  # as many as the longest caption has, and some more
+END = 49407
+CAPTIONS = [
+    scenes.caption(Scene(shape, colour, texture, position, background))
+    for shape, colour, texture, position, background in zip(
+        *((list(values) * 8)[:8] for values in ATTRIBUTES.values()), strict=True
+    )
+]
+
+
+@dataclass(frozen=True)
+class Read:
+    """states: [B, TOKENS, WIDTH]; pooled: [B, WIDTH], projected; mask: [B, TOKENS] bool, up to the end token."""
+
+    states: Tensor
+    pooled: Tensor
+    mask: Tensor
+
+
+class Pair(nn.Module):
+    """The encoders; the text encoder's token embedding holds the rows of the scenes' vocabulary alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.text, self.image = new_text_encoder(), new_image_encoder()
+        ids = {token for text in ("", *CAPTIONS) for token in token_ids(text)}
+        self.register_buffer("vocabulary", torch.tensor(sorted(ids)))
+        self.text.text_model.embeddings.token_embedding = nn.Embedding(len(ids), WIDTH)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
+        initialise(self)
+        embeddings = self.text.text_model.embeddings
+        nn.init.normal_(embeddings.token_embedding.weight)
+        nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
+        nn.init.normal_(self.image.vision_model.embeddings.class_embedding, std=0.02)
+        for encoder in (self.text.text_model.encoder, self.image.vision_model.encoder):
+            keep_norm_inputs(encoder)
+        self.requires_grad_(True)
+
+    def read(self, captions: list[str]) -> Read:
+        """What the text encoder makes of the first TOKENS of 77 tokens: it looks back only, so that the others change nothing."""
+        ids = torch.tensor([token_ids(text)[:TOKENS] for text in captions])
+        text, model = self.text, self.text.text_model
+        x = model.embeddings.token_embedding(torch.searchsorted(self.vocabulary, ids))
+        x = x + model.embeddings.position_embedding.weight[:TOKENS]
+        ahead = torch.full((TOKENS, TOKENS), -torch.finfo(x.dtype).max).triu_(1)
+        states = model.final_layer_norm(model.encoder(x, mask=ahead)[0])
+        end = (ids == END).int().argmax(1)
+        pooled = text.text_projection(states[torch.arange(len(ids)), end])
+        return Read(states, pooled, torch.arange(TOKENS) <= end[:, None])
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Image embeddings [B, WIDTH], not normalised, of pictures [B, 3, H, W] in 0..1."""
+        return self.image(pixel_values=clip_preprocess(images.movedim(1, -1), MEDIUM))[2]
+
+
+def named(scene: Scene, words: str) -> list[int]:
+    """Which value of each attribute a caption names, -1 where it says nothing of it."""
+    said = {"position": scenes.POSITIONS[scene.position][1] in words, "background": "background" in words}
+    return [values.index(getattr(scene, name)) if said.get(name, True) else -1 for name, values in ATTRIBUTES.items()]
+
+
+def contrast(cosines: Tensor, fits: Tensor) -> Tensor:
+    """CLIP's loss [texts, pictures]. What fits a text besides the picture it was made for counts neither for nor against."""
+    own = torch.arange(len(cosines))
+    logits = cosines.masked_fill(fits & ~torch.eye(len(cosines), dtype=torch.bool), -torch.inf)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+def train(cache_folder: Path, drawn: list[Scene], medium: Tensor, output: Path, seed: int, steps: int = STEPS) -> None:
+    torch.manual_seed(seed)
+    pair = Pair()
+    codes = torch.tensor([named(scene, scenes.caption(scene)) for scene in drawn])
+
+    def loss_of_step(step: int) -> Tensor:
+        rng = random.Random(step)
+        chosen = rng.sample(range(FAMILIES), BATCH)
+        rows = [MEMBERS * family + i for family in chosen for i in range(MEMBERS)]
+        words = [scenes.training_caption(drawn[row], rng) for row in rows]
+        told = torch.tensor([named(drawn[row], text) for row, text in zip(rows, words, strict=True)])
+        fits = ((told[:, None] == codes[rows]) | (told[:, None] < 0)).all(2)
+        texts = F.normalize(pair.read(words).pooled, dim=1)
+        images = F.normalize(pair.embed(medium[rows].float() / 255), dim=1)
+        return contrast(pair.log_scale.exp().clamp(max=100) * texts @ images.T, fits)
+
+    fine_tune(cache_folder / "clip.pt", pair, loss_of_step, steps, {pair: LEARNING_RATE})
+    weights = {**pair.text.state_dict(), **pair.image.state_dict()}
+    weights = {name: value.detach().half().contiguous() for name, value in weights.items()}
+    save_file({**weights, "toy.token_ids": pair.vocabulary.int()}, output)
+
+
+def trained_pair(file: Path) -> Pair:
+    weights = {name: value.float() for name, value in load_file(file).items()}
+    pair = Pair()
+    pair.text.load_state_dict({name: value for name, value in weights.items() if name.startswith("text_")})
+    pair.image.load_state_dict({name: value for name, value in weights.items() if name.startswith("vi")})
+    return pair.requires_grad_(False)
+
+
+@torch.no_grad()
+def embeddings(pair: Pair, medium: Tensor) -> Tensor:
+    return torch.cat([pair.embed(part.float() / 255) for part in medium.split(256)])

@@ -1,0 +1,162 @@
+"""Trains the toy's upsamplers: 32 to 64 with a network of its own for the last step, as Karlo's, and 64 to 128 as DALL-E 2's last."""
+
+import copy
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from comfy.ops import disable_weight_init
+from palimpsest.nodes.diffusion.respaced_schedule import respaced, squaredcos_cap_v2
+from palimpsest.nodes.unclip_decoder.adm_unet import UpsamplerNetwork
+from palimpsest.nodes.unclip_decoder.upsampling import KARLO_STEPS, linear_betas
+from torch import Tensor
+from toy.fine_tune import fine_tune
+from toy.train_decoder import begin, export, mixed_precision
+
+FIRST_STEPS, LAST_STEPS, SECOND_STEPS = 1200, 300, 1200
+BATCH = 16
+LAST_BATCH = 8
+LEARNING_RATE, LAST_RATE = 1e-3, 3e-4
+CROP = 32  # pixels of the larger picture that are seen at once: a convolution does not mind
+BLUR = 0.6  # pixels, of Karlo's and DALL-E 2's first upsampler
+NOISE = 0.04
+CONFIG = {
+    "in_channels": 6,
+    "out_channels": 3,
+    "model_channels": 32,
+    "time_width": 32,
+    "widths": (64, 32),
+    "blocks_per_level": 1,
+    "attention": (False, False),
+    "context_width": 0,
+    "scale_shift": False,
+}
+
+
+def new_upsampler() -> UpsamplerNetwork:
+    network = UpsamplerNetwork(dtype=torch.float32, device="cpu", operations=disable_weight_init, **CONFIG)
+    begin(network)
+    return network
+
+
+def enlarged(low: Tensor) -> Tensor:
+    """As Upsample makes the small picture as large as the one it paints."""
+    return F.interpolate(low, scale_factor=2, mode="bicubic", antialias=True)
+
+
+def blurred(low: Tensor, sigma: float) -> Tensor:
+    """By a Gaussian of 3 x 3 pixels."""
+    side = torch.exp(torch.tensor([-0.5 / max(sigma, 1e-3) ** 2, 0.0, -0.5 / max(sigma, 1e-3) ** 2]))
+    kernel = torch.outer(side, side) / side.sum() ** 2
+    padded = F.pad(low, (1, 1, 1, 1), mode="replicate")
+    return F.conv2d(padded, kernel.expand(3, 1, 3, 3), groups=3)
+
+
+def degraded(low: Tensor, rng: random.Random) -> Tensor:
+    """Blur, noise and coarser pixels in any order, each as strong as chance will have it."""
+    sigma, amount, factor = rng.uniform(0.1, 0.9), rng.uniform(0, NOISE), rng.uniform(0.6, 1)
+
+    def coarser(x: Tensor) -> Tensor:
+        small = F.interpolate(x, scale_factor=factor, mode="bilinear", antialias=True)
+        return F.interpolate(small, x.shape[2:], mode="bilinear")
+
+    changes = [lambda x: blurred(x, sigma), lambda x: x + amount * torch.randn_like(x), coarser]
+    if rng.random() < 0.5:
+        changes.pop()
+    for change in rng.sample(changes, len(changes)):
+        low = change(low)
+    return low.clamp(-1, 1)
+
+
+def crops(high: Tensor, count: int, rng: random.Random) -> tuple[Tensor, Tensor]:
+    """Pictures in -1..1 and half their size, from bytes [N, 3, H, W]: crops of CROP pixels, at even places."""
+    chosen = []
+    for _ in range(count):
+        row, *places = (rng.randrange(high.shape[0]), *(2 * rng.randrange((s - CROP) // 2 + 1) for s in high.shape[2:]))
+        chosen.append(high[row, :, places[0] : places[0] + CROP, places[1] : places[1] + CROP])
+    pictures = torch.stack(chosen).float() / 127.5 - 1
+    return pictures, F.avg_pool2d(pictures, 2)
+
+
+def denoising(
+    model: UpsamplerNetwork, high: Tensor, betas: Tensor, damage: Callable[[Tensor, random.Random], Tensor], seed: int
+) -> Callable[[int], Tensor]:
+    alphas = (1 - betas).cumprod(0).float()
+
+    def loss_of_step(step: int) -> Tensor:
+        rng = random.Random(step)
+        torch.manual_seed(seed + step)
+        clean, low = crops(high, BATCH, rng)
+        timesteps = torch.randint(0, len(alphas), (BATCH,))
+        alpha = alphas[timesteps][:, None, None, None]
+        noise = torch.randn_like(clean)
+        x = torch.cat([alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, enlarged(damage(low, rng))], dim=1)
+        with mixed_precision():
+            eps = model(x, timesteps)
+        return (eps.float() - noise).square().mean()
+
+    return loss_of_step
+
+
+def first_steps(model: UpsamplerNetwork, low: Tensor) -> Tensor:
+    """What all published steps but the last make of small pictures: x of the last step's level."""
+    schedule = respaced(KARLO_STEPS)
+    x = torch.randn_like(low)
+    for i in range(KARLO_STEPS - 1):
+        alpha = float(schedule.alpha_bar[i])
+        with mixed_precision():
+            eps = model(torch.cat([x, low], dim=1), schedule.timesteps[i].expand(len(x))).float()
+        x0 = ((x - (1 - alpha) ** 0.5 * eps) / alpha**0.5).clamp(-1, 1)
+        x = schedule.step(i, x, x0, torch.randn_like(x))
+    return x
+
+
+def train_first(
+    cache_folder: Path,
+    high: Tensor,
+    output: Path,
+    seed: int,
+    steps: int = FIRST_STEPS,
+    last_steps: int = LAST_STEPS,
+) -> None:
+    """high: pictures of MEDIUM pixels, in bytes."""
+    torch.manual_seed(seed)
+    model = new_upsampler()
+    average = copy.deepcopy(model).requires_grad_(False)
+
+    def damage(low: Tensor, rng: random.Random) -> Tensor:
+        return blurred(low, rng.uniform(0, BLUR))
+
+    loss = denoising(model, high, squaredcos_cap_v2(), damage, seed)
+    fine_tune(cache_folder / "upsampler_64.pt", model, loss, steps, {model: LEARNING_RATE}, average)
+    last = copy.deepcopy(average).requires_grad_(True)
+    last_average = copy.deepcopy(average).requires_grad_(False)
+    alpha = float(respaced(KARLO_STEPS).alpha_bar[-1])
+
+    def loss_of_last_step(step: int) -> Tensor:
+        rng = random.Random(step)
+        torch.manual_seed(seed + step)
+        clean, low = crops(high, LAST_BATCH, rng)
+        low = enlarged(damage(low, rng))
+        with torch.no_grad():
+            x = first_steps(average, low)
+        with mixed_precision():
+            eps = last(torch.cat([x, low], dim=1), torch.zeros(len(x), dtype=torch.long)).float()
+        return ((x - (1 - alpha) ** 0.5 * eps) / alpha**0.5 - clean).abs().mean()
+
+    fine_tune(
+        cache_folder / "upsampler_64_last.pt", last, loss_of_last_step, last_steps, {last: LAST_RATE}, last_average
+    )
+    export({"model_first_steps.": average, "model_last_step.": last_average}, output)
+
+
+def train_second(cache_folder: Path, high: Tensor, output: Path, seed: int, steps: int = SECOND_STEPS) -> None:
+    """high: pictures of twice MEDIUM pixels, in bytes."""
+    torch.manual_seed(seed)
+    model = new_upsampler()
+    average = copy.deepcopy(model).requires_grad_(False)
+    loss = denoising(model, high, linear_betas(), degraded, seed)
+    fine_tune(cache_folder / "upsampler_128.pt", model, loss, steps, {model: LEARNING_RATE}, average)
+    export({"model.": average}, output)
