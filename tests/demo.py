@@ -1,5 +1,7 @@
 """`make demo`: the shipped workflows on a real ComfyUI server: a drawn scene and a photograph with their edits, and a picture by two models.
 
+It ends with unCLIP on the toy: texts through prior, decoder and upsamplers, and a morph.
+
 Runs on the toy model of tests/toy, or with CHECKPOINT=<file> on an SD1.5 or SDXL checkpoint of your own (then PHOTO=<file>,
 PROMPT="..." and SIZE=<pixels> name your picture, your edit and the side it is cut to; SOURCE="..." says what the picture
 shows, so that it is also edited from those words to PROMPT). Everything lands in demo_output/.
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from demo_unclip import UnCLIPDemo
 from evidence.sheet import Sheet
 from host.client import Client, Node, Run
 from host.provision import comfyui_location
@@ -136,7 +139,7 @@ class Demo:
             workflow.set("CheckpointLoaderSimple", ckpt_name=self.checkpoint)
         return workflow
 
-    def run(self, workflow: Workflow, label: str) -> Run:
+    def run(self, workflow: dict, label: str) -> Run:
         with tqdm(desc=f"{label:<46.46}", unit="step", leave=True, ncols=100) as bar:
             run = self.client.run(workflow, on_progress=lambda *_: bar.update(), timeout=24 * 3600)
         if run.status != "success":
@@ -145,7 +148,10 @@ class Demo:
         return run
 
     def image(self, run: Run, node: Node) -> Image.Image:
-        return Image.open(io.BytesIO(self.client.image(run.images(node)[0]))).convert("RGB")
+        return self.images(run, node)[0]
+
+    def images(self, run: Run, node: Node) -> list[Image.Image]:
+        return [Image.open(io.BytesIO(self.client.image(item))).convert("RGB") for item in run.images(node)]
 
     def edit(self, subject: Subject) -> Result:
         picture = self.client.upload_image(subject.picture)
@@ -268,7 +274,13 @@ def toy_subjects(folder: Path) -> list[Subject]:
     return subjects
 
 
-def contact_sheet(results: list[Result], fused: list[Fused], model: str, settings: str) -> Sheet:
+def contact_sheet(
+    results: list[Result],
+    fused: list[Fused],
+    unclip: list[list[tuple[Image.Image, str]]],
+    model: str,
+    settings: str,
+) -> Sheet:
     sheet = Sheet(f"Made by ComfyUI with Palimpsest. Model: {model}")
     for result in results:
         subject = result.subject
@@ -290,6 +302,8 @@ def contact_sheet(results: list[Result], fused: list[Fused], model: str, setting
         row = [(made.general, f"{made.prompt}\nthe general model alone"), (made.expert, "the expert alone")]
         row.append((made.fused, "both: Saliency Fusion Guider"))
         row += [(mask, f"the expert's places, step {step}") for step, mask in made.masks.items()]
+        sheet.add([(tensor(picture), label) for picture, label in row])
+    for row in unclip:
         sheet.add([(tensor(picture), label) for picture, label in row])
     return sheet
 
@@ -324,6 +338,7 @@ def main() -> None:
             demo = Demo(client, name, size)
             results = [demo.edit(subject) for subject in subjects]
             fused = [demo.fuse(prompt) for prompt in FUSED_PROMPTS] if checkpoint is None else []
+            unclip = UnCLIPDemo(server, client, demo.run, demo.images).rows(Path(base)) if checkpoint is None else []
     for result in results:
         stem = re.sub(r"\W+", "_", result.subject.name).strip("_")
         for name, picture in result.pictures().items():
@@ -332,9 +347,12 @@ def main() -> None:
     for made in fused:
         stem = re.sub(r"\W+", "_", made.prompt)
         made.fused.save(OUTPUT / f"{stem}.png")
+    for i, row in enumerate(unclip, 1):
+        for j, (picture, _) in enumerate(row, 1):
+            picture.save(OUTPUT / f"unclip_{i}_{j}.png")
     model = "a toy trained on drawn scenes and a dozen photographs" if checkpoint is None else checkpoint.name
     settings = f": cfg {WORDS_CFG}, cross_end {CROSS_END}, self_end {SELF_END}" if checkpoint is None else ""
-    contact_sheet(results, fused, model, settings).save(OUTPUT / "sheet.png")
+    contact_sheet(results, fused, unclip, model, settings).save(OUTPUT / "sheet.png")
     print(f"{time.monotonic() - started:.0f} s. Pictures: {OUTPUT}, all of them on {OUTPUT / 'sheet.png'}")
 
 

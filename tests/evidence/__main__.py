@@ -31,6 +31,7 @@ PARTS = (
     "attention_mask",
     "saliency_fusion",
     "subject_fusion",
+    "unclip",
 )
 
 
