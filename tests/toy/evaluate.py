@@ -135,6 +135,7 @@ def main() -> int:
         "The expert of docs/saliency_fusion.md and the subject model of docs/subject_fusion.md are low-rank differences (rank 16) from it. "
         "The expert had 2,000 steps in two runs. The subject model had 2,500, the first 1,500 of them with another noun in its captions; "
         "`make toy` takes as many in one run each.",
+        "A miniature DALL-E 2 of the same scenes has a page of its own, docs/unclip.md.",
         "`make evidence` writes this page. Held out: every (shape, colour, position) triple named here, and the cat.",
         "",
         *bar_lines,

@@ -1,4 +1,8 @@
-"""Trains the toy's CLIP pair: a text encoder and an image encoder that put a scene and its caption into the same place."""
+"""Trains the toy's CLIP pair: a text encoder and an image encoder that put a scene and its caption into the same place.
+
+A few hundred steps of contrast alone teach so small an image encoder colours and places but no shapes. So it is also asked for the
+object's outline, patch by patch, and for the values that captions name. What answers these is not kept.
+"""
 
 import math
 import random
@@ -16,14 +20,15 @@ from toy.fine_tune import fine_tune
 from toy.pack.unclip import WIDTH, new_image_encoder, new_text_encoder
 from toy.scenes import Scene
 from toy.train_general import token_ids
-from toy.unclip_scenes import ATTRIBUTES, FAMILIES, MEDIUM, MEMBERS
+from toy.unclip_scenes import ATTRIBUTES, FAMILIES, MEMBERS, SMALL
 
 STEPS = 900
-BATCH = 32  # families
+BATCH = 16  # families
 LEARNING_RATE = 1e-3
 SCALE = 1 / 0.07  # of cosines at the start, as CLIP's; at most 100
 TOKENS = 24  # as many as the longest caption has, and some more
 END = 49407
+PATCH = 4  # pixels
 CAPTIONS = [
     scenes.caption(Scene(shape, colour, texture, position, background))
     for shape, colour, texture, position, background in zip(
@@ -51,6 +56,9 @@ class Pair(nn.Module):
         self.register_buffer("vocabulary", torch.tensor(sorted(ids)))
         self.text.text_model.embeddings.token_embedding = nn.Embedding(len(ids), WIDTH)
         self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
+        patch, width = PATCH**2, self.image.visual_projection.in_features
+        self.outline = nn.Linear(width, patch)
+        self.names = nn.Linear(WIDTH, sum(map(len, ATTRIBUTES.values())))
         initialise(self)
         embeddings = self.text.text_model.embeddings
         nn.init.normal_(embeddings.token_embedding.weight)
@@ -72,9 +80,19 @@ class Pair(nn.Module):
         pooled = text.text_projection(states[torch.arange(len(ids)), end])
         return Read(states, pooled, torch.arange(TOKENS) <= end[:, None])
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Image embeddings [B, WIDTH], not normalised, of pictures [B, 3, H, W] in 0..1."""
-        return self.image(pixel_values=clip_preprocess(images.movedim(1, -1), MEDIUM))[2]
+    def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Image embeddings [B, WIDTH], not normalised, of pictures [B, 3, H, W] in 0..1, and states [B, patches, width]."""
+        states, _, embeds, _ = self.image(pixel_values=clip_preprocess(images.movedim(1, -1), SMALL))
+        return embeds, states[:, 1:]
+
+    def questions(self, embeds: Tensor, states: Tensor, masks: Tensor, codes: Tensor) -> Tensor:
+        """Loss of what is asked besides. masks: [B, SMALL, SMALL] in 0..1; codes: [B, attributes]."""
+        patches = F.pixel_unshuffle(masks[:, None], PATCH).flatten(2).transpose(1, 2)
+        loss = F.binary_cross_entropy_with_logits(self.outline(states), patches)
+        answers = self.names(embeds).split([len(values) for values in ATTRIBUTES.values()], dim=1)
+        return loss + sum(F.cross_entropy(logits, own) for logits, own in zip(answers, codes.T, strict=True)) / len(
+            answers
+        )
 
 
 def named(scene: Scene, words: str) -> list[int]:
@@ -90,7 +108,16 @@ def contrast(cosines: Tensor, fits: Tensor) -> Tensor:
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
-def train(cache_folder: Path, drawn: list[Scene], medium: Tensor, output: Path, seed: int, steps: int = STEPS) -> None:
+def train(
+    cache_folder: Path,
+    drawn: list[Scene],
+    pictures: Tensor,
+    masks: Tensor,
+    output: Path,
+    seed: int,
+    steps: int = STEPS,
+) -> None:
+    """pictures, masks: of the scenes, in bytes."""
     torch.manual_seed(seed)
     pair = Pair()
     codes = torch.tensor([named(scene, scenes.caption(scene)) for scene in drawn])
@@ -103,8 +130,10 @@ def train(cache_folder: Path, drawn: list[Scene], medium: Tensor, output: Path, 
         told = torch.tensor([named(drawn[row], text) for row, text in zip(rows, words, strict=True)])
         fits = ((told[:, None] == codes[rows]) | (told[:, None] < 0)).all(2)
         texts = F.normalize(pair.read(words).pooled, dim=1)
-        images = F.normalize(pair.embed(medium[rows].float() / 255), dim=1)
-        return contrast(pair.log_scale.exp().clamp(max=100) * texts @ images.T, fits)
+        embeds, states = pair.see(pictures[rows].float() / 255)
+        cosines = texts @ F.normalize(embeds, dim=1).T
+        asked = pair.questions(embeds, states, masks[rows].float() / 255, codes[rows])
+        return contrast(pair.log_scale.exp().clamp(max=100) * cosines, fits) + asked
 
     fine_tune(cache_folder / "clip.pt", pair, loss_of_step, steps, {pair: LEARNING_RATE})
     weights = {**pair.text.state_dict(), **pair.image.state_dict()}
@@ -121,5 +150,6 @@ def trained_pair(file: Path) -> Pair:
 
 
 @torch.no_grad()
-def embeddings(pair: Pair, medium: Tensor) -> Tensor:
-    return torch.cat([pair.embed(part.float() / 255) for part in medium.split(256)])
+def embeddings(pair: Pair, pictures: Tensor) -> Tensor:
+    """[N, WIDTH] of pictures in bytes."""
+    return torch.cat([pair.see(part.float() / 255)[0] for part in pictures.split(256)])

@@ -13,7 +13,9 @@ from palimpsest.nodes.unclip_decoder.adm_unet import UpsamplerNetwork
 from palimpsest.nodes.unclip_decoder.upsampling import KARLO_STEPS, linear_betas
 from torch import Tensor
 from toy.fine_tune import fine_tune
+from toy.scenes import SIZE
 from toy.train_decoder import begin, export, mixed_precision
+from toy.unclip_scenes import MEDIUM
 
 FIRST_STEPS, LAST_STEPS, SECOND_STEPS = 1200, 300, 1200
 BATCH = 16
@@ -115,13 +117,14 @@ def first_steps(model: UpsamplerNetwork, low: Tensor) -> Tensor:
 
 def train_first(
     cache_folder: Path,
-    high: Tensor,
+    large: Tensor,
     output: Path,
     seed: int,
     steps: int = FIRST_STEPS,
     last_steps: int = LAST_STEPS,
 ) -> None:
-    """high: pictures of MEDIUM pixels, in bytes."""
+    """large: pictures of SIZE pixels, in bytes."""
+    high = torch.cat([F.avg_pool2d(part.float(), SIZE // MEDIUM).round().byte() for part in large.split(64)])
     torch.manual_seed(seed)
     model = new_upsampler()
     average = copy.deepcopy(model).requires_grad_(False)
@@ -152,11 +155,11 @@ def train_first(
     export({"model_first_steps.": average, "model_last_step.": last_average}, output)
 
 
-def train_second(cache_folder: Path, high: Tensor, output: Path, seed: int, steps: int = SECOND_STEPS) -> None:
-    """high: pictures of twice MEDIUM pixels, in bytes."""
+def train_second(cache_folder: Path, large: Tensor, output: Path, seed: int, steps: int = SECOND_STEPS) -> None:
+    """large: pictures of SIZE pixels, in bytes."""
     torch.manual_seed(seed)
     model = new_upsampler()
     average = copy.deepcopy(model).requires_grad_(False)
-    loss = denoising(model, high, linear_betas(), degraded, seed)
+    loss = denoising(model, large, linear_betas(), degraded, seed)
     fine_tune(cache_folder / "upsampler_128.pt", model, loss, steps, {model: LEARNING_RATE}, average)
     export({"model.": average}, output)

@@ -18,9 +18,11 @@ ATTRIBUTES = {
     "position": tuple(scenes.POSITIONS),
     "background": tuple(scenes.BACKGROUNDS),
 }
-FAMILIES = 3072
-MEMBERS = 4
-SMALL, MEDIUM = 32, 64  # pixels of the decoder's pictures, and of those that the image encoder sees
+FAMILIES = 1536
+# What a family's members differ in from its first one. Shapes are learnt last, and so are shown most.
+DIFFERENCES = ("shape", "shape", "shape", "texture", "texture", "position", "any")
+MEMBERS = 1 + len(DIFFERENCES)
+SMALL, MEDIUM = 32, 64  # pixels of what decoder and image encoder see, and of what the first upsampler paints
 
 
 def families(seed: int) -> list[Scene]:
@@ -29,39 +31,47 @@ def families(seed: int) -> list[Scene]:
     return [
         member
         for base in scenes.sample_scenes(FAMILIES, seed + 5, split="train")
-        for member in (base, *(_relative(base, rng) for _ in range(MEMBERS - 1)))
+        for member in (base, *(_relative(base, difference, rng) for difference in DIFFERENCES))
     ]
 
 
-def _relative(base: Scene, rng: random.Random) -> Scene:
-    while True:
-        attribute = rng.choice(list(ATTRIBUTES))
-        value = rng.choice([value for value in ATTRIBUTES[attribute] if value != getattr(base, attribute)])
-        made = replace(
-            base,
-            **{attribute: value},
-            dx=rng.uniform(-scenes.JITTER, scenes.JITTER),
-            dy=rng.uniform(-scenes.JITTER, scenes.JITTER),
-            radius=rng.uniform(*scenes.RADIUS),
-        )
-        if not scenes.held_out(made) and (made.colour, made.background) in scenes.allowed_pairs():
-            return made
+def _relative(base: Scene, difference: str, rng: random.Random) -> Scene:
+    """Another in that attribute, or in any where the other split has all of those."""
+    options = [
+        (name, value)
+        for name, values in ATTRIBUTES.items()
+        for value in values
+        if value != getattr(base, name) and _may_be(replace(base, **{name: value}))
+    ]
+    wanted = [option for option in options if option[0] == difference]
+    name, value = rng.choice(wanted or options)
+    place = {"dx": rng.uniform(-scenes.JITTER, scenes.JITTER), "dy": rng.uniform(-scenes.JITTER, scenes.JITTER)}
+    return replace(base, **{name: value}, **place, radius=rng.uniform(*scenes.RADIUS))
+
+
+def _may_be(scene: Scene) -> bool:
+    return not scenes.held_out(scene) and (scene.colour, scene.background) in scenes.allowed_pairs()
 
 
 def shrunk(images: Tensor, size: int) -> Tensor:
-    """[B, 3, SIZE, SIZE] -> [B, 3, size, size], each pixel the mean of those it takes the place of."""
+    """[..., SIZE, SIZE] -> [..., size, size], each pixel the mean of those it takes the place of."""
     return F.avg_pool2d(images, scenes.SIZE // size)
 
 
-def pictures(drawn: list[Scene], cache_file: Path, *sizes: int) -> list[Tensor]:
-    """The scenes rendered and shrunk to each of these sizes, in bytes."""
+def drawn_small(drawn: list[Scene], cache_file: Path) -> tuple[Tensor, Tensor]:
+    """Pictures [N, 3, SMALL, SMALL] and their objects' masks [N, SMALL, SMALL], both in bytes."""
     if cache_file.exists():
-        return torch.load(cache_file, weights_only=True)
-    made: list[list[Tensor]] = [[] for _ in sizes]
+        return tuple(torch.load(cache_file, weights_only=True))
+    parts = []
     for start in trange(0, len(drawn), 64, desc="drawing scenes"):
-        images = scenes.render(drawn[start : start + 64])[0]
-        for size, parts in zip(sizes, made, strict=True):
-            parts.append((shrunk(images, size) * 255).round().byte())
-    found = [torch.cat(parts) for parts in made]
-    torch.save(found, cache_file)
-    return found
+        images, masks = scenes.render(drawn[start : start + 64])
+        parts.append([(shrunk(part, SMALL) * 255).round().byte() for part in (images, masks)])
+    pictures, masks = (torch.cat(found) for found in zip(*parts, strict=True))
+    torch.save([pictures, masks], cache_file)
+    return pictures, masks
+
+
+def drawn_large(drawn: list[Scene]) -> Tensor:
+    """Pictures [N, 3, SIZE, SIZE] in bytes."""
+    starts = trange(0, len(drawn), 64, desc="drawing large scenes")
+    return torch.cat([(scenes.render(drawn[start : start + 64])[0] * 255).round().byte() for start in starts])
