@@ -29,7 +29,7 @@ from nodes import CLIPVisionEncode, VAEDecode, VAEEncode
 
 BATCH = 20
 STEPS = 25
-PRIOR_CFG = 2.0
+PRIOR_CFG = 1.0
 CFG = 3.0
 
 

@@ -35,6 +35,13 @@ CAPTIONS = [
         *((list(values) * 8)[:8] for values in ATTRIBUTES.values()), strict=True
     )
 ]
+HELD_OUT = torch.tensor(
+    [
+        [[scenes.held_out(Scene(s, c, "plain", p, "white")) for p in scenes.POSITIONS] for c in scenes.COLOURS]
+        for s in scenes.SHAPES
+    ]
+)
+NONE = torch.tensor(False)
 
 
 @dataclass(frozen=True)
@@ -81,18 +88,28 @@ class Pair(nn.Module):
         return Read(states, pooled, torch.arange(TOKENS) <= end[:, None])
 
     def see(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Image embeddings [B, WIDTH], not normalised, of pictures [B, 3, H, W] in 0..1, and states [B, patches, width]."""
-        states, _, embeds, _ = self.image(pixel_values=clip_preprocess(images.movedim(1, -1), SMALL))
+        """Image embeddings [B, WIDTH], not normalised, of pictures [B, 3, H, W] in 0..1, and the first layer's states [B, patches, width]."""
+        pixels = clip_preprocess(images.movedim(1, -1), SMALL)
+        _, states, embeds, _ = self.image(pixel_values=pixels, intermediate_output=0)
         return embeds, states[:, 1:]
 
     def questions(self, embeds: Tensor, states: Tensor, masks: Tensor, codes: Tensor) -> Tensor:
-        """Loss of what is asked besides. masks: [B, SMALL, SMALL] in 0..1; codes: [B, attributes]."""
+        """Loss of what is asked besides. masks: [B, SMALL, SMALL] in 0..1; codes: [B, attributes].
+
+        What would make a held-out triple is no possible answer: none is learnt to be less likely than another.
+        """
         patches = F.pixel_unshuffle(masks[:, None], PATCH).flatten(2).transpose(1, 2)
         loss = F.binary_cross_entropy_with_logits(self.outline(states), patches)
         answers = self.names(embeds).split([len(values) for values in ATTRIBUTES.values()], dim=1)
-        return loss + sum(F.cross_entropy(logits, own) for logits, own in zip(answers, codes.T, strict=True)) / len(
-            answers
-        )
+        shape, colour, _, position, _ = codes.T
+        never = {
+            "shape": HELD_OUT[:, colour, position].T,
+            "colour": HELD_OUT[shape, :, position],
+            "position": HELD_OUT[shape, colour],
+        }
+        for name, logits, own in zip(ATTRIBUTES, answers, codes.T, strict=True):
+            loss = loss + F.cross_entropy(logits.masked_fill(never.get(name, NONE), -torch.inf), own)
+        return loss
 
 
 def named(scene: Scene, words: str) -> list[int]:

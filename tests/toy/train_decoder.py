@@ -19,7 +19,7 @@ from toy.pack.unclip import WIDTH
 from toy.scenes import Scene, training_caption
 from toy.train_clip import Pair
 
-STEPS = 5000
+STEPS = 4400
 BATCH = 16
 LEARNING_RATE = 1e-3
 TEXT_DROPOUT, EMBEDDING_DROPOUT = 0.5, 0.1  # each on its own, as published
@@ -35,6 +35,7 @@ CONFIG = {
     "scale_shift": True,
 }
 EXTRA_TOKENS = 4
+PIXEL_STD, MOST_WEIGHT = 0.5, 1600.0
 
 
 def begin(network: AdmUNet) -> None:
@@ -69,6 +70,8 @@ class LearnedRange:
         # Of the posterior's mean: by how much it is off where the predicted noise is off by 1.
         self.gain = betas / ((1 - betas) * (1 - self.alphas)).sqrt()
         self.low, self.high = self.posterior.clamp_min(1e-20).log(), betas.log()
+        # As 2206.00364 weights the denoised picture, so that what is decided under much noise, places and colours, is learnt in time.
+        self.weights = (1 + (1 / self.alphas - 1) / PIXEL_STD**2).clamp(max=MOST_WEIGHT).float()
 
     def noised(self, clean: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         alpha = self.alphas[timesteps].float()[:, None, None, None]
@@ -126,7 +129,10 @@ def train(
                 image_embed=torch.where(unseen, model.cf_param, embeds[rows]),
             )
         error = eps.float() - noise
-        return error.square().mean() + diffusion.bound(found[0].float(), error, timesteps).mean()
+        squared = error.square().mean((1, 2, 3))
+        return (diffusion.weights[timesteps] * squared).mean() + diffusion.bound(
+            found[0].float(), error, timesteps
+        ).mean()
 
     fine_tune(cache_folder / "decoder.pt", model, loss_of_step, steps, {model: LEARNING_RATE}, average)
     export({"model.": average}, output)

@@ -19,7 +19,7 @@ from toy.scenes import Scene, training_caption
 from toy.train_clip import Pair, Read
 
 MODEL_WIDTH, LAYERS_DEEP = 64, 4
-STEPS = 1500
+STEPS = 1000
 BATCH = 128
 LEARNING_RATE = 1e-3
 TEXT_DROPOUT = 0.2  # as Karlo's

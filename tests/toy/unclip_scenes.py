@@ -18,7 +18,7 @@ ATTRIBUTES = {
     "position": tuple(scenes.POSITIONS),
     "background": tuple(scenes.BACKGROUNDS),
 }
-FAMILIES = 1536
+FAMILIES = 3072
 # What a family's members differ in from its first one. Shapes are learnt last, and so are shown most.
 DIFFERENCES = ("shape", "shape", "shape", "texture", "texture", "position", "any")
 MEMBERS = 1 + len(DIFFERENCES)
