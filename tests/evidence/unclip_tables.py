@@ -19,11 +19,12 @@ from toy.scenes import Scene, caption, edited, render
 from toy.unclip_scenes import ATTRIBUTES, SMALL
 
 CANDIDATES = 8
+UPSAMPLED = 100  # pictures; more would take over five minutes of one core
 CHANGED = ("shape", "colour", "texture", "background")
 MORPH = "0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1"
 THETAS = (0.25, 0.375, 0.5)  # the paper ends at 0.25 to 0.5
 THETA = 0.5
-VARIATION_CFG, DIFF_CFG = 2.0, 2.0
+VARIATION_CFG, DIFF_CFG = 4.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,11 @@ def from_texts(world: UnCLIP, scenes: list[Scene]) -> Texts:
     pictures = {
         name: world.paint(world.tell(words, embeds), len(words), label=label) for name, (label, embeds) in ways.items()
     }
-    pictures["large"] = world.upsample(pictures["prior"], "both upsamplers")
+    pictures["large"] = world.upsample(pictures["prior"][:UPSAMPLED], "both upsamplers")
     labels = {name: label for name, (label, _) in ways.items()} | {
-        "large": "the prior's embedding, best of 2, through both upsamplers"
+        "large": f"the first {len(pictures['large'])} of these through both upsamplers"
     }
-    rows = {name: Row.of(labels[name], drawn, scenes) for name, drawn in pictures.items()}
+    rows = {name: Row.of(labels[name], drawn, scenes[: len(drawn)]) for name, drawn in pictures.items()}
     return Texts(rows, pictures, scenes)
 
 

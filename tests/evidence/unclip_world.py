@@ -30,7 +30,7 @@ from nodes import CLIPVisionEncode, VAEDecode, VAEEncode
 BATCH = 20
 STEPS = 25
 PRIOR_CFG = 1.0
-CFG = 3.0
+CFG = 5.0
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Trains the toy world from its seed, about three hours on two cores; goes on where it was stopped: python tests/toy/train.py"""
+"""Trains the toy world from its seed, less than four hours on two cores; goes on where it was stopped: python tests/toy/train.py"""
 
 import argparse
 import sys

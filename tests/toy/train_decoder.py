@@ -19,7 +19,7 @@ from toy.pack.unclip import WIDTH
 from toy.scenes import Scene, training_caption
 from toy.train_clip import Pair
 
-STEPS = 4400
+STEPS = 5000
 BATCH = 16
 LEARNING_RATE = 1e-3
 TEXT_DROPOUT, EMBEDDING_DROPOUT = 0.5, 0.1  # each on its own, as published
