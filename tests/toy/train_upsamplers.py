@@ -17,7 +17,7 @@ from toy.scenes import SIZE
 from toy.train_decoder import begin, export, mixed_precision
 from toy.unclip_scenes import MEDIUM
 
-FIRST_STEPS, LAST_STEPS, SECOND_STEPS = 500, 120, 500
+FIRST_STEPS, LAST_STEPS, SECOND_STEPS = 900, 200, 900
 BATCH = 16
 LAST_BATCH = 8
 LEARNING_RATE, LAST_RATE = 1e-3, 3e-4
