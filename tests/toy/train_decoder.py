@@ -59,6 +59,14 @@ def new_decoder() -> DecoderNetwork:
     return network
 
 
+def level_weights(alphas: Tensor) -> Tensor:
+    """Of the squared error of eps at each level, as 2206.00364 weights the denoised picture.
+
+    What is decided under much noise, places and colours, is then learnt in time.
+    """
+    return (1 + (1 / alphas - 1) / PIXEL_STD**2).clamp(max=MOST_WEIGHT).float()
+
+
 class LearnedRange:
     """Training on the cosine schedule: the noise by its squared error, its variance by the variational bound (2102.09672, eq. 16)."""
 
@@ -70,8 +78,7 @@ class LearnedRange:
         # Of the posterior's mean: by how much it is off where the predicted noise is off by 1.
         self.gain = betas / ((1 - betas) * (1 - self.alphas)).sqrt()
         self.low, self.high = self.posterior.clamp_min(1e-20).log(), betas.log()
-        # As 2206.00364 weights the denoised picture, so that what is decided under much noise, places and colours, is learnt in time.
-        self.weights = (1 + (1 / self.alphas - 1) / PIXEL_STD**2).clamp(max=MOST_WEIGHT).float()
+        self.weights = level_weights(self.alphas)
 
     def noised(self, clean: Tensor, timesteps: Tensor, noise: Tensor) -> Tensor:
         alpha = self.alphas[timesteps].float()[:, None, None, None]

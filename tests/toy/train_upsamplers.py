@@ -14,7 +14,7 @@ from palimpsest.nodes.unclip_decoder.upsampling import KARLO_STEPS, linear_betas
 from torch import Tensor
 from toy.fine_tune import fine_tune
 from toy.scenes import SIZE
-from toy.train_decoder import begin, export, mixed_precision
+from toy.train_decoder import begin, export, level_weights, mixed_precision
 from toy.unclip_scenes import MEDIUM
 
 FIRST_STEPS, LAST_STEPS, SECOND_STEPS = 900, 200, 900
@@ -86,6 +86,7 @@ def denoising(
     model: UpsamplerNetwork, high: Tensor, betas: Tensor, damage: Callable[[Tensor, random.Random], Tensor], seed: int
 ) -> Callable[[int], Tensor]:
     alphas = (1 - betas).cumprod(0).float()
+    weights = level_weights(alphas)
 
     def loss_of_step(step: int) -> Tensor:
         rng = random.Random(step)
@@ -97,7 +98,7 @@ def denoising(
         x = torch.cat([alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, enlarged(damage(low, rng))], dim=1)
         with mixed_precision():
             eps = model(x, timesteps)
-        return (eps.float() - noise).square().mean()
+        return (weights[timesteps] * (eps.float() - noise).square().mean((1, 2, 3))).mean()
 
     return loss_of_step
 
