@@ -274,13 +274,7 @@ def toy_subjects(folder: Path) -> list[Subject]:
     return subjects
 
 
-def contact_sheet(
-    results: list[Result],
-    fused: list[Fused],
-    unclip: list[list[tuple[Image.Image, str]]],
-    model: str,
-    settings: str,
-) -> Sheet:
+def contact_sheet(results: list[Result], fused: list[Fused], model: str, settings: str) -> Sheet:
     sheet = Sheet(f"Made by ComfyUI with Palimpsest. Model: {model}")
     for result in results:
         subject = result.subject
@@ -302,8 +296,6 @@ def contact_sheet(
         row = [(made.general, f"{made.prompt}\nthe general model alone"), (made.expert, "the expert alone")]
         row.append((made.fused, "both: Saliency Fusion Guider"))
         row += [(mask, f"the expert's places, step {step}") for step, mask in made.masks.items()]
-        sheet.add([(tensor(picture), label) for picture, label in row])
-    for row in unclip:
         sheet.add([(tensor(picture), label) for picture, label in row])
     return sheet
 
@@ -338,7 +330,7 @@ def main() -> None:
             demo = Demo(client, name, size)
             results = [demo.edit(subject) for subject in subjects]
             fused = [demo.fuse(prompt) for prompt in FUSED_PROMPTS] if checkpoint is None else []
-            unclip = UnCLIPDemo(server, client, demo.run, demo.images).rows(Path(base)) if checkpoint is None else []
+            unclip = UnCLIPDemo(server, client, demo.run, demo.images).rows(OUTPUT) if checkpoint is None else []
     for result in results:
         stem = re.sub(r"\W+", "_", result.subject.name).strip("_")
         for name, picture in result.pictures().items():
@@ -347,12 +339,12 @@ def main() -> None:
     for made in fused:
         stem = re.sub(r"\W+", "_", made.prompt)
         made.fused.save(OUTPUT / f"{stem}.png")
-    for i, row in enumerate(unclip, 1):
-        for j, (picture, _) in enumerate(row, 1):
-            picture.save(OUTPUT / f"unclip_{i}_{j}.png")
     model = "a toy trained on drawn scenes and a dozen photographs" if checkpoint is None else checkpoint.name
     settings = f": cfg {WORDS_CFG}, cross_end {CROSS_END}, self_end {SELF_END}" if checkpoint is None else ""
-    contact_sheet(results, fused, unclip, model, settings).save(OUTPUT / "sheet.png")
+    sheet = contact_sheet(results, fused, model, settings)
+    for row in unclip:
+        sheet.add([(tensor(picture), label) for picture, label in row])
+    sheet.save(OUTPUT / "sheet.png")
     print(f"{time.monotonic() - started:.0f} s. Pictures: {OUTPUT}, all of them on {OUTPUT / 'sheet.png'}")
 
 

@@ -85,7 +85,7 @@ class UnCLIPDemo:
         run = self.run(graph, f"prior, decoder, upsamplers: {text}")
         return Imagined(text, [self.show(run, node)[0] for node in shown])
 
-    def morph(self, folder: Path) -> list[Image.Image]:
+    def morph(self, output: Path) -> list[Image.Image]:
         """From the first of ENDS to the second, both inverted."""
         graph = Graph()
         loaded = self.load(graph)
@@ -93,7 +93,7 @@ class UnCLIPDemo:
         sigmas = graph.add("BasicScheduler", model=decoder[0], scheduler="karras", steps=STEPS, denoise=1.0)
         seen, starts = [], []
         for i, image in enumerate(render(ENDS)[0]):
-            file = folder / f"end_{i}.png"
+            file = output / f"morph_end_{i}.png"
             Image.fromarray((image.movedim(0, -1) * 255).round().byte().numpy()).save(file)
             picture = graph.add("LoadImage", image=self.client.upload_image(file))
             small = graph.add(
@@ -125,15 +125,19 @@ class UnCLIPDemo:
         shown = graph.add("PreviewImage", images=picture[0])
         return self.show(self.run(graph, "a morph between two pictures"), shown)
 
-    def rows(self, folder: Path) -> list[list[tuple[Image.Image, str]]]:
-        """Of the contact sheet: every text with its stages, and the morph."""
+    def rows(self, output: Path) -> list[list[tuple[Image.Image, str]]]:
+        """Of the contact sheet: every text with its stages, and the morph. All are saved to output too."""
         texts: list[tuple[Image.Image, str]] = []
         for text in map(caption, TEXTS):
             labels = [f"{text}\nprior and decoder, {SIZE} pixels", "upsampled to 64", "upsampled to 128"]
             texts += zip(self.imagine(text).stages, labels, strict=True)
-        morph = self.morph(folder)
+        morph = self.morph(output)
         labels = [caption(ENDS[0]), *[""] * (len(morph) - 2), caption(ENDS[1])]
-        return [texts, list(zip(morph, labels, strict=True))]
+        rows = [texts, list(zip(morph, labels, strict=True))]
+        for name, row in zip(("unclip", "morph"), rows, strict=True):
+            for i, (picture, _) in enumerate(row, 1):
+                picture.save(output / f"{name}_{i}.png")
+        return rows
 
 
 def upsampled(graph: Graph, upsampler: Node, picture: Node) -> Node:
