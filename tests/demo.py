@@ -1,10 +1,8 @@
 """`make demo`: the shipped workflows on a real ComfyUI server: a drawn scene and a photograph with their edits, and a picture by two models.
 
-It ends with unCLIP on the toy: texts through prior, decoder and upsamplers, and a morph.
-
 Runs on the toy model of tests/toy, or with CHECKPOINT=<file> on an SD1.5 or SDXL checkpoint of your own (then PHOTO=<file>,
 PROMPT="..." and SIZE=<pixels> name your picture, your edit and the side it is cut to; SOURCE="..." says what the picture
-shows, so that it is also edited from those words to PROMPT). Everything lands in demo_output/.
+shows, so that it is also edited from those words to PROMPT). On the toy it ends with unCLIP. Everything lands in demo_output/.
 """
 
 from __future__ import annotations
