@@ -76,7 +76,7 @@ def variations() -> Workflow:
             *_groups(1130),
             Group("4  Vary, then enlarge", (1160, -70), (340, 1130), RED),
             Group("5  The pictures", (1540, -70), (620, 740), CYAN),
-            Group("The same picture again: where the variations start", (360, 1090), (1140, 490), GREEN),
+            Group("The same picture again: where the variations start", (360, 1080), (1140, 500), GREEN),
         ],
     )
 
@@ -84,9 +84,9 @@ def variations() -> Workflow:
 def morph() -> Workflow:
     first, first_links = _open("", "The first picture", 0)
     second, second_links = _open("_2", "The second picture", 880)
-    larger, larger_links = upsample("large", (1580, 680))
-    mixed, mixed_links = draw_published("mixed", "told_mix", ("mix", "embedding"), (380, 1960), 2)
-    mixed_larger, mixed_larger_links = upsample("mixed_large", (1180, 1960))
+    larger, larger_links = upsample("large", (1580, 630))
+    mixed, mixed_links = draw_published("mixed", "told_mix", ("mix", "embedding"), (1180, 1370), 2)
+    mixed_larger, mixed_larger_links = upsample("mixed_large", (1880, 1270))
     way = {"thetas": "0, 1"}
     return Workflow(
         "Morph between two pictures",
@@ -94,34 +94,34 @@ def morph() -> Workflow:
             *_load(),
             *first,
             *second,
-            NodeSpec("frames", "PrimitiveInt", (1180, 0), {"value": 9, **FIXED}, size=(320, 82), title="Frames"),
+            NodeSpec("frames", "PrimitiveInt", (1180, 0), {"value": 9}, size=(320, 82), title="Frames"),
             NodeSpec("between", "PAL_EmbeddingSlerp", (1180, 150), way, size=(320, 150)),
             NodeSpec("noises", "PAL_LatentSlerp", (1180, 370), way, size=(320, 150)),
             NodeSpec("told_between", "PAL_UnCLIPConditioning", (1180, 590), {"text": ""}, size=(320, 150)),
             NodeSpec("euler", "KSamplerSelect", (1180, 810), {"sampler_name": "euler"}, size=(320, 58)),
             _sampler("sample", (1580, 0), 1.0),
-            NodeSpec("decode", "VAEDecode", (1580, 400), size=(300, 46)),
-            NodeSpec("single", "RebatchImages", (1580, 530), {"batch_size": ONE_BY_ONE}, (300, 60), "Frame by frame"),
+            NodeSpec("decode", "VAEDecode", (1580, 390), size=(300, 46)),
+            NodeSpec("single", "RebatchImages", (1580, 490), {"batch_size": ONE_BY_ONE}, (300, 60), "Frame by frame"),
             *larger,
-            NodeSpec("film", "RebatchImages", (1580, 980), {"batch_size": ALL_TOGETHER}, (300, 60), "All frames"),
+            NodeSpec("film", "RebatchImages", (1580, 920), {"batch_size": ALL_TOGETHER}, (300, 60), "All frames"),
             NodeSpec(
                 "save",
                 "SaveAnimatedWEBP",
                 (1960, 0),
                 {"filename_prefix": "morph", "fps": 6.0},
-                size=(580, 640),
+                size=(580, 470),
                 title="The morph",
             ),
-            NodeSpec("frames_shown", "PreviewImage", (1960, 730), size=(580, 640), title="Its frames"),
-            NodeSpec("mix", "PAL_EmbeddingMix", (0, 1960), {"weights": "1, 1", "norm": "keep"}, size=(300, 150)),
+            NodeSpec("frames_shown", "PreviewImage", (1960, 540), size=(580, 440), title="Its frames"),
+            NodeSpec("mix", "PAL_EmbeddingMix", (1180, 1150), {"weights": "1, 1", "norm": "keep"}, size=(320, 150)),
             *mixed,
             *mixed_larger,
             NodeSpec(
                 "mixed_save",
                 "SaveImage",
-                (1580, 1960),
+                (2220, 1150),
                 {"filename_prefix": "mix"},
-                size=(580, 640),
+                size=(320, 640),
                 title="Both at once",
             ),
         ],
@@ -156,14 +156,14 @@ def morph() -> Workflow:
         notes=[
             Note(MORPH_NOTE, (-440, 0), (380, 640), "Read me"),
             Note(MORPH_TUNING_NOTE, (-440, 690), (380, 330), "When it is not what you want"),
-            Note(MIX_NOTE, (-440, 1960), (380, 300), "Both at once"),
+            Note(MIX_NOTE, (-440, 1150), (380, 300), "Both at once"),
         ],
         groups=[
-            *_groups(1870),
-            Group("4  Go from one to the other", (1160, -70), (360, 1870), GOLD),
-            Group("5  Draw, then enlarge", (1560, -70), (340, 1870), RED),
-            Group("6  The morph", (1940, -70), (620, 1870), CYAN),
-            Group("Both at once: one picture of the two", (-20, 1890), (2200, 790), GREEN),
+            *_groups(1890),
+            Group("4  Go from one to the other", (1160, -70), (360, 1070), GOLD),
+            Group("5  Draw, then enlarge", (1560, -70), (340, 1070), RED),
+            Group("6  The morph", (1940, -70), (620, 1070), CYAN),
+            Group("Both at once: one picture of the two", (1160, 1060), (1400, 760), GREEN),
         ],
     )
 
