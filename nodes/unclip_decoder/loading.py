@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.model_patcher
@@ -29,6 +30,14 @@ from .layouts import (
 
 DECODER, UPSAMPLER, TEXT_PROJ = "unCLIP's decoder", "an unCLIP upsampler", "the text_proj of unCLIP's decoder"
 FIRST, LAST = "model_first_steps.", "model_last_step."
+# Layers of torch for a network that only tells its tensors' names and shapes: ComfyUI's may have none before a file is read.
+PLAIN = SimpleNamespace(
+    Linear=torch.nn.Linear,
+    LayerNorm=torch.nn.LayerNorm,
+    GroupNorm=torch.nn.GroupNorm,
+    Conv2d=torch.nn.Conv2d,
+    conv_nd=lambda dims, *sizes, **options: torch.nn.Conv2d(*sizes, **options),
+)
 KARLO_UPSAMPLER = (320, 640, 960, 1280)  # widths of Karlo's; one of its two networks alone does not make a picture
 FOREIGN = {  # a tensor that tells another kind of file
     "prd_emb": "the prior; it goes into Load Prior",
@@ -164,7 +173,7 @@ def _require_kind(weights: Weights, file: str, socket: str, what: str) -> None:
 
 
 def _require_network(weights: Weights, network: type, configuration: dict) -> None:
-    shell = {"dtype": torch.float32, "device": torch.device("meta"), "operations": comfy.ops.disable_weight_init}
+    shell = {"dtype": torch.float32, "device": torch.device("meta"), "operations": PLAIN}
     expected = {name: value.shape for name, value in network(**configuration, **shell).state_dict().items()}
     require_weights("it", expected, {name: value.shape for name, value in weights.items()})
     unknown = [name for name in weights if name not in expected]
