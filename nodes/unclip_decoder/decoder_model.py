@@ -68,6 +68,7 @@ class UnCLIPDecoder(comfy.model_base.BaseModel):
         image_embed = image_embedding(socket, kwargs.get("unclip_conditioning"), network.image_width)
         if image_embed is None:
             image_embed = network.cf_param.detach()[None]
+        require_share(socket, len(image_embed), kwargs["noise"].shape[0])
         conds = {
             "c_crossattn": states,
             "text_mask": text_mask(socket, kwargs.get("attention_mask"), states),
@@ -109,6 +110,15 @@ def require_width(socket: str, what: str, value: torch.Tensor | None, width: int
         raise ValueError(
             f"{socket}: expected {what} {width} wide, as the decoder takes it, got {got}. Connect UnCLIP Conditioning with the CLIP "
             "that the decoder was trained with."
+        )
+
+
+def require_share(socket: str, embeddings: int, pictures: int) -> None:
+    """Core would take what fits of a longer batch of embeddings and leave out the rest."""
+    if pictures % embeddings:
+        raise ValueError(
+            f"{socket}: expected one image embedding, or one for each of the latent's {pictures} pictures, got {embeddings}. Give the latent a "
+            "batch of as many, or take the embeddings one by one from the output single."
         )
 
 
