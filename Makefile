@@ -7,7 +7,7 @@ RUN = $(PYTHON) tests/host/provision.py
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -ra --timeout 900 -n 2 --dist worksteal
 OLDEST = 0.16.3
 
-.PHONY: test test-unit test-model test-server test-browser test-oldest demo toy evidence bench golden workflows lint clean
+.PHONY: test test-unit test-model test-server test-browser test-oldest test-slow demo toy evidence bench golden workflows lint clean
 
 test: test-unit test-hosted test-oldest
 
@@ -15,13 +15,13 @@ test-unit:
 	$(PYTEST) -m unit
 
 test-hosted:
-	$(PYTEST) -m "model or server or browser"
+	$(PYTEST) -m "(model or server or browser) and not slow"
 
 test-model:
 	$(PYTEST) -m model
 
 test-server:
-	$(PYTEST) -m server
+	$(PYTEST) -m "server and not slow"
 
 test-browser:
 	$(PYTEST) -m browser
@@ -29,8 +29,12 @@ test-browser:
 # The same environment, the oldest ComfyUI that pyproject.toml promises. A ComfyUI of your own is tested once, above.
 test-oldest:
 ifndef COMFYUI_PATH
-	COMFYUI_VERSION=$(OLDEST) $(PYTEST) -m "(model or server) and not newest"
+	COMFYUI_VERSION=$(OLDEST) $(PYTEST) -m "(model or server) and not newest and not slow"
 endif
+
+# What stands for SD2.1 unCLIP, Stable Cascade and SDXL takes 5.6 GB of disk, once, and one server of several GB of memory.
+test-slow:
+	$(PYTEST) -n 1 -m slow
 
 # `make demo CHECKPOINT=<file> PHOTO=<file> PROMPT="..." SOURCE="..."` edits a picture of your own with a checkpoint of
 # your own; make hands such variables on in the environment.
