@@ -30,7 +30,7 @@ WINDOWED = "fusion of both checkpoints, the expert from 50 % on"
 
 # What is divided by the sum of what, and the most that it may be.
 FUSION_BARS = ((FUSED, (GENERAL, EXPERT), 1.05), (VARIANT, (GENERAL, LORA), 1.05))
-REPETITIONS = 3
+REPETITIONS = 5
 
 
 @dataclass

@@ -13,7 +13,7 @@ from evidence.saliency_fusion import BATCH, SEED, STEPS, batches
 from evidence.sheet import Sheet
 from evidence.world import World
 from palimpsest.nodes.diffusion.trajectory import Conditioning
-from palimpsest.nodes.saliency_fusion.nodes import SubjectFusion
+from palimpsest.nodes.saliency_fusion.nodes import SaliencyMap, SubjectFusion
 from palimpsest.nodes.subject.conditioning import subject_conditioning
 from palimpsest.nodes.subject.encoder import subject_encoder
 from palimpsest.nodes.subject.reference_pictures import Reference
@@ -30,6 +30,7 @@ from nodes import ConditioningCombine, ConditioningSetTimestepRange
 PROMPTS = 100
 CFG = 3.0
 SHOWN = 6
+MASK_STEP = 22  # between the borders of the chosen way
 DELAYS = (0.2, 0.5, 0.7)
 
 
@@ -102,6 +103,13 @@ class Subjects:
             images.append(self.scene.decode(result["samples"]))
         return torch.cat(images)
 
+    def places(self, scenes: list[Scene], references: Tensor, way: Way, pictures: Tensor) -> Tensor:
+        """[B, H, W]: where the subject model decides at MASK_STEP, on those pictures."""
+        rows, noise = next(batches(scenes, SEED))
+        guider = self.guider(self.encode(rows, references), way)
+        latent = {"samples": self.scene.encode(pictures)}
+        return SaliencyMap.execute(guider, MASK_STEP, 1, latent_image=latent, sigmas=self.sigmas, noise=noise)[0]
+
 
 def marked(scene: Scene) -> str:
     return f"a {scene.shape} <|image|> {POSITIONS[scene.position][1]}, {scene.background} background"
@@ -148,7 +156,7 @@ def write(docs: Path) -> list[str]:
     lines = page(bars, tables, scenes[0])
     (docs / "subject_fusion.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    contact_sheet(scenes, references, pictures, tables).save(docs / "subject_fusion.png")
+    contact_sheet(world, scenes, references, pictures, tables).save(docs / "subject_fusion.png")
     return bars.missed
 
 
@@ -204,11 +212,17 @@ def page(bars: Bars, tables: dict[str, dict[str, float]], example: Scene) -> lis
 
 
 def contact_sheet(
-    scenes: list[Scene], references: Tensor, pictures: dict[str, Tensor], tables: dict[str, dict[str, float]]
+    world: Subjects,
+    scenes: list[Scene],
+    references: Tensor,
+    pictures: dict[str, Tensor],
+    tables: dict[str, dict[str, float]],
 ) -> Sheet:
     names = ["scene", "subject", best_delay(tables), CHOSEN]
-    headings = ["reference", "scene model", "subject model", "delayed", "both models"]
-    sheet = Sheet("A subject from a picture in a scene from words. Toy models.", headings)
+    headings = ["reference", "scene model", "subject model", "delayed", "both models", f"mask, step {MASK_STEP}"]
+    sheet = Sheet("A subject from a picture in a scene from words. White: the subject's places. Toy models.", headings)
+    masks = world.places(scenes[:BATCH], references[:BATCH], WAYS[CHOSEN], pictures[CHOSEN][:BATCH])
     for i in range(SHOWN):
-        sheet.add([(references[i], marked(scenes[i])), *((pictures[name][i], "") for name in names)])
+        drawn = [(pictures[name][i], "") for name in names]
+        sheet.add([(references[i], marked(scenes[i])), *drawn, (masks[i].expand(3, -1, -1), "")])
     return sheet
