@@ -17,7 +17,7 @@ from fixtures.fusion import expert, fuse, general, plain, run, start_for
 from fixtures.sampling import schedule
 
 STEPS = 2
-SIZE = (16, 16)
+SIZE = (32, 32)
 RANK = 16
 FROM_HALF = (0.5, 1.0)
 
@@ -30,7 +30,7 @@ WINDOWED = "fusion of both checkpoints, the expert from 50 % on"
 
 # What is divided by the sum of what, and the most that it may be.
 FUSION_BARS = ((FUSED, (GENERAL, EXPERT), 1.05), (VARIANT, (GENERAL, LORA), 1.05))
-REPETITIONS = 7  # of short runs: a busy machine's speed is alike only for so long
+REPETITIONS = 5
 
 
 @dataclass
