@@ -32,7 +32,7 @@ ifndef COMFYUI_PATH
 	COMFYUI_VERSION=$(OLDEST) $(PYTEST) -m "(model or server) and not newest and not slow"
 endif
 
-# What stands for SD2.1 unCLIP, Stable Cascade and SDXL takes 5.6 GB of disk, once, and one server of several GB of memory.
+# Long runs; what stands for SD2.1 unCLIP, Stable Cascade and SDXL takes 5.6 GB of disk, once, and a server of several GB of memory.
 test-slow:
 	$(PYTEST) -n 1 -m slow
 
