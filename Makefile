@@ -4,7 +4,7 @@
 PYTHON ?= python3
 RUN = $(PYTHON) tests/host/provision.py
 # Two processes of one thread: the tests' networks are too small for a thread to wait for another.
-PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -ra --timeout 900 -n 2 --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -ra --durations 12 --timeout 900 -n 2 --dist worksteal
 OLDEST = 0.16.3
 
 .PHONY: test test-unit test-model test-server test-browser test-oldest test-slow demo toy evidence bench golden workflows lint clean

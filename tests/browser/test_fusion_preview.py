@@ -66,11 +66,11 @@ def test_the_expert_s_places_are_tinted_while_sampling(
     assert frontend.errors == []
 
 
-def wait_for_tint(frontend: Frontend, timeout: float = 240) -> Image.Image:
+def wait_for_tint(frontend: Frontend, timeout: float = 480) -> Image.Image:
     """A screenshot of the node whose preview is orange on the left, where noise of all colours alone is so by less than half."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        picture = Image.open(io.BytesIO(frontend.page.screenshot(clip=NODE))).convert("RGB")
+        picture = Image.open(io.BytesIO(frontend.page.screenshot(clip=NODE, timeout=120_000))).convert("RGB")
         left, right = (orange_places(picture)[half].mean() for half in HALVES)
         if left > 0.85 and right < 0.65:
             return picture
