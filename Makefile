@@ -24,7 +24,7 @@ test-server:
 	$(PYTEST) -m "server and not slow"
 
 test-browser:
-	$(PYTEST) -m browser
+	$(PYTEST) -m "browser and not slow"
 
 # The same environment, the oldest ComfyUI that pyproject.toml promises. A ComfyUI of your own is tested once, above.
 test-oldest:

@@ -15,7 +15,7 @@ from host.server import Server
 from PIL import Image
 from playwright.sync_api import Browser
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 SIZE = 128
 STEPS = 200  # more than are waited for
