@@ -97,8 +97,8 @@ FUSION = f"""\
 Two SD1.5 UNets of 859.5 M random parameters in fp32, {STEPS} steps of euler; or one of them and a LoRA of all its attention, whose rows are
 counted with its checkpoint's, because they share one UNet. A fusion runs between the two models' own sampling, {FUSION_REPETITIONS} times. Every
 run starts with no model loaded, so that the LoRA's calculation is on both sides of its ratio. What a LoRA variant costs more does not grow
-with the latent: weights are patched once, and exchanged at every step. At 32 x 32 and 2 steps that was a ratio of 1.14. Seconds are
-processor time."""
+with the latent: weights are patched once, and exchanged at every step. Of smaller latents, or of two steps as here, it is a larger share
+than of a picture's. Seconds are processor time."""
 
 
 def captures_one_tensor_a_site(memory: dict[str, float]) -> bool:
