@@ -11,12 +11,12 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.supported_models_base
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ..diffusion.respaced_schedule import squaredcos_cap_v2
+from ..diffusion.weight_file import precision
 from .decoder_network import CONTEXTS, ContextStore, DecoderNetwork
 from .layouts import Weights
 
@@ -140,13 +140,7 @@ def decoder_patcher(weights: Weights, configuration: dict[str, Any], dtype: torc
     config = DecoderConfig(configuration)
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    supported = config.supported_inference_dtypes
-    dtype = dtype or comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights),
-        supported_dtypes=supported,
-        weight_dtype=comfy.utils.weight_dtype(weights),
-    )
-    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, supported))
+    config.set_inference_dtype(*precision(weights, dtype, load_device))
     model = UnCLIPDecoder(config, offload_device)
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
     model.diffusion_model.load_state_dict(weights, assign=patcher.is_dynamic())

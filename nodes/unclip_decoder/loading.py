@@ -10,13 +10,12 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..diffusion.weight_file import read_tensors, require_weights
+from ..diffusion.weight_file import precision, read_tensors, require_weights
 from .adm_unet import UpsamplerNetwork
-from .decoder_model import DecoderConfig, decoder_patcher
+from .decoder_model import decoder_patcher
 from .decoder_network import DecoderNetwork
 from .layouts import (
     Weights,
@@ -139,13 +138,7 @@ def _upsampler_network(
 def _upsampler_patcher(weights: Weights, configuration: dict, dtype: torch.dtype | None) -> ModelPatcher:
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    supported = DecoderConfig.supported_inference_dtypes
-    dtype = dtype or comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights),
-        supported_dtypes=supported,
-        weight_dtype=comfy.utils.weight_dtype(weights),
-    )
-    cast = comfy.model_management.unet_manual_cast(dtype, load_device, supported)
+    dtype, cast = precision(weights, dtype, load_device)
     shell = {"dtype": dtype, "device": offload_device, "operations": comfy.ops.pick_operations(dtype, cast)}
     network = UpsamplerNetwork(**configuration, **shell).eval().requires_grad_(False)
     network.compute_dtype = cast or dtype
