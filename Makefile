@@ -4,7 +4,7 @@
 PYTHON ?= python3
 RUN = $(PYTHON) tests/host/provision.py
 # Two processes of one thread: the tests' networks are too small for a thread to wait for another.
-PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -ra --timeout 900 -n 2 --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -ra --durations 12 --timeout 900 -n 2 --dist worksteal
 OLDEST = 0.16.3
 
 .PHONY: test test-unit test-model test-server test-browser test-oldest test-slow demo toy evidence bench golden workflows lint clean
@@ -24,7 +24,7 @@ test-server:
 	$(PYTEST) -m "server and not slow"
 
 test-browser:
-	$(PYTEST) -m browser
+	$(PYTEST) -m "browser and not slow"
 
 # The same environment, the oldest ComfyUI that pyproject.toml promises. A ComfyUI of your own is tested once, above.
 test-oldest:
@@ -32,7 +32,7 @@ ifndef COMFYUI_PATH
 	COMFYUI_VERSION=$(OLDEST) $(PYTEST) -m "(model or server) and not newest and not slow"
 endif
 
-# What stands for SD2.1 unCLIP, Stable Cascade and SDXL takes 5.6 GB of disk, once, and one server of several GB of memory.
+# Long runs; what stands for SD2.1 unCLIP, Stable Cascade and SDXL takes 5.6 GB of disk, once, and a server of several GB of memory.
 test-slow:
 	$(PYTEST) -n 1 -m slow
 

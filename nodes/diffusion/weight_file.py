@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import comfy.model_management
 import comfy.utils
 import torch
 
@@ -37,3 +38,13 @@ def require_weights(part: str, expected: dict[str, torch.Size], found: dict[str,
     if other:
         name = other[0]
         raise ValueError(f"{part} has {name} as {list(found[name])}, expected {list(expected[name])}")
+
+
+def precision(
+    weights: dict[str, torch.Tensor], wanted: torch.dtype | None, device: torch.device
+) -> tuple[torch.dtype, torch.dtype | None]:
+    """What a diffusion model's weights are held in, core's choice where nothing is `wanted`, and what they are cast to at use, if anything."""
+    dtype = wanted or comfy.model_management.unet_dtype(
+        device, comfy.utils.calculate_parameters(weights), weight_dtype=comfy.utils.weight_dtype(weights)
+    )
+    return dtype, comfy.model_management.unet_manual_cast(dtype, device)

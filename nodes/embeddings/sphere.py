@@ -23,6 +23,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, theta: torch.Tensor) -> torch.Tensor
     u, v = unit(a), unit(b)
     cos = (u * v).sum(-1, keepdim=True)
     rest = v - cos * u
+    rest = rest - (rest * u).sum(-1, keepdim=True) * u  # again: nearly (anti)parallel vectors leave little but rounding
     sin = rest.norm(dim=-1, keepdim=True)
     away = torch.where(sin > 1e-12, rest / sin.clamp_min(1e-12), _orthogonal(u))
     angle = theta * torch.atan2(sin, cos)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import comfy.model_sampling
@@ -63,3 +64,12 @@ def require_levels(expert: ModelPatcher, window: Window, sigmas: torch.Tensor, s
             f"{socket}: expected a model for sigma {first:.4g}, at which it would start, got one for up to {highest:.4g}. "
             "Let it start later, or use the sigmas of a scheduler that has this model connected."
         )
+
+
+def require_different(models: Sequence[ModelPatcher]) -> None:
+    for i, model in enumerate(models):
+        if any(model is other for other in models[:i]):
+            raise ValueError(
+                f"model_expert: expected a model of its own for expert {i}, got one that is wired in already. A model fused with "
+                "itself costs two evaluations and gives what one gives. Load another checkpoint, or put a LoRA on this one."
+            )

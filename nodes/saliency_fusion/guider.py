@@ -109,6 +109,7 @@ class FusionGuider(comfy.samplers.CFGGuider):
         self.blending = blending
         self.active: list[_ExpertGuider] = []
         self.decision: Decision | None = None
+        self.turn = -1
 
     def sample(
         self, noise, latent_image, sampler, sigmas, denoise_mask=None, callback=None, disable_pbar=False, seed=None
@@ -128,7 +129,7 @@ class FusionGuider(comfy.samplers.CFGGuider):
             return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
         finally:
             self.model_patcher.remove_additional_models(KEY)
-            self.active, self.decision = [], None
+            self.active, self.decision, self.turn = [], None, -1
 
     def outer_sample(self, *args, **kwargs):
         try:
@@ -178,8 +179,11 @@ class FusionGuider(comfy.samplers.CFGGuider):
             if alone is not None:
                 return alone.predict(x, timestep, seed)
             return super().predict_noise(x, timestep, self._with_weights(model_options), seed)
-        general = _guided(super().predict_noise, self, x, timestep, self._with_weights(model_options), seed)
-        guided = [general, *(guider.guided(x, timestep, seed) for guider in acting)]
+        options = self._with_weights(model_options)
+        calls = [partial(_guided, super().predict_noise, self, x, timestep, options, seed)]
+        calls += [partial(guider.guided, x, timestep, seed) for guider in acting]
+        self.turn = -self.turn  # variants of a checkpoint then change places in memory once a step, not twice
+        guided = [call() for call in calls[:: self.turn]][:: self.turn]
         self.decision = self._decide(guided, acting, sigma)
         hard = self.blending.temperature in (None, 0.0)
         return blend([g.denoised for g in guided], self.decision.weights, hard)

@@ -6,6 +6,7 @@ from ..diffusion.heatmap import heatmap
 from ..feedback import show_on_node
 from ..types import FusionExpertIO, TrajectoryIO
 from .blending import MASK_USES, Mask
+from .common_ground import require_different
 from .guider import Blending, Expert, FusionGuider, Prompted
 from .saliency import BLURS
 from .saliency_map import decide_along, decide_at, mask_of, saliency_of
@@ -21,8 +22,10 @@ def _cfg_input(name: str, tooltip: str, default: float = 7.5) -> io.Input:
     return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
 
 
-def _k_input(name: str, tooltip: str) -> io.Input:
-    return io.Float.Input(name, default=1.0, min=0.01, max=1000.0, step=0.1, round=0.01, tooltip=tooltip)
+def _k_input(name: str, tooltip: str, optional: bool = False) -> io.Input:
+    return io.Float.Input(
+        name, default=1.0, min=0.01, max=1000.0, step=0.1, round=0.01, optional=optional, tooltip=tooltip
+    )
 
 
 def _expert_inputs() -> list[io.Input]:
@@ -163,19 +166,10 @@ class SaliencyFusionGuider(io.ComfyNode):
         cls, model, positive, negative, cfg, k_general, blur, expert_uncond, mode, temperature, experts=None, **first
     ) -> io.NodeOutput:
         everyone = [_expert(**first), *(experts or {}).values()]
-        _require_different([model, *(expert.model for expert in everyone)])
+        require_different([model, *(expert.model for expert in everyone)])
         general = Prompted(model, positive, negative, cfg, k_general)
         blending = Blending(blur, expert_uncond == "general", temperature if mode == "soft" else None)
         return io.NodeOutput(FusionGuider(general, everyone, blending))
-
-
-def _require_different(models: list) -> None:
-    for i, model in enumerate(models):
-        if any(model is other for other in models[:i]):
-            raise ValueError(
-                f"model_expert: expected a model of its own for expert {i}, got one that is wired in already. A model fused with "
-                "itself costs two evaluations and gives what one gives. Load another checkpoint, or put a LoRA on this one."
-            )
 
 
 class FusionExpert(io.ComfyNode):
@@ -241,6 +235,12 @@ class SubjectFusion(io.ComfyNode):
                     tooltip="Until here both models share the picture; from here on the subject model samples alone.",
                     **border,
                 ),
+                _k_input("k_scene", "How sharply the scene's saliency stands out. 1 is the published value.", True),
+                _k_input(
+                    "k_subject",
+                    "The same for the subject. Raise it if its places, shown while sampling, lie elsewhere.",
+                    True,
+                ),
             ],
             outputs=[
                 io.Guider.Output(
@@ -252,13 +252,12 @@ class SubjectFusion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model_scene, model_subject, positive, positive_subject, negative, cfg, scene_end, fusion_end
-    ) -> io.NodeOutput:
-        return io.NodeOutput(
-            SubjectFusionGuider(
-                model_scene, model_subject, positive, positive_subject, negative, cfg, scene_end, fusion_end
-            )
-        )
+        cls, model_scene, model_subject, positive, positive_subject, negative, cfg, scene_end, fusion_end, k_scene=1.0,
+        k_subject=1.0,
+    ) -> io.NodeOutput:  # fmt: skip
+        models = model_scene, model_subject
+        prompts = positive, positive_subject, negative
+        return io.NodeOutput(SubjectFusionGuider(*models, *prompts, cfg, scene_end, fusion_end, k_scene, k_subject))
 
 
 class SaliencyMap(io.ComfyNode):

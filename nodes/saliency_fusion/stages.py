@@ -31,18 +31,21 @@ class SubjectFusionGuider(FusionGuider):
         cfg: float,
         scene_end: float,
         fusion_end: float,
+        k_scene: float = 1.0,
+        k_subject: float = 1.0,
     ):
         if scene_end > fusion_end:
             raise ValueError(
                 f"scene_end: expected at most fusion_end, got {scene_end:g} after {fusion_end:g}. The scene comes first; make "
                 "them equal to go over to the subject without fusing."
             )
-        scene = Prompted(model_scene, positive, negative, cfg, socket="model_scene")
+        scene = Prompted(model_scene, positive, negative, cfg, k_scene, socket="model_scene")
         subject = Expert(
             model_subject,
             positive_subject,
             positive,
             cfg,
+            k_subject,
             socket="model_subject",
             span=(scene_end, fusion_end),
             takes_over=True,

@@ -62,7 +62,9 @@ def subject_encoder(weights: dict[str, torch.Tensor], dtype: torch.dtype | None 
     offload_device = comfy.model_management.text_encoder_offload_device()
     dtype = dtype or comfy.model_management.text_encoder_dtype(load_device)
     model = SubjectModel(vision, dtype, offload_device, comfy.ops.manual_cast).eval()
-    expected = {name: value.shape for name, value in model.state_dict().items()}
+    # Of torch's layers, because ComfyUI's may have no weights before a file is read.
+    shell = SubjectModel(vision, dtype, torch.device("meta"), torch.nn)
+    expected = {name: value.shape for name, value in shell.state_dict().items()}
     require_weights("the subject encoder", expected, {name: value.shape for name, value in weights.items()})
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
     model.load_state_dict({name: weights[name] for name in expected}, assign=patcher.is_dynamic())

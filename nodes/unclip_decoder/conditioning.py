@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..diffusion.image_embedding import image_embeds
 from ..diffusion.text_states import text_states
 from ..diffusion.trajectory import Conditioning
 from .decoder_model import UnCLIPDecoder
@@ -38,7 +39,7 @@ def unclip_conditioning(clip: CLIP, model: ModelPatcher, text: str, clip_vision_
     network = model.model.diffusion_model
     embedding = {}
     if clip_vision_output is not None:
-        _require_embedding(getattr(clip_vision_output, "image_embeds", None), network.image_width)
+        _require_width(image_embeds(clip_vision_output, "clip_vision_output"), network.image_width)
         entry = {"clip_vision_output": clip_vision_output, "strength": 1.0, "noise_augmentation": 0.0}
         embedding = {"unclip_conditioning": [entry]}
     states = text_states(clip, [text, ""], network.text_width, "the decoder")
@@ -52,11 +53,10 @@ def unclip_conditioning(clip: CLIP, model: ModelPatcher, text: str, clip_vision_
     )
 
 
-def _require_embedding(embeds: torch.Tensor | None, width: int) -> None:
-    if not isinstance(embeds, torch.Tensor) or embeds.ndim != 2 or embeds.shape[1] != width:
-        got = f"{list(embeds.shape)}" if isinstance(embeds, torch.Tensor) else "none"
+def _require_width(embeds: torch.Tensor, width: int) -> None:
+    if embeds.shape[1] != width:
         usual = " of CLIP ViT-L/14" if width == 768 else ""
         raise ValueError(
-            f"clip_vision_output: expected image embeddings{usual}, [batch, {width}], which the decoder was trained with, got {got}. "
+            f"clip_vision_output: expected image embeddings{usual}, [batch, {width}], which the decoder was trained with, got {list(embeds.shape)}. "
             "Encode the picture with the CLIP vision model that belongs to the decoder, or sample the prior that does."
         )

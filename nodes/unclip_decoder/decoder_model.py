@@ -11,12 +11,12 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.supported_models_base
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
 from ..diffusion.respaced_schedule import squaredcos_cap_v2
+from ..diffusion.weight_file import precision
 from .decoder_network import CONTEXTS, ContextStore, DecoderNetwork
 from .layouts import Weights
 
@@ -68,6 +68,7 @@ class UnCLIPDecoder(comfy.model_base.BaseModel):
         image_embed = image_embedding(socket, kwargs.get("unclip_conditioning"), network.image_width)
         if image_embed is None:
             image_embed = network.cf_param.detach()[None]
+        require_share(socket, len(image_embed), kwargs["noise"].shape[0])
         conds = {
             "c_crossattn": states,
             "text_mask": text_mask(socket, kwargs.get("attention_mask"), states),
@@ -112,6 +113,15 @@ def require_width(socket: str, what: str, value: torch.Tensor | None, width: int
         )
 
 
+def require_share(socket: str, embeddings: int, pictures: int) -> None:
+    """Core would take what fits of a longer batch of embeddings and leave out the rest."""
+    if pictures % embeddings:
+        raise ValueError(
+            f"{socket}: expected one image embedding, or one for each of the latent's {pictures} pictures, got {embeddings}. Give the latent a "
+            "batch of as many, or take the embeddings one by one from the output single."
+        )
+
+
 def require_picture(shape: torch.Size) -> None:
     if len(shape) != 4 or shape[1] != PixelSpace.latent_channels:
         raise ValueError(
@@ -130,13 +140,7 @@ def decoder_patcher(weights: Weights, configuration: dict[str, Any], dtype: torc
     config = DecoderConfig(configuration)
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    supported = config.supported_inference_dtypes
-    dtype = dtype or comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights),
-        supported_dtypes=supported,
-        weight_dtype=comfy.utils.weight_dtype(weights),
-    )
-    config.set_inference_dtype(dtype, comfy.model_management.unet_manual_cast(dtype, load_device, supported))
+    config.set_inference_dtype(*precision(weights, dtype, load_device))
     model = UnCLIPDecoder(config, offload_device)
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
     model.diffusion_model.load_state_dict(weights, assign=patcher.is_dynamic())

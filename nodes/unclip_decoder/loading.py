@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import comfy.model_management
 import comfy.model_patcher
 import comfy.ops
 import comfy.sd
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..diffusion.weight_file import read_tensors, require_weights
+from ..diffusion.weight_file import precision, read_tensors, require_weights
 from .adm_unet import UpsamplerNetwork
-from .decoder_model import DecoderConfig, decoder_patcher
+from .decoder_model import decoder_patcher
 from .decoder_network import DecoderNetwork
 from .layouts import (
     Weights,
@@ -29,6 +29,14 @@ from .layouts import (
 
 DECODER, UPSAMPLER, TEXT_PROJ = "unCLIP's decoder", "an unCLIP upsampler", "the text_proj of unCLIP's decoder"
 FIRST, LAST = "model_first_steps.", "model_last_step."
+# Layers of torch for a network that only tells its tensors' names and shapes: ComfyUI's may have none before a file is read.
+PLAIN = SimpleNamespace(
+    Linear=torch.nn.Linear,
+    LayerNorm=torch.nn.LayerNorm,
+    GroupNorm=torch.nn.GroupNorm,
+    Conv2d=torch.nn.Conv2d,
+    conv_nd=lambda dims, *sizes, **options: torch.nn.Conv2d(*sizes, **options),
+)
 KARLO_UPSAMPLER = (320, 640, 960, 1280)  # widths of Karlo's; one of its two networks alone does not make a picture
 FOREIGN = {  # a tensor that tells another kind of file
     "prd_emb": "the prior; it goes into Load Prior",
@@ -130,13 +138,7 @@ def _upsampler_network(
 def _upsampler_patcher(weights: Weights, configuration: dict, dtype: torch.dtype | None) -> ModelPatcher:
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    supported = DecoderConfig.supported_inference_dtypes
-    dtype = dtype or comfy.model_management.unet_dtype(
-        model_params=comfy.utils.calculate_parameters(weights),
-        supported_dtypes=supported,
-        weight_dtype=comfy.utils.weight_dtype(weights),
-    )
-    cast = comfy.model_management.unet_manual_cast(dtype, load_device, supported)
+    dtype, cast = precision(weights, dtype, load_device)
     shell = {"dtype": dtype, "device": offload_device, "operations": comfy.ops.pick_operations(dtype, cast)}
     network = UpsamplerNetwork(**configuration, **shell).eval().requires_grad_(False)
     network.compute_dtype = cast or dtype
@@ -164,7 +166,7 @@ def _require_kind(weights: Weights, file: str, socket: str, what: str) -> None:
 
 
 def _require_network(weights: Weights, network: type, configuration: dict) -> None:
-    shell = {"dtype": torch.float32, "device": torch.device("meta"), "operations": comfy.ops.disable_weight_init}
+    shell = {"dtype": torch.float32, "device": torch.device("meta"), "operations": PLAIN}
     expected = {name: value.shape for name, value in network(**configuration, **shell).state_dict().items()}
     require_weights("it", expected, {name: value.shape for name, value in weights.items()})
     unknown = [name for name in weights if name not in expected]

@@ -10,7 +10,7 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ..diffusion.weight_file import read_file, read_tensors, require_weights
+from ..diffusion.weight_file import precision, read_file, read_tensors, require_weights
 from .prior import Prior
 from .transformer import HEAD_WIDTH, TEXT_TOKENS, PriorTransformer
 
@@ -61,11 +61,8 @@ def prior(weights: Weights, file: str, stats: Path | None, dtype: torch.dtype | 
     mean, std = _statistics(weights, file, stats, embedding)
 
     load_device = comfy.model_management.get_torch_device()
-    parameters = sum(value.numel() for value in weights.values())
-    dtype = dtype or comfy.model_management.unet_dtype(
-        load_device, parameters, weight_dtype=weights[sources["out_proj.weight"][0]].dtype
-    )
-    compute_dtype = comfy.model_management.unet_manual_cast(dtype, load_device) or dtype
+    dtype, cast = precision(weights, dtype, load_device)
+    compute_dtype = cast or dtype
     operations = comfy.ops.pick_operations(dtype, compute_dtype, load_device)
     model = PriorTransformer(width, layers, embedding, dtype, compute_dtype, torch.device("meta"), operations).eval()
     turned = {name: _converted(weights, names, layout, dtype) for name, names in sources.items()}

@@ -1,11 +1,11 @@
 from pathlib import Path
 
-import comfy.clip_vision
 import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io
 
+from ..diffusion.image_embedding import ImageEmbedding
 from ..diffusion.text_states import text_states
 from ..feedback import show_on_node
 from ..types import PriorIO
@@ -206,9 +206,7 @@ class SamplePrior(io.ComfyNode):
         if any(read.unread):
             says += f"; {max(read.unread)} tokens beyond the 75th were not read"
         show_on_node(cls, says)
-        output = comfy.clip_vision.Output()
-        output["image_embeds"] = embeddings
-        return io.NodeOutput(output, float(scores.mean()))
+        return io.NodeOutput(ImageEmbedding(embeddings), float(scores.mean()))
 
 
 NODES = [LoadPrior, SamplePrior]

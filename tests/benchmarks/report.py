@@ -20,7 +20,7 @@ from benchmarks.contestants import (
     PUBLISHED_INVERSION,
     Measurement,
 )
-from benchmarks.fusion_cost import FUSION_BARS, SIZE, STEPS, WINDOWED, FusionCost
+from benchmarks.fusion_cost import FUSION_BARS, STEPS, WINDOWED, WINDOWED_SIZE, FusionCost
 from benchmarks.fusion_cost import REPETITIONS as FUSION_REPETITIONS
 from benchmarks.published import EDIT_ROWS, EDIT_STEPS, INVERSION_STEPS
 from benchmarks.subjects import Subject
@@ -66,11 +66,11 @@ def fusion_bars(measured: list[dict[str, FusionCost]]) -> list[Bar]:
     return [
         Bar(
             f"{fused} / {' + '.join(own)}",
-            "SD1.5",
+            f"SD1.5, {size[0]} x {size[1]}",
             [both / sum(alone) for both, *alone in zip(*(costs[n].seconds for n in (fused, *own)), strict=True)],
             limit,
         )
-        for (fused, own, limit), costs in zip(FUSION_BARS, measured[:-1], strict=True)
+        for (fused, own, limit, size), costs in zip(FUSION_BARS, measured[:-1], strict=True)
     ]
 
 
@@ -81,21 +81,24 @@ def leaves_the_expert_out(measured: list[dict[str, FusionCost]]) -> bool:
 
 def fusion_section(measured: list[dict[str, FusionCost]]) -> str:
     ratios = table(["ratio", "model", "median", "range", "bar", ""], [bar.cells() for bar in fusion_bars(measured)])
+    sizes = [*(size for *_, size in FUSION_BARS), WINDOWED_SIZE]
     rows = [
-        [name, str(c.general_rows), str(c.expert_rows), f"{median(c.seconds):.2f}", _range(c.seconds, 2)]
-        for costs in measured
+        [name, f"{h} x {w}", str(c.general_rows), str(c.expert_rows), f"{median(c.seconds):.2f}", _range(c.seconds, 2)]
+        for (h, w), costs in zip(sizes, measured, strict=True)
         for name, c in costs.items()
     ]
-    costs = table(["", "rows of the general model", "rows of the expert", "seconds", "range"], rows)
+    header = ["", "latent", "rows of the general model", "rows of the expert", "seconds", "range"]
+    costs = table(header, rows)
     verdict = "pass" if leaves_the_expert_out(measured) else "MISSED"
     return f"{FUSION}\n\n{ratios}\n\n{costs}\n\nOutside its window the expert is not evaluated: {verdict}."
 
 
 FUSION = f"""\
-Two SD1.5 UNets of 859.5 M random parameters in fp32, latent 4 x {SIZE[0]} x {SIZE[1]}, {STEPS} steps of euler; or one of them and a LoRA of
-all its attention, whose rows are counted with its checkpoint's, because they share one UNet. A fusion runs between the two models' own
-sampling, {FUSION_REPETITIONS} times. Every run starts with no model loaded, so that the LoRA's calculation is on both sides of its ratio.
-Seconds are processor time."""
+Two SD1.5 UNets of 859.5 M random parameters in fp32, {STEPS} steps of euler; or one of them and a LoRA of all its attention, whose rows are
+counted with its checkpoint's, because they share one UNet. A fusion runs between the two models' own sampling, {FUSION_REPETITIONS} times. Every
+run starts with no model loaded, so that the LoRA's calculation is on both sides of its ratio. What a LoRA variant costs more does not grow
+with the latent: weights are patched once, and exchanged at every step. Of smaller latents, or of two steps as here, it is a larger share
+than of a picture's. Seconds are processor time."""
 
 
 def captures_one_tensor_a_site(memory: dict[str, float]) -> bool:

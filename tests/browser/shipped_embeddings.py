@@ -22,7 +22,7 @@ ONE_BY_ONE, ALL_TOGETHER = 1, 4096  # Rebatch Images: to a list, and to a batch
 
 def variations() -> Workflow:
     opened, opened_links = _open("", "Your picture", 0)
-    larger, larger_links = upsample("large", (1180, 800))
+    larger, larger_links = upsample("large", (1560, 0), (580, 330))
     return Workflow(
         "Variations of a picture",
         nodes=[
@@ -31,12 +31,12 @@ def variations() -> Workflow:
             NodeSpec("four", "RepeatLatentBatch", (1180, 0), {"amount": 4}, size=(300, 60), title="How many"),
             NodeSpec("ancestral", "SamplerEulerAncestral", (1180, 130), {"eta": 1.0, "s_noise": 1.0}, size=(300, 90)),
             _sampler("sample", (1180, 290), 4.0),
-            NodeSpec("decode", "VAEDecode", (1180, 680), size=(300, 46)),
+            NodeSpec("decode", "VAEDecode", (1180, 810), size=(300, 46)),
             *larger,
             NodeSpec(
                 "save",
                 "SaveImage",
-                (1560, 0),
+                (1560, 410),
                 {"filename_prefix": "variation"},
                 size=(580, 640),
                 title="Variations",
@@ -68,15 +68,15 @@ def variations() -> Workflow:
             ("resize", "IMAGE", "compare", "image_b"),
         ],
         notes=[
-            Note(VARIATIONS_NOTE, (-440, 0), (380, 640), "Read me"),
-            Note(VARIATIONS_TUNING_NOTE, (-440, 690), (380, 330), "When it is not what you want"),
+            Note(VARIATIONS_NOTE, (-440, 0), (380, 830), "Read me"),
+            Note(VARIATIONS_TUNING_NOTE, (-440, 870), (380, 250), "When it is not what you want"),
             Note(AGAIN_NOTE, (-440, 1160), (380, 330), "The same picture again"),
         ],
         groups=[
             *_groups(1130),
-            Group("4  Vary, then enlarge", (1160, -70), (340, 1130), RED),
-            Group("5  The pictures", (1540, -70), (620, 740), CYAN),
-            Group("The same picture again: where the variations start", (360, 1090), (1140, 490), GREEN),
+            Group("4  Vary", (1160, -70), (340, 1130), RED),
+            Group("5  Enlarge", (1540, -70), (620, 1130), CYAN),
+            Group("The same picture again: where the variations start", (360, 1080), (1140, 560), GREEN),
         ],
     )
 
@@ -84,9 +84,9 @@ def variations() -> Workflow:
 def morph() -> Workflow:
     first, first_links = _open("", "The first picture", 0)
     second, second_links = _open("_2", "The second picture", 880)
-    larger, larger_links = upsample("large", (1580, 680))
-    mixed, mixed_links = draw_published("mixed", "told_mix", ("mix", "embedding"), (380, 1960), 2)
-    mixed_larger, mixed_larger_links = upsample("mixed_large", (1180, 1960))
+    larger, larger_links = upsample("large", (1960, 0), (580, 330))
+    mixed, mixed_links = draw_published("mixed", "told_mix", ("mix", "embedding"), (1180, 1370), 2)
+    mixed_larger, mixed_larger_links = upsample("mixed_large", (2220, 1150), (320, 330))
     way = {"thetas": "0, 1"}
     return Workflow(
         "Morph between two pictures",
@@ -94,34 +94,34 @@ def morph() -> Workflow:
             *_load(),
             *first,
             *second,
-            NodeSpec("frames", "PrimitiveInt", (1180, 0), {"value": 9, **FIXED}, size=(320, 82), title="Frames"),
+            NodeSpec("frames", "PrimitiveInt", (1180, 0), {"value": 9}, size=(320, 82), title="Frames"),
             NodeSpec("between", "PAL_EmbeddingSlerp", (1180, 150), way, size=(320, 150)),
             NodeSpec("noises", "PAL_LatentSlerp", (1180, 370), way, size=(320, 150)),
             NodeSpec("told_between", "PAL_UnCLIPConditioning", (1180, 590), {"text": ""}, size=(320, 150)),
             NodeSpec("euler", "KSamplerSelect", (1180, 810), {"sampler_name": "euler"}, size=(320, 58)),
             _sampler("sample", (1580, 0), 1.0),
-            NodeSpec("decode", "VAEDecode", (1580, 400), size=(300, 46)),
-            NodeSpec("single", "RebatchImages", (1580, 530), {"batch_size": ONE_BY_ONE}, (300, 60), "Frame by frame"),
+            NodeSpec("decode", "VAEDecode", (1580, 520), size=(300, 46)),
+            NodeSpec("single", "RebatchImages", (1580, 640), {"batch_size": ONE_BY_ONE}, (300, 60), "Frame by frame"),
             *larger,
-            NodeSpec("film", "RebatchImages", (1580, 980), {"batch_size": ALL_TOGETHER}, (300, 60), "All frames"),
+            NodeSpec("film", "RebatchImages", (1960, 400), {"batch_size": ALL_TOGETHER}, (580, 60), "All frames"),
             NodeSpec(
                 "save",
                 "SaveAnimatedWEBP",
-                (1960, 0),
+                (1960, 530),
                 {"filename_prefix": "morph", "fps": 6.0},
-                size=(580, 640),
+                size=(280, 450),
                 title="The morph",
             ),
-            NodeSpec("frames_shown", "PreviewImage", (1960, 730), size=(580, 640), title="Its frames"),
-            NodeSpec("mix", "PAL_EmbeddingMix", (0, 1960), {"weights": "1, 1", "norm": "keep"}, size=(300, 150)),
+            NodeSpec("frames_shown", "PreviewImage", (2260, 530), size=(280, 450), title="Its frames"),
+            NodeSpec("mix", "PAL_EmbeddingMix", (1180, 1150), {"weights": "1, 1", "norm": "keep"}, size=(320, 150)),
             *mixed,
             *mixed_larger,
             NodeSpec(
                 "mixed_save",
                 "SaveImage",
-                (1580, 1960),
+                (2220, 1550),
                 {"filename_prefix": "mix"},
-                size=(580, 640),
+                size=(320, 250),
                 title="Both at once",
             ),
         ],
@@ -154,23 +154,23 @@ def morph() -> Workflow:
             ("mixed_large", "image", "mixed_save", "images"),
         ],
         notes=[
-            Note(MORPH_NOTE, (-440, 0), (380, 640), "Read me"),
-            Note(MORPH_TUNING_NOTE, (-440, 690), (380, 330), "When it is not what you want"),
-            Note(MIX_NOTE, (-440, 1960), (380, 300), "Both at once"),
+            Note(MORPH_NOTE, (-440, 0), (380, 860), "Read me"),
+            Note(MORPH_TUNING_NOTE, (-440, 900), (380, 250), "When it is not what you want"),
+            Note(MIX_NOTE, (-440, 1200), (380, 250), "Both at once"),
         ],
         groups=[
-            *_groups(1870),
-            Group("4  Go from one to the other", (1160, -70), (360, 1870), GOLD),
-            Group("5  Draw, then enlarge", (1560, -70), (340, 1870), RED),
-            Group("6  The morph", (1940, -70), (620, 1870), CYAN),
-            Group("Both at once: one picture of the two", (-20, 1890), (2200, 790), GREEN),
+            *_groups(1890),
+            Group("4  Go from one to the other", (1160, -70), (360, 1070), GOLD),
+            Group("5  Draw", (1560, -70), (340, 1070), RED),
+            Group("6  Enlarge: the morph", (1940, -70), (620, 1070), CYAN),
+            Group("Both at once: one picture of the two", (1160, 1060), (1400, 760), GREEN),
         ],
     )
 
 
 def text_diff() -> Workflow:
     opened, opened_links = _open("", "Your picture", 0)
-    larger, larger_links = upsample("large", (1580, 640))
+    larger, larger_links = upsample("large", (1580, 650), (300, 400))
     words = {
         "text": "a photo of a girl in winter, snow",
         "base_text": "a photo of a girl",
@@ -185,7 +185,7 @@ def text_diff() -> Workflow:
             NodeSpec("told_moved", "PAL_UnCLIPConditioning", (1180, 470), {"text": ""}, size=(320, 150)),
             NodeSpec("euler", "KSamplerSelect", (1180, 690), {"sampler_name": "euler"}, size=(320, 58)),
             _sampler("sample", (1580, 0), 1.0),
-            NodeSpec("decode", "VAEDecode", (1580, 480), size=(300, 46)),
+            NodeSpec("decode", "VAEDecode", (1580, 520), size=(300, 46)),
             *larger,
             NodeSpec(
                 "save",
@@ -211,8 +211,8 @@ def text_diff() -> Workflow:
             ("large", "image", "save", "images"),
         ],
         notes=[
-            Note(DIFF_NOTE, (-440, 0), (380, 640), "Read me"),
-            Note(DIFF_TUNING_NOTE, (-440, 690), (380, 330), "When it is not what you want"),
+            Note(DIFF_NOTE, (-440, 0), (380, 830), "Read me"),
+            Note(DIFF_TUNING_NOTE, (-440, 870), (380, 190), "When it is not what you want"),
         ],
         groups=[
             *_groups(1130),
@@ -227,12 +227,12 @@ def _load() -> list[NodeSpec]:
     """The first column: the files, and the schedule that inversion and sampling share."""
     return [
         *load_karlo(0),
-        load_clip(380),
-        NodeSpec("vision", "CLIPVisionLoader", (0, 570), {"clip_name": CLIP_L}, size=(300, 60)),
+        load_clip(420),
+        NodeSpec("vision", "CLIPVisionLoader", (0, 630), {"clip_name": CLIP_L}, size=(300, 60)),
         NodeSpec(
             "schedule",
             "BasicScheduler",
-            (0, 700),
+            (0, 770),
             {"scheduler": "karras", "steps": 50, "denoise": 1.0},
             size=(300, 110),
             title="Schedule of both ways",
@@ -281,7 +281,7 @@ def _open(end: str, title: str, y: int) -> tuple[list[NodeSpec], Links]:
 def _sampler(key: str, pos: tuple[int, int], cfg: float) -> NodeSpec:
     """From a latent that is noise already. The seed is of noise added on the way."""
     widgets = {"add_noise": False, "noise_seed": 1, **FIXED, "cfg": cfg}
-    return NodeSpec(key, "SamplerCustom", pos, widgets, size=(320 if pos[0] == 780 else 300, 330))
+    return NodeSpec(key, "SamplerCustom", pos, widgets, size=(320 if pos[0] == 780 else 300, 450))
 
 
 def _sampler_links(key: str, told: str, sampler: str, latent: tuple[str, str]) -> Links:

@@ -119,25 +119,25 @@ def text_to_sd21_unclip() -> Workflow:
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 1070), BLUE),
-            Group("2  From the text to a picture's embedding", (360, -70), (360, 1070), GOLD),
+            Group("2  From text to an embedding", (360, -70), (360, 1070), GOLD),
             Group("3  Tell the model", (760, -70), (360, 1070), RED),
             Group("4  Draw, and look at it", (1160, -70), (340, 1070), GREEN),
             Group("5  The picture", (1540, -70), (620, 1070), CYAN),
-            Group("Instead of 2: a saved embedding", (-20, 1050), (740, 190), GREEN),
+            Group("Instead of 2: a saved embedding", (-20, 1040), (740, 200), GREEN),
         ],
     )
 
 
 def text_to_karlo() -> Workflow:
     embed, embed_links = _sample_prior()
-    larger, larger_links = upsample("large", (1180, 580))
+    larger, larger_links = upsample("large", (1180, 580), (300, 420))
     second = {"model_name": SECOND_UPSAMPLER}
     return Workflow(
         "Text to picture with Karlo",
         nodes=[
             _load_prior(0),
-            load_clip(190),
-            *load_karlo(380),
+            load_clip(210),
+            *load_karlo(420),
             *embed,
             NodeSpec("told", "PAL_UnCLIPConditioning", (780, 0), size=(320, 150)),
             NodeSpec("guider", "CFGGuider", (780, 220), {"cfg": 8.0}, size=(320, 100)),
@@ -148,7 +148,7 @@ def text_to_karlo() -> Workflow:
             NodeSpec("sample", "SamplerCustomAdvanced", (1180, 0), size=(300, 400)),
             NodeSpec("decode", "VAEDecode", (1180, 470), size=(300, 46)),
             *larger,
-            NodeSpec("small", "PreviewImage", (1180, 860), size=(300, 180), title="64 x 64"),
+            NodeSpec("small", "PreviewImage", (1560, 720), size=(580, 320), title="64 x 64"),
             NodeSpec("save", "SaveImage", (1560, 0), {"filename_prefix": "karlo"}, size=(580, 640), title="256 x 256"),
             NodeSpec("upsampler_2", "PAL_LoadUpsampler", (0, 1200), second, (300, 130), "Load Upsampler 2", muted=True),
             NodeSpec(
@@ -196,11 +196,11 @@ def text_to_karlo() -> Workflow:
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 1130), BLUE),
-            Group("2  From the text to a picture's embedding", (360, -70), (360, 1130), GOLD),
+            Group("2  From text to an embedding", (360, -70), (360, 1130), GOLD),
             Group("3  Tell the decoder", (760, -70), (360, 1130), RED),
             Group("4  Draw, then enlarge", (1160, -70), (340, 1130), GREEN),
-            Group("5  The picture", (1540, -70), (620, 740), CYAN),
-            Group("Another four times larger, with weights of your own", (-20, 1130), (1140, 490), GREEN),
+            Group("5  The picture", (1540, -70), (620, 1130), CYAN),
+            Group("Another four times larger, with weights of your own", (-20, 1110), (1140, 510), GREEN),
         ],
     )
 
@@ -221,32 +221,32 @@ def load_karlo(y: int) -> list[NodeSpec]:
         NodeSpec(
             "upsampler",
             "PAL_LoadUpsampler",
-            (0, y + 190),
+            (0, y + 210),
             {"model_name": UPSAMPLER, "last_name": LAST_UPSAMPLER},
             size=(300, 130),
         ),
     ]
 
 
-def upsample(key: str, pos: tuple[int, int]) -> tuple[list[NodeSpec], Links]:
+def upsample(key: str, pos: tuple[int, int], size: tuple[int, int]) -> tuple[list[NodeSpec], Links]:
     """By the upsampler of load_karlo. What image it is given is up to the workflow."""
-    node = NodeSpec(key, "PAL_Upsample", pos, {"seed": 1, **FIXED}, size=(300, 230))
+    node = NodeSpec(key, "PAL_Upsample", pos, {"seed": 1, **FIXED}, size=size)
     return [node], [("upsampler", "upsampler", key, "upsampler")]
 
 
 def draw_published(
     key: str, told: str, embedding: tuple[str, str], pos: tuple[int, int], count: int
 ) -> tuple[list[NodeSpec], Links]:
-    """A row at `pos`: `count` pictures `key` of an embedding alone, from noise, as Karlo was published."""
+    """`count` pictures `key` of an embedding alone, from noise, as Karlo was published. pos: of `told`; the rest is beside it."""
     x, y = pos
     sample = {"add_noise": True, "noise_seed": 1, **FIXED, "cfg": 8.0}
     nodes = [
         NodeSpec(told, "PAL_UnCLIPConditioning", (x, y), {"text": ""}, size=(320, 150)),
         _empty(f"{key}_latent", (x, y + 220), count),
-        NodeSpec("published", "PAL_UnCLIPSampler", (x + 400, y), {"spacing": "published"}, size=(300, 60)),
-        _schedule(f"{key}_schedule", (x + 400, y + 130), "normal", 25),
-        NodeSpec(f"{key}_sample", "SamplerCustom", (x + 400, y + 310), sample, size=(300, 400)),
-        NodeSpec(key, "VAEDecode", (x, y + 400), size=(320, 46)),
+        NodeSpec("published", "PAL_UnCLIPSampler", (x + 360, y - 220), {"spacing": "published"}, size=(300, 60)),
+        _schedule(f"{key}_schedule", (x + 360, y - 90), "normal", 25),
+        NodeSpec(f"{key}_sample", "SamplerCustom", (x + 700, y - 220), sample, size=(300, 450)),
+        NodeSpec(key, "VAEDecode", (x + 360, y + 90), size=(300, 46)),
     ]
     links = [
         ("clip", "CLIP", told, "clip"),

@@ -37,23 +37,23 @@ WEIGHTS = (".safetensors", ".ckpt", ".bin")
 WORKFLOWS = sorted((ROOT / "example_workflows").glob("*.json"))
 
 
-@pytest.fixture(scope="module")
-def subject_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As published: a pickle of tensors."""
-    file = tmp_path_factory.mktemp("subject") / "pytorch_model.bin"
-    torch.save(load_file(subject_checkpoint.published()), file)
-    return file
+def pickled(file: Path, folder: Path) -> Path:
+    """The same tensors as older files are published: in a pickle."""
+    made = folder / f"{file.stem}.ckpt"
+    if not made.exists():
+        torch.save(load_file(file), made)
+    return made
 
 
 @pytest.fixture(scope="module")
-def stand_ins(subject_file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Callable[[], Path]]]:
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Callable[[], Path]]]:
     """By loader and socket: makes the file that is linked under the name the workflow has there."""
     folder = tmp_path_factory.mktemp("files")
     lora, unclip = lora_file(folder), unclip_files.written(folder)
     return {
         "CheckpointLoaderSimple": {"ckpt_name": checkpoints.sd15},
-        "PAL_LoadSubjectEncoder": {"ckpt_name": lambda: subject_file},
-        "unCLIPCheckpointLoader": {"ckpt_name": lambda: stock_unclip.sd21_unclip("l")},
+        "PAL_LoadSubjectEncoder": {"ckpt_name": lambda: pickled(subject_checkpoint.published(), folder)},
+        "unCLIPCheckpointLoader": {"ckpt_name": lambda: pickled(stock_unclip.sd21_unclip("l"), folder)},
         "LoraLoader": {"lora_name": lambda: lora},
         "CLIPLoader": {"clip_name": checkpoints.clip_l},
         "CLIPVisionLoader": {"clip_name": stock_unclip.clip_vision_l},

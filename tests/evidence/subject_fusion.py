@@ -13,7 +13,7 @@ from evidence.saliency_fusion import BATCH, SEED, STEPS, batches
 from evidence.sheet import Sheet
 from evidence.world import World
 from palimpsest.nodes.diffusion.trajectory import Conditioning
-from palimpsest.nodes.saliency_fusion.nodes import SubjectFusion
+from palimpsest.nodes.saliency_fusion.nodes import SaliencyMap, SubjectFusion
 from palimpsest.nodes.subject.conditioning import subject_conditioning
 from palimpsest.nodes.subject.encoder import subject_encoder
 from palimpsest.nodes.subject.reference_pictures import Reference
@@ -30,16 +30,18 @@ from nodes import ConditioningCombine, ConditioningSetTimestepRange
 PROMPTS = 100
 CFG = 3.0
 SHOWN = 6
+MASK_STEP = 14  # between the borders of both ways that are shown
 DELAYS = (0.2, 0.5, 0.7)
 
 
 @dataclass(frozen=True)
 class Way:
-    """delay: the subject model alone, plain text first. stages: scene_end and fusion_end of both models."""
+    """delay: the subject model alone, plain text first. stages: scene_end and fusion_end of both models; sharpness: k_scene, k_subject."""
 
     label: str
     delay: float | None = None
     stages: tuple[float, float] | None = None
+    sharpness: tuple[float, float] = (1.0, 1.0)
     cfg: float = CFG
 
 
@@ -47,13 +49,15 @@ WAYS = {
     "scene": Way("the scene model alone, which sees no reference"),
     "subject": Way("the subject model alone", delay=0.0),
     **{f"delay {delay}": Way(f"the subject model alone, delayed until {delay}", delay=delay) for delay in DELAYS},
-    "published": Way("both models, scene_end 0.3, fusion_end 0.6 (the defaults)", stages=(0.3, 0.6)),
-    "later": Way("**both models**, scene_end 0.7, fusion_end 0.9", stages=(0.7, 0.9)),
+    "published": Way("**both models**, scene_end 0.3, fusion_end 0.6 (the defaults)", stages=(0.3, 0.6)),
+    "sharper": Way("both models, the same borders, k_subject 10", stages=(0.3, 0.6), sharpness=(1.0, 10.0)),
+    "later": Way("both models, scene_end 0.7, fusion_end 0.9", stages=(0.7, 0.9)),
 }
-CHOSEN = "later"
-TUNING = (
-    "The borders of the chosen row were found on 20 scenes of the training split. The toy's latents have a deviation near 0.3, not 1 as Stable "
-    "Diffusion's: they lie under the same noise relative to them later in the schedule."
+CHOSEN, SHARPER = "published", "sharper"
+MASKS = (
+    "With the published k of 1 the masks of the fusion stage are seldom the subject's: on the toy the scene model's guidance is the stronger at the "
+    "object, and the subject model is given what is around it. The last stage, which is the subject model's alone, draws the subject all the same. With "
+    "k_subject 10, found on 20 scenes of the training split, the masks are the subject's."
 )
 
 
@@ -86,7 +90,14 @@ class Subjects:
         empty = self.scene.prompts([""])
         if way.stages is not None:
             return SubjectFusion.execute(
-                self.scene.model, self.subject.model, prompts.plain, prompts.subjects, empty, way.cfg, *way.stages
+                self.scene.model,
+                self.subject.model,
+                prompts.plain,
+                prompts.subjects,
+                empty,
+                way.cfg,
+                *way.stages,
+                *way.sharpness,
             )[0]
         if way.delay is None:
             return core.CFGGuider.execute(self.scene.model, prompts.plain, empty, way.cfg)[0]
@@ -101,6 +112,13 @@ class Subjects:
             result = core.SamplerCustomAdvanced.execute(noise, self.guider(prompts, way), euler, self.sigmas, empty)[0]
             images.append(self.scene.decode(result["samples"]))
         return torch.cat(images)
+
+    def places(self, scenes: list[Scene], references: Tensor, way: Way, pictures: Tensor) -> Tensor:
+        """[B, H, W]: where the subject model decides at MASK_STEP, on those pictures."""
+        rows, noise = next(batches(scenes, SEED))
+        guider = self.guider(self.encode(rows, references), way)
+        latent = {"samples": self.scene.encode(pictures)}
+        return SaliencyMap.execute(guider, MASK_STEP, 1, latent_image=latent, sigmas=self.sigmas, noise=noise)[0]
 
 
 def marked(scene: Scene) -> str:
@@ -148,7 +166,7 @@ def write(docs: Path) -> list[str]:
     lines = page(bars, tables, scenes[0])
     (docs / "subject_fusion.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    contact_sheet(scenes, references, pictures, tables).save(docs / "subject_fusion.png")
+    contact_sheet(world, scenes, references, pictures, tables).save(docs / "subject_fusion.png")
     return bars.missed
 
 
@@ -178,8 +196,8 @@ def page(bars: Bars, tables: dict[str, dict[str, float]], example: Scene) -> lis
         "",
         f"{PROMPTS} held-out scenes. The prompt says what shape there is, where and before what, such as \u201c{marked(example)}\u201d; its "
         f"colour and texture, a reference picture says, here of {caption(example, position=False, background=False)}. The scene model is the "
-        "general toy model. The subject model was trained on from it with FastComposer's architecture on shapes in a studio, whose "
-        "captions do not speak of the background. "
+        "general toy model. The subject model was trained on from it with FastComposer's architecture. It has unlearnt scenes, as the papers' "
+        "have by their training on portraits, because half of its captions named a background drawn at random and the others none. "
         f"{STEPS} steps of `euler` on `ddim_uniform`, guidance {CFG} where nothing else is said, the same noise for every row.",
         "",
         "Identity: shape, colour and texture of the reference. Scene: position and background of the prompt.",
@@ -197,18 +215,30 @@ def page(bars: Bars, tables: dict[str, dict[str, float]], example: Scene) -> lis
             for name, table in tables.items()
         ),
         "",
-        TUNING,
+        MASKS,
         "",
         "![References, and what each way makes of them](subject_fusion.png)",
     ]
 
 
 def contact_sheet(
-    scenes: list[Scene], references: Tensor, pictures: dict[str, Tensor], tables: dict[str, dict[str, float]]
+    world: Subjects,
+    scenes: list[Scene],
+    references: Tensor,
+    pictures: dict[str, Tensor],
+    tables: dict[str, dict[str, float]],
 ) -> Sheet:
-    names = ["scene", "subject", best_delay(tables), CHOSEN]
-    headings = ["reference", "scene model", "subject model", "delayed", "both models"]
-    sheet = Sheet("A subject from a picture in a scene from words. Toy models.", headings)
+    alone = ["scene", "subject", best_delay(tables)]
+    headings = ["reference", "scene model", "subject model", "delayed"]
+    headings += ["both models", f"mask, step {MASK_STEP}", "k_subject 10", f"mask, step {MASK_STEP}"]
+    sheet = Sheet("A subject from a picture in a scene from words. White: the subject's places. Toy models.", headings)
+    masks = {
+        name: world.places(scenes[:BATCH], references[:BATCH], WAYS[name], pictures[name][:BATCH])
+        for name in (CHOSEN, SHARPER)
+    }
     for i in range(SHOWN):
-        sheet.add([(references[i], marked(scenes[i])), *((pictures[name][i], "") for name in names)])
+        row = [(references[i], marked(scenes[i])), *((pictures[name][i], "") for name in alone)]
+        for name, mask in masks.items():
+            row += [(pictures[name][i], ""), (mask[i].expand(3, -1, -1), "")]
+        sheet.add(row)
     return sheet

@@ -29,6 +29,11 @@ FILE_LISTS = (
     ("PAL_LoadSubjectEncoder", "ckpt_name"),
     ("PAL_LoadPrior", "prior_name"),
     ("PAL_LoadPrior", "stats_name"),
+    ("PAL_LoadUnCLIPDecoder", "model_name"),
+    ("PAL_LoadUnCLIPDecoder", "text_proj_name"),
+    ("PAL_LoadUpsampler", "model_name"),
+    ("PAL_LoadUpsampler", "last_name"),
+    ("PAL_LoadEmbedding", "embedding_file"),
 )
 
 

@@ -12,7 +12,7 @@ from fixtures.sampling import schedule
 from fixtures.tiny_models import conditioning, sd15
 from fixtures.unet_probe import fingerprint, same
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 STEPS = 3
 RUNS = 20

@@ -6,6 +6,7 @@ A mask that gives an expert the whole picture makes a fusion equal to sampling t
 import comfy.hooks
 import comfy.lora
 import comfy.model_management
+import comfy.model_patcher
 import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
@@ -84,6 +85,23 @@ def test_a_variant_s_weights_are_kept_from_step_to_step(model, sigmas, x, monkey
     monkeypatch.setattr(comfy.lora, "calculate_weight", lambda *a, **k: calculated.append(a[2]) or original(*a, **k))
     run(fuse(general(model), expert(lora(model))), x, schedule(model, 4))
     assert len(calculated) == len(set(calculated)) == 2
+
+
+def test_variants_change_places_once_a_step(model, x, monkeypatch):
+    changes = []
+    original = comfy.model_patcher.ModelPatcher.patch_hooks
+    guider = fuse(general(model), expert(lora(model)))
+
+    def counted(self, hooks):
+        changes.append((self.current_hooks, hooks))
+        return original(self, hooks)
+
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "patch_hooks", counted)
+    run(guider, x, schedule(model, 4))
+    own = guider.experts[0].weights.own
+    while_sampling = [change for change in changes if change in ((None, own), (own, None))]
+    assert while_sampling[:4] == [(None, own), (own, None), (None, own), (own, None)]
+    assert len(while_sampling) <= 5  # the last one, when sampling is over
 
 
 def test_a_variant_with_another_sampling_is_refused(model):

@@ -27,7 +27,7 @@ from palimpsest.nodes.unclip_prior.prior import (
 
 import nodes as core_nodes
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 WIDTH = TINY["embedding"]
 

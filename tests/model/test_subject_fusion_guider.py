@@ -62,6 +62,19 @@ def test_equals_the_published_stages_over_diffusers_scheduler_and_evaluates_what
     assert len(shares) == 3 and all(0.02 < share < 0.98 for share in shares)
 
 
+def test_k_sharpens_each_model_s_own_saliency(models, prompts):
+    sigmas = schedule(models[0], 2)
+    x = start_for(models[0], sigmas, size=(8, 8))
+    plain_maps, sharp_maps = (
+        run(fuse_subject(models, prompts, (0.0, 1.0), CFG, sharpness), x, sigmas).decisions[0].log_maps
+        for sharpness in ((1.0, 1.0), (2.0, 5.0))
+    )
+    for plain_map, sharp_map, k in zip(plain_maps, sharp_maps, (2.0, 5.0), strict=True):
+        assert torch.allclose(sharp_map, torch.log_softmax(k * plain_map.flatten(-2), -1).view_as(sharp_map), atol=1e-4)
+    with pytest.raises(ValueError, match="k: expected a number above 0 for `model_subject`, got 0"):
+        fuse_subject(models, prompts, (0.0, 1.0), CFG, (1.0, 0.0))
+
+
 @pytest.mark.parametrize("borders, alone", [((1.0, 1.0), "scene"), ((0.0, 0.0), "subject")])
 def test_one_stage_over_the_whole_picture_is_that_model_alone(models, prompts, borders, alone):
     null, text, augmented = prompts

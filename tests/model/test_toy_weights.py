@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from evidence.subject_fusion import Subjects, Way, subjects_in_scenes
 from toy import photos
 from toy.judge import judge
 from toy.low_rank import adapt, differences
@@ -110,3 +111,13 @@ def test_the_expert_draws_what_the_general_model_has_never_seen(world) -> None:
         readings, _ = judge(pictures, TEXTURES + NOVEL_TEXTURES)
         right[name] = sum((r.texture, r.colour) == (s.texture, s.colour) for r, s in zip(readings, scenes, strict=True))
     assert right["general"] <= 1 and right["expert"] >= 6
+
+
+@pytest.mark.newest
+def test_a_subject_from_a_picture_is_drawn_in_a_scene_from_words() -> None:
+    scenes, references = subjects_in_scenes(8, 206)
+    pictures = Subjects().draw(scenes, references, Way("both models", stages=(0.3, 0.6)))
+    readings, _ = judge(pictures)
+    pairs = list(zip(readings, scenes, strict=True))
+    assert sum((r.colour, r.texture) == (s.colour, s.texture) for r, s in pairs) >= 6
+    assert sum((r.position, r.background) == (s.position, s.background) for r, s in pairs) >= 7

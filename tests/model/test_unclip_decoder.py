@@ -288,6 +288,11 @@ def test_wrong_conditions_and_latents_are_refused(model, guidance, clip):
         ValueError, match=r"^negative: expected a mask for each of the text's 154 tokens, got one for 77\. "
     ):
         sample(model, x, guidance.positive, both, CFG, sigmas)
+    three = unclip_conditioning(clip, model, "", unclip.embedding(3)).positive
+    with pytest.raises(
+        ValueError, match=r"^positive: expected one image embedding, or .* latent's 1 pictures, got 3\. "
+    ):
+        sample(model, x, three, guidance.negative, CFG, sigmas)
     with pytest.raises(ValueError, match=r"^latent_image: expected pictures in pixel space, .* \[1, 4, 16, 16\]\. "):
         sample(model, torch.randn(1, 4, 16, 16), guidance.positive, guidance.negative, CFG, sigmas)
     with pytest.raises(ValueError, match=r"^clip_vision_output: expected .*\[batch, 64\], .* got \[1, 32\]\. "):

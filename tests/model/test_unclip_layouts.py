@@ -15,7 +15,7 @@ from palimpsest.nodes.unclip_decoder.decoder_network import VARIANCE, DecoderNet
 from palimpsest.nodes.unclip_decoder.layouts import decoder_configuration, from_karlo
 from palimpsest.nodes.unclip_decoder.loading import load_decoder, load_upsampler
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 
 @pytest.fixture(scope="module")

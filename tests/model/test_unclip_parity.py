@@ -18,7 +18,7 @@ from fixtures.twin_unclip_pipeline import (
 from palimpsest.nodes.unclip_decoder.conditioning import unclip_conditioning
 from palimpsest.nodes.unclip_decoder.upsampling import linear_betas, upsample
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 PROMPTS = ["a red cube on a blue table", "an old monk, highly detailed"]
 STEPS, CFG = 8, 4.0

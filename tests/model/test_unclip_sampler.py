@@ -12,7 +12,7 @@ from palimpsest.nodes.unclip_decoder.nodes import UnCLIPSampler
 
 from nodes import ConditioningCombine, ConditioningSetArea
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 CFG = 4.0
 

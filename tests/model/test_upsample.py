@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import comfy.model_management
 import comfy.ops
-import comfy.utils
 import pytest
 import torch
 from benchmarks.live_bytes import LiveBytes
@@ -106,20 +105,23 @@ def test_half_precision_weights(networks):
 
 
 @torch.inference_mode()
-def test_a_cancelled_run_leaves_the_networks_as_they_were(karlo, monkeypatch):
+def test_a_cancelled_run_leaves_the_networks_as_they_were(karlo):
     before = upsample(karlo, picture(), 2, 0, 1, 512)
-    steps = []
+    calls = []
 
-    def cancel(value, *_):
-        steps.append(value)
-        if value >= 3:
+    def cancel(*_):
+        calls.append(None)
+        if len(calls) == 3:
             comfy.model_management.interrupt_current_processing()
 
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, preview, **_: cancel(value))
-    with pytest.raises(comfy.model_management.InterruptProcessingException):
-        upsample(karlo, picture(), 2, 0, 1, 512)
-    assert len(steps) > 0 and steps[-1] < 7
-    monkeypatch.undo()
+    handle = karlo.first.model.register_forward_pre_hook(cancel)
+    try:
+        with pytest.raises(comfy.model_management.InterruptProcessingException):
+            upsample(karlo, picture(), 2, 0, 1, 512)
+    finally:
+        handle.remove()
+        comfy.model_management.interrupt_current_processing(False)
+    assert len(calls) == 3
     assert torch.equal(upsample(karlo, picture(), 2, 0, 1, 512), before)
 
 

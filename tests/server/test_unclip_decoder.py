@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from fixtures.server_runs import pixels, require_refusal
 from host.client import Client, Graph, Node, PromptRejected
 from host.server import Server
+from PIL import Image
 
 pytestmark = pytest.mark.server
 
@@ -95,6 +97,12 @@ def test_text_to_picture_in_both_layouts(client: Client, files: Files):
     assert small.std() > 1 and large.std() > 1
     assert (made.upsampler.id, "7 steps as published, the last by its own network") in run.texts
     assert [step for step in run.progress if step[0] == made.large.id][-1] == (made.large.id, 7, 7)
+    # The decoder's last preview and the upsampler's show what came of it; ComfyUI blows them up to 512 pixels, as JPEG.
+    previews = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), float) for file in run.previews]
+    for picture in (small, large):
+        expected = np.asarray(Image.fromarray(picture).resize((512, 512), Image.BILINEAR), float)
+        near = [np.abs(preview - expected).mean() for preview in previews]
+        assert min(near) < 8 < max(near)
 
     again = client.run(made.graph)
     assert made.large.id in again.cached
@@ -142,14 +150,19 @@ def test_one_network_is_run_as_dalle2_s_second_upsampler(client: Client, files: 
 
 def test_after_an_interrupt_the_next_run_is_as_if_nothing_had_happened(client: Client, files: Files):
     made = wired(files)
-    expected = pixels(client, client.run(made.graph), made.shown[0])
-    long = wired(files, steps=500)
-    stopped = client.run(
-        long.graph, on_progress=lambda node, value, _: client.interrupt() if node == long.sampled.id else None
-    )
-    assert stopped.status == "interrupted" and stopped.error is None
-    client.post("/free", {"unload_models": True, "free_memory": True})
-    assert (pixels(client, client.run(made.graph), made.shown[0]) == expected).all()
+    run = client.run(made.graph)
+    expected = [pixels(client, run, node) for node in made.shown]
+    for changed, long in ((wired(files, steps=500), "sampled"), (wired(files), "large")):
+        if long == "large":
+            changed.graph[changed.large.id]["inputs"]["steps"] = 500
+        node = getattr(changed, long).id
+        stopped = client.run(
+            changed.graph, on_progress=lambda at, *_, node=node: client.interrupt() if at == node else None
+        )
+        assert stopped.status == "interrupted" and stopped.error is None
+        client.post("/free", {"unload_models": True, "free_memory": True})
+        run = client.run(made.graph)
+        assert all((pixels(client, run, made.shown[i]) == expected[i]).all() for i in range(2))
 
 
 @pytest.mark.parametrize(
