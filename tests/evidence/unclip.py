@@ -95,8 +95,6 @@ def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -
         f"they would the public ones. The decoder paints {SMALL} x {SMALL} pixels, the upsamplers {MEDIUM} x {MEDIUM} and {2 * MEDIUM} x "
         f"{2 * MEDIUM}. {SCENES} held-out scenes for each table unless it says otherwise; what a picture shows is read by tests/toy/judge.py, "
         f"after plain enlargement where it is {SMALL} x {SMALL}.",
-        "The CLIP pair in the repository had 1,850 steps in four runs, the decoder 4,750 in three, each going on from the last one while its "
-        "loss was still being worked out; `make toy` takes 1,500 and 5,000 in one run each.",
         "",
         *bars.table(),
         "## (a) From a text",

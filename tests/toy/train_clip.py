@@ -22,7 +22,7 @@ from toy.scenes import Scene
 from toy.train_general import token_ids
 from toy.unclip_scenes import ATTRIBUTES, FAMILIES, MEMBERS, SMALL
 
-STEPS = 1500
+STEPS = 3000
 BATCH = 16  # families
 LEARNING_RATE = 1e-3
 SCALE = 1 / 0.07  # of cosines at the start, as CLIP's; at most 100

@@ -19,7 +19,7 @@ from toy.pack.unclip import WIDTH
 from toy.scenes import Scene, training_caption
 from toy.train_clip import Pair
 
-STEPS = 5000
+STEPS = 8000
 BATCH = 16
 LEARNING_RATE = 1e-3
 TEXT_DROPOUT, EMBEDDING_DROPOUT = 0.5, 0.1  # each on its own, as published
@@ -35,7 +35,7 @@ CONFIG = {
     "scale_shift": True,
 }
 EXTRA_TOKENS = 4
-PIXEL_STD, MOST_WEIGHT = 0.5, 1600.0
+PIXEL_STD, MOST_WEIGHT = 0.5, 100.0
 
 
 def begin(network: AdmUNet) -> None:

@@ -7,28 +7,32 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.ops import disable_weight_init
-from palimpsest.nodes.diffusion.respaced_schedule import respaced, squaredcos_cap_v2
+from palimpsest.nodes.diffusion.respaced_schedule import RespacedSchedule, respaced
 from palimpsest.nodes.unclip_decoder.adm_unet import UpsamplerNetwork
-from palimpsest.nodes.unclip_decoder.upsampling import KARLO_STEPS, linear_betas
-from torch import Tensor
+from palimpsest.nodes.unclip_decoder.upsampling import DALLE2_STEPS, KARLO_STEPS, linear_betas
+from torch import Tensor, nn
+from toy.checkpoint import load_checkpoint
 from toy.fine_tune import fine_tune
 from toy.scenes import SIZE
 from toy.train_decoder import begin, export, level_weights, mixed_precision
 from toy.unclip_scenes import MEDIUM
 
-FIRST_STEPS, LAST_STEPS, SECOND_STEPS = 900, 200, 900
-BATCH = 16
-LAST_BATCH = 8
-LEARNING_RATE, LAST_RATE = 1e-3, 3e-4
-CROP = 32  # pixels of the larger picture that are seen at once: a convolution does not mind
+FIRST_STEPS, LAST_STEPS, SECOND_STEPS = 3000, 500, 3000
+BATCH = 4
+LEARNING_RATE, LAST_RATE = 3e-3, 1e-3
+CROP = 64  # pixels of the larger picture that are seen at once
+# Of a colour of its own in each picture's noise: where x at the first levels is off in colour, the small picture is to be trusted.
+COLOUR_NOISE = 0.4
 BLUR = 0.6  # pixels, of Karlo's and DALL-E 2's first upsampler
 NOISE = 0.04
+# Two channels for each group of the norms at full size: with one, all colours of a picture would be lost in them.
 CONFIG = {
     "in_channels": 6,
     "out_channels": 3,
-    "model_channels": 32,
-    "time_width": 32,
+    "model_channels": 64,
+    "time_width": 64,
     "widths": (64, 32),
     "blocks_per_level": 1,
     "attention": (False, False),
@@ -40,7 +44,35 @@ CONFIG = {
 def new_upsampler() -> UpsamplerNetwork:
     network = UpsamplerNetwork(dtype=torch.float32, device="cpu", operations=disable_weight_init, **CONFIG)
     begin(network)
+    with torch.no_grad():
+        pass_x_on(network)
     return network
+
+
+def pass_x_on(network: UpsamplerNetwork) -> None:
+    """Initial weights under which the answer is x, which is nearly eps where there is much noise.
+
+    Channels come in pairs of opposite sign: a norm's group of two keeps their mean, and silu(a) - silu(-a) = a.
+    """
+    first, last = network.input_blocks[0][0], network.out[-1]
+    first.weight.mul_(0.3)
+    first.weight[1::2] = -first.weight[::2]
+    first.bias.zero_()
+    shares = (0, 1, -1, 0.5, -0.5)  # of the small picture in a pair
+    for colour in range(3):
+        for i, share in enumerate(shares):
+            channel = 2 * (len(shares) * colour + i)
+            centre = torch.zeros_like(first.weight[0])
+            centre[colour, 1, 1], centre[3 + colour, 1, 1] = 1, share
+            first.weight[channel], first.weight[channel + 1] = centre, -centre
+        pair = 2 * len(shares) * colour
+        last.weight[colour, pair, 1, 1], last.weight[colour, pair + 1, 1, 1] = 1, -1
+    for block in network.output_blocks.modules():
+        if isinstance(block, ResBlock) and isinstance(block.skip_connection, nn.Conv2d):
+            weight = block.skip_connection.weight  # of what comes up, and of the way down's channels behind it
+            weight.zero_()
+            weight[:, -len(weight) :, 0, 0] = torch.eye(len(weight))
+            block.skip_connection.bias.zero_()
 
 
 def enlarged(low: Tensor) -> Tensor:
@@ -83,22 +115,28 @@ def crops(high: Tensor, count: int, rng: random.Random) -> tuple[Tensor, Tensor]
 
 
 def denoising(
-    model: UpsamplerNetwork, high: Tensor, betas: Tensor, damage: Callable[[Tensor, random.Random], Tensor], seed: int
+    model: UpsamplerNetwork,
+    high: Tensor,
+    schedule: RespacedSchedule,
+    damage: Callable[[Tensor, random.Random], Tensor],
+    seed: int,
 ) -> Callable[[int], Tensor]:
-    alphas = (1 - betas).cumprod(0).float()
+    """At the levels that Upsample visits by itself: each is seen the more often."""
+    alphas = schedule.alpha_bar
     weights = level_weights(alphas)
 
     def loss_of_step(step: int) -> Tensor:
         rng = random.Random(step)
         torch.manual_seed(seed + step)
         clean, low = crops(high, BATCH, rng)
-        timesteps = torch.randint(0, len(alphas), (BATCH,))
-        alpha = alphas[timesteps][:, None, None, None]
-        noise = torch.randn_like(clean)
-        x = torch.cat([alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, enlarged(damage(low, rng))], dim=1)
+        low = enlarged(damage(low, rng))
+        levels = torch.randint(0, len(alphas), (BATCH,))
+        alpha = alphas[levels].float()[:, None, None, None]
+        noise = torch.randn_like(clean) + COLOUR_NOISE * torch.randn(BATCH, 3, 1, 1)
+        x = torch.cat([alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, low], dim=1)
         with mixed_precision():
-            eps = model(x, timesteps)
-        return (weights[timesteps] * (eps.float() - noise).square().mean((1, 2, 3))).mean()
+            eps = model(x, schedule.timesteps[levels])
+        return (weights[levels] * (eps.float() - noise).square().mean((1, 2, 3))).mean()
 
     return loss_of_step
 
@@ -133,16 +171,17 @@ def train_first(
     def damage(low: Tensor, rng: random.Random) -> Tensor:
         return blurred(low, rng.uniform(0, BLUR))
 
-    loss = denoising(model, high, squaredcos_cap_v2(), damage, seed)
+    schedule = respaced(KARLO_STEPS)
+    loss = denoising(model, high, schedule, damage, seed)
     fine_tune(cache_folder / "upsampler_64.pt", model, loss, steps, {model: LEARNING_RATE}, average)
     last = copy.deepcopy(average).requires_grad_(True)
     last_average = copy.deepcopy(average).requires_grad_(False)
-    alpha = float(respaced(KARLO_STEPS).alpha_bar[-1])
+    alpha = float(schedule.alpha_bar[-1])
 
     def loss_of_last_step(step: int) -> Tensor:
         rng = random.Random(step)
         torch.manual_seed(seed + step)
-        clean, low = crops(high, LAST_BATCH, rng)
+        clean, low = crops(high, BATCH, rng)
         low = enlarged(damage(low, rng))
         with torch.no_grad():
             x = first_steps(average, low)
@@ -157,10 +196,10 @@ def train_first(
 
 
 def train_second(cache_folder: Path, large: Tensor, output: Path, seed: int, steps: int = SECOND_STEPS) -> None:
-    """large: pictures of SIZE pixels, in bytes."""
-    torch.manual_seed(seed)
+    """large: pictures of SIZE pixels, in bytes. Begins as the first upsampler, whose training is in the cache."""
     model = new_upsampler()
+    load_checkpoint(cache_folder / "upsampler_64.pt", {"average": model})
     average = copy.deepcopy(model).requires_grad_(False)
-    loss = denoising(model, large, linear_betas(), degraded, seed)
+    loss = denoising(model, large, respaced(DALLE2_STEPS, linear_betas()), degraded, seed)
     fine_tune(cache_folder / "upsampler_128.pt", model, loss, steps, {model: LEARNING_RATE}, average)
     export({"model.": average}, output)
