@@ -79,7 +79,7 @@ def test_clip_tells_a_held_out_picture_from_what_it_is_not(world, scenes, pictur
             )
             chosen = cosines(pooled, seen[:, None]).argmax(1)
             right = [values[i] == getattr(scene, attribute) for i, scene in zip(chosen, scenes, strict=True)]
-            assert sum(right) >= 0.75 * len(scenes), attribute
+            assert sum(right) >= 0.9 * len(scenes), attribute
 
 
 def test_the_prior_comes_nearer_to_the_picture_than_the_text_is(world, scenes, pictures) -> None:
@@ -99,7 +99,7 @@ def test_held_out_texts_are_painted(world, scenes) -> None:
     with torch.inference_mode():
         told = world.tell(words, world.imagine(words, 2))
         row = Row.of("", world.paint(told, len(words)), scenes[:8])
-    assert row.both >= 6 / 8 and row.same["background"] >= 7 / 8
+    assert row.both >= 7 / 8 and row.same["background"] >= 7 / 8
 
 
 def test_a_picture_comes_back_from_its_embedding_and_noise(world, scenes, pictures) -> None:
@@ -107,17 +107,28 @@ def test_a_picture_comes_back_from_its_embedding_and_noise(world, scenes, pictur
     with torch.inference_mode():
         told = world.tell([""] * 4, world.see(pictures[:4]))
         again = world.paint_from(world.start(small, told), told)
-    assert (again - small).square().mean() < 0.1**2  # 20 dB
+    assert (again - small).square().mean() < 0.01**2  # 40 dB
 
 
-def test_upsamplers_add_what_interpolation_cannot(world, pictures) -> None:
+def test_upsamplers_draw_sharper_edges_than_interpolation_and_keep_the_colours(world, pictures) -> None:
     for upsampler, size in zip(world.upsamplers, (32, 64), strict=True):
         single = replace(world, upsamplers=(upsampler,))
         small, large = shrunk(pictures[:4], size), shrunk(pictures[:4], 2 * size)
         with torch.inference_mode():
             made = single.upsample(small)
         plain = torch.nn.functional.interpolate(small, scale_factor=2, mode="bicubic", antialias=True).clamp(0, 1)
-        assert (made - large).square().mean() < (plain - large).square().mean()
+        edges = slopes(large) > 0.2
+        true, drawn, blurred = (slopes(image)[edges].mean() for image in (large, made, plain))
+        assert (drawn - true).abs() < 0.5 * (blurred - true).abs()
+        assert (shrunk_again(made) - small).square().mean() < 0.05**2
+
+
+def slopes(images: torch.Tensor) -> torch.Tensor:
+    return images.diff(dim=-1).abs().amax(1)
+
+
+def shrunk_again(images: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.avg_pool2d(images, 2)
 
 
 def test_the_last_step_has_learnt_something_of_its_own(world) -> None:
