@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 import tempfile
 import time
@@ -36,11 +37,13 @@ def main() -> None:
         enter_comfyui(base)
         import torch
 
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
         with torch.inference_mode():
             print(json.dumps(prior_speed(options.layers, options.repetitions)))
 
 
 def prior_speed(layers: int, repetitions: int) -> dict:
+    import torch
     from benchmarks.resident_memory import ResidentMemory
     from fixtures.twin_prior import KARLO_WIDTH, loop, published_noise, random_text, twin
     from palimpsest.nodes.unclip_prior.checkpoint import prior
@@ -59,7 +62,13 @@ def prior_speed(layers: int, repetitions: int) -> dict:
         return sample(made, text, noise, Options(STEPS, CFG, CLAMP))
 
     memory = ResidentMemory()
-    result: dict = {"layers": layers, "weights": made.patcher.model_size(), "peak": {}, "runs": {}}
+    result: dict = {
+        "layers": layers,
+        "threads": torch.get_num_threads(),
+        "weights": made.patcher.model_size(),
+        "peak": {},
+        "runs": {},
+    }
     sample(made, text, published_noise(SEED, 2, 1, size["embedding"]), Options(2))  # libraries make room for themselves
     for count in CANDIDATES:
         before = memory.used()

@@ -2,23 +2,23 @@
 
 import io
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from browser.frontend import Frontend, open_frontend
 from browser.test_workflows import wait_until_idle
-from fixtures.server_runs import second_checkpoint_file
-from host.client import Client
-from host.graphs import saliency_fusion
-from host.server import Server
+from host.client import Client, Graph
+from host.server import PACK, Server
 from PIL import Image
 from playwright.sync_api import Browser
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = pytest.mark.browser
 
+TOY_PACK = PACK / "tests" / "toy" / "pack"
 SIZE = 128
-STEPS = 200  # more than are waited for
+STEPS = 1000  # more than are waited for
 SHOW_SAMPLER = """() => {
     const sampler = app.graph.nodes.find(node => node.type === 'SamplerCustomAdvanced')
     for (const node of app.graph.nodes) node.pos = [3000, 3000]
@@ -36,27 +36,48 @@ HALVES = [
 
 
 @pytest.fixture(scope="module")
-def second(server: Server, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return server.link_model("checkpoints", second_checkpoint_file(tmp_path_factory.mktemp("second")))
+def toy_server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Its models are quick enough to be looked at while they run."""
+    packs = {"palimpsest": PACK, "palimpsest_toy": TOY_PACK}
+    with Server(comfyui, tmp_path_factory.mktemp("toy server"), packs) as running:
+        yield running
 
 
-def left_half(sd15: str, second: str, seed: int) -> dict:
+def left_half(seed: int) -> Graph:
     """A fusion whose expert has the left half of the picture."""
-    made = saliency_fusion(sd15, STEPS, second)
-    made.graph[made.stock.latent.id]["inputs"].update(width=SIZE, height=SIZE)
-    nothing = made.graph.add("SolidMask", value=0.0, width=SIZE, height=SIZE)
-    half = made.graph.add("SolidMask", value=1.0, width=SIZE // 2, height=SIZE)
-    mask = made.graph.add("MaskComposite", destination=nothing[0], source=half[0], x=0, y=0, operation="add")
-    made.graph[made.guider.id]["inputs"].update(mask=mask[0], mask_use="decide", cfg=5.0 + seed)
-    return made.graph
+    graph = Graph()
+    general, expert = graph.add("TOY_LoadGeneral"), graph.add("TOY_LoadExpert")
+    nothing = graph.add("SolidMask", value=0.0, width=SIZE, height=SIZE)
+    half = graph.add("SolidMask", value=1.0, width=SIZE // 2, height=SIZE)
+    mask = graph.add("MaskComposite", destination=nothing[0], source=half[0], x=0, y=0, operation="add")
+    texts = {
+        f"{name}{of}": graph.add("CLIPTextEncode", clip=loader[1], text=text)[0]
+        for of, loader in (("", general), ("_expert", expert))
+        for name, text in (("positive", "a green circle on a gray background"), ("negative", ""))
+    }
+    guider = graph.add(
+        "PAL_SaliencyFusionGuider", model=general[0], model_expert=expert[0], **texts, cfg=3.0, cfg_expert=3.0,
+        k_general=1.0, k_expert=1.0, start_percent=0.0, end_percent=1.0, blur="box", expert_uncond="own", mode="hard",
+        temperature=0.5, mask=mask[0], mask_use="decide",
+    )  # fmt: skip
+    sampled = graph.add(
+        "SamplerCustomAdvanced",
+        noise=graph.add("RandomNoise", noise_seed=seed)[0],
+        guider=guider[0],
+        sampler=graph.add("KSamplerSelect", sampler_name="euler")[0],
+        sigmas=graph.add("BasicScheduler", model=general[0], scheduler="ddim_uniform", steps=STEPS, denoise=1.0)[0],
+        latent_image=graph.add("EmptySD3LatentImage", width=SIZE, height=SIZE, batch_size=1)[0],
+    )
+    graph.add("PreviewImage", images=graph.add("VAEDecode", samples=sampled[0], vae=general[2])[0])
+    return graph
 
 
 @pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "nodes2"])
 def test_the_expert_s_places_are_tinted_while_sampling(
-    browser: Browser, server: Server, client: Client, sd15: str, second: str, screenshots: Path, vue_nodes: bool
+    browser: Browser, toy_server: Server, screenshots: Path, vue_nodes: bool
 ):
-    with open_frontend(browser, server.address, vue_nodes) as frontend:
-        frontend.page.evaluate("graph => app.loadApiJson(graph, 'fusion')", left_half(sd15, second, int(vue_nodes)))
+    with Client(toy_server.address) as client, open_frontend(browser, toy_server.address, vue_nodes) as frontend:
+        frontend.page.evaluate("graph => app.loadApiJson(graph, 'fusion')", left_half(int(vue_nodes)))
         frontend.page.evaluate(SHOW_SAMPLER)
         frontend.queue()
         picture = wait_for_tint(frontend)
@@ -66,11 +87,11 @@ def test_the_expert_s_places_are_tinted_while_sampling(
     assert frontend.errors == []
 
 
-def wait_for_tint(frontend: Frontend, timeout: float = 480) -> Image.Image:
+def wait_for_tint(frontend: Frontend, timeout: float = 240) -> Image.Image:
     """A screenshot of the node whose preview is orange on the left, where noise of all colours alone is so by less than half."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
-        picture = Image.open(io.BytesIO(frontend.page.screenshot(clip=NODE, timeout=120_000))).convert("RGB")
+        picture = Image.open(io.BytesIO(frontend.page.screenshot(clip=NODE))).convert("RGB")
         left, right = (orange_places(picture)[half].mean() for half in HALVES)
         if left > 0.85 and right < 0.65:
             return picture
