@@ -13,7 +13,7 @@ from toy.train_clip import trained_pair
 from toy.train_prior import answer
 from toy.unclip_scenes import ATTRIBUTES, shrunk
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 
 @pytest.fixture(scope="module")
