@@ -97,10 +97,11 @@ def _predict(
 
 def _require_room(prior: Prior, text: TextStates, count: int, steps: int) -> None:
     """Load the prior, with memory left for keys and values and for one block's activations."""
-    model, texts, tokens = prior.model, *text.mask.shape
-    kept = 2 * len(model.blocks) * (tokens + 1 + min(steps, TIMES_AT_ONCE))
-    fleeting = 16 * (tokens + 2 * min(count, CANDIDATES_AT_ONCE) + TIMES_AT_ONCE)
-    needed = texts * (kept + fleeting) * model.width * model.compute_dtype.itemsize
+    model, texts = prior.model, len(text.mask)
+    tokens = int(text.mask.sum()) + texts
+    times = texts * min(steps, TIMES_AT_ONCE)
+    fleeting = 16 * max(tokens, times, 2 * texts * min(count, CANDIDATES_AT_ONCE))
+    needed = (2 * len(model.blocks) * (tokens + times) + fleeting) * model.width * model.compute_dtype.itemsize
     comfy.model_management.load_models_gpu([prior.patcher], memory_required=needed)
 
 

@@ -4,6 +4,8 @@ One causal sequence: 77 text states, the text's embedding, the time, the noisy i
 the clean image embedding. A token sees what comes before it, so that what the text says is worked out once: its keys and values
 serve all steps and all candidates. The time's token comes before the image's, hence its keys and values are had for many
 steps at once. Only the last two tokens are left for each step.
+
+The tokens of all texts, times and candidates lie in one row, without gaps, and each sees what belongs to its own text.
 """
 
 from __future__ import annotations
@@ -19,15 +21,16 @@ HEAD_WIDTH = 64
 TEXT_TOKENS = 77
 EMBEDDING, TIME, IMAGE, QUERY = range(TEXT_TOKENS, TEXT_TOKENS + 4)  # positions
 
-KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # of each layer, [P, tokens, width]
+KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # of each layer, [1, tokens, width]
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the network made of P texts. visible: [P, tokens] bool."""
+    """What the network made of several texts. owners: [tokens], which text each token is of."""
 
     layers: KeysValues
-    visible: torch.Tensor
+    owners: torch.Tensor
+    texts: int
 
 
 class Block(torch.nn.Module):
@@ -44,9 +47,9 @@ class Block(torch.nn.Module):
     def forward(
         self, x: torch.Tensor, past: list[tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor, answers: int
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """The last `answers` tokens of x [P, tokens, width] after this block, and the keys and values of all of them.
+        """The last `answers` tokens of x [B, tokens, width] after this block, and the keys and values of all of them.
 
-        mask: [P, 1, tokens, past and own tokens], added to the attention's logits.
+        mask: [B, 1, tokens, past and own tokens], added to the attention's logits.
         """
         q, *own = self.qkv(self.norm_1(x)).chunk(3, dim=-1)
         if answers == 0:
@@ -81,25 +84,28 @@ class PriorTransformer(torch.nn.Module):
         self.out_proj = operations.Linear(width, embedding, **shell)
 
     def read(self, states: torch.Tensor, embedding: torch.Tensor, mask: torch.Tensor) -> Reading:
-        """Text states [P, 77, embedding], text embeddings [P, embedding] and which states are the text's own [P, 77]."""
-        tokens = int(mask.nonzero()[:, 1].max()) + 1  # what is masked in every row is seen by none
-        text = self.text_proj(states[:, :tokens].to(self.compute_dtype))
-        whole = self.embedding_proj(embedding[:, None].to(self.compute_dtype))
-        positions = cast_to_input(self.positions, text)
-        x = torch.cat([text + positions[:, :tokens], whole + positions[:, EMBEDDING, None]], dim=1)
-        visible = torch.cat([mask[:, :tokens], mask.new_ones(len(mask), 1)], dim=1)
-        causal = torch.ones(tokens + 1, tokens + 1, dtype=torch.bool, device=x.device).tril()
-        _, layers = self._through(x, [], visible[:, None] & causal, 0)
-        return Reading(layers, visible)
+        """Text states [P, 77, embedding], text embeddings [P, embedding] and which states are the text's own [P, 77].
+
+        Only those are read: what is masked is seen by none.
+        """
+        count = len(mask)
+        owners, places = mask.nonzero().unbind(1)
+        text = self.text_proj(states[mask].to(self.compute_dtype))
+        whole = self.embedding_proj(embedding.to(self.compute_dtype))
+        positions = cast_to_input(self.positions, text)[0]
+        x = torch.cat([text + positions[places], whole + positions[EMBEDDING]])
+        owners = torch.cat([owners, torch.arange(count, device=owners.device)])
+        places = torch.cat([places, places.new_full((count,), EMBEDDING)])
+        sees = (owners[:, None] == owners) & (places[:, None] >= places)
+        return Reading(self._through(x, [], sees, 0)[1], owners, count)
 
     def read_times(self, reading: Reading, timesteps: torch.Tensor) -> KeysValues:
-        """Of the tokens of these timesteps [S], each of which sees the text and itself alone."""
+        """Of the tokens of these timesteps [S], each of which sees its text and itself alone: all those of a text in a row."""
         embedded = self.time_embed(timestep_embedding(timesteps, self.width).to(self.compute_dtype))
-        x = embedded + cast_to_input(self.positions, embedded)[0, TIME]
-        count, texts = len(timesteps), len(reading.visible)
-        itself = torch.eye(count, dtype=torch.bool, device=x.device).expand(texts, -1, -1)
-        sees = torch.cat([reading.visible[:, None].expand(-1, count, -1), itself], dim=2)
-        return self._through(x.expand(texts, -1, -1), [reading.layers], sees, 0)[1]
+        x = (embedded + cast_to_input(self.positions, embedded)[0, TIME]).repeat(reading.texts, 1)
+        owners = torch.arange(reading.texts, device=x.device).repeat_interleave(len(timesteps))
+        itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
+        return self._through(x, [reading.layers], torch.cat([owners[:, None] == reading.owners, itself], dim=1), 0)[1]
 
     def forward(self, z: torch.Tensor, reading: Reading, times: KeysValues, step: int) -> torch.Tensor:
         """Noisy image embeddings [N, embedding] -> the clean ones for each of the P texts, [P, N, embedding], float32.
@@ -109,27 +115,29 @@ class PriorTransformer(torch.nn.Module):
         image = self.image_proj(z.to(self.compute_dtype))
         positions = cast_to_input(self.positions, image)[0]
         query = cast_to_input(self.query, image)[0] + positions[QUERY]
-        count, texts = len(z), len(reading.visible)
-        x = torch.cat([image + positions[IMAGE], query.expand(count, -1)]).expand(texts, -1, -1)
+        texts, count = reading.texts, len(z) * reading.texts
+        x = torch.cat([(image + positions[IMAGE]).repeat(texts, 1), query.expand(count, -1)])
 
-        itself, none = torch.eye(count, dtype=torch.bool, device=z.device), z.new_zeros(count, count, dtype=torch.bool)
-        own = torch.cat([torch.cat([itself, none], dim=1), torch.cat([itself, itself], dim=1)])
-        before = torch.cat([reading.visible, reading.visible.new_ones(texts, 1)], dim=1)
-        sees = torch.cat([before[:, None].expand(-1, 2 * count, -1), own.expand(texts, -1, -1)], dim=2)
+        itself = torch.eye(count, dtype=torch.bool, device=z.device)
+        own = torch.cat([torch.cat([itself, torch.zeros_like(itself)], dim=1), itself.repeat(1, 2)])
+        text = torch.arange(texts, device=z.device)
+        owners = text.repeat_interleave(len(z)).repeat(2)[:, None]
+        sees = torch.cat([owners == reading.owners, owners == text, own], dim=1)
 
-        time = [(k[:, step, None], v[:, step, None]) for k, v in times]
+        time = [tuple(kept.unflatten(1, (texts, -1))[:, :, step] for kept in layer) for layer in times]
         x, _ = self._through(x, [reading.layers, time], sees, count)
-        return self.out_proj(self.norm_out(x)).float()
+        return self.out_proj(self.norm_out(x)).float().unflatten(0, (texts, -1))
 
     def _through(
         self, x: torch.Tensor, past: list[KeysValues], sees: torch.Tensor, answers: int
     ) -> tuple[torch.Tensor, KeysValues]:
-        """The last `answers` tokens after all blocks, and all tokens' keys and values. sees: [P, tokens, past and own] bool."""
+        """The last `answers` of x [tokens, width] after all blocks, and all tokens' keys and values. sees: [tokens, past and own] bool."""
         mask = torch.zeros(sees.shape, dtype=x.dtype, device=x.device)
-        mask = mask.masked_fill_(~sees, torch.finfo(x.dtype).min)[:, None]
+        mask = mask.masked_fill_(~sees, torch.finfo(x.dtype).min)[None, None]
+        x = x[None]
         kept: KeysValues = []
         for i, block in enumerate(self.blocks):
             last = i == len(self.blocks) - 1
             x, own = block(x, [layers[i] for layers in past], mask, answers if last else x.shape[1])
             kept.append(own)
-        return x, kept
+        return x[0], kept

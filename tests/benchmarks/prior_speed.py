@@ -91,6 +91,7 @@ def prior_speed(layers: int, repetitions: int) -> dict:
                 seconds[name] = time.perf_counter() - start
             difference = (answers["ours"] - answers["published"]).abs().max() / answers["published"].abs().max()
             runs.append({**seconds, "difference": float(difference)})
+            print(f"candidates: {count}, {runs[-1]}", file=sys.stderr)
         result["runs"][count] = runs
     return result
 

@@ -171,8 +171,8 @@ def test_the_text_is_read_once_and_the_times_in_few_passes(model, monkeypatch):
     with torch.inference_mode():
         sample(model, random_text(WIDTH, (9, 2)), noise(1, 3, steps), Options(steps))
     handle.remove()
-    assert tokens[:2] == [(2, 10), (2, TIMES_AT_ONCE)] and tokens.count((2, 8)) == 1
-    assert tokens.count((2, 6)) == steps and len(tokens) == steps + 3
+    assert tokens[:2] == [(1, 10 + 3), (1, 2 * TIMES_AT_ONCE)] and tokens.count((1, 2 * 8)) == 1
+    assert tokens.count((1, 2 * 6)) == steps and len(tokens) == steps + 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
