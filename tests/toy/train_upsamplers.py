@@ -13,18 +13,21 @@ from palimpsest.nodes.diffusion.respaced_schedule import RespacedSchedule, respa
 from palimpsest.nodes.unclip_decoder.adm_unet import UpsamplerNetwork
 from palimpsest.nodes.unclip_decoder.upsampling import DALLE2_STEPS, KARLO_STEPS, linear_betas
 from torch import Tensor, nn
-from toy.checkpoint import load_checkpoint
 from toy.fine_tune import fine_tune
 from toy.scenes import SIZE
-from toy.train_decoder import begin, export, level_weights, mixed_precision
+from toy.train_decoder import MOST_WEIGHT, begin, export, level_weights, mixed_precision
 from toy.unclip_scenes import MEDIUM
 
-FIRST_STEPS, LAST_STEPS, SECOND_STEPS = 3000, 500, 3000
+FIRST_STEPS, LAST_STEPS, SECOND_STEPS, FINE_STEPS = 3000, 500, 3500, 4500
 BATCH = 4
-LEARNING_RATE, LAST_RATE = 3e-3, 1e-3
+LEARNING_RATE, LAST_RATE, FINE_RATE = 3e-3, 1e-3, 1.5e-3
+FINE_WEIGHT = 10.0  # at most, of a level: what is left to learn is seen under little noise
 CROP = 64  # pixels of the larger picture that are seen at once
 # Of a colour of its own in each picture's noise: where x at the first levels is off in colour, the small picture is to be trusted.
 COLOUR_NOISE = 0.4
+STRENGTH_NOISE = 0.25  # likewise of the noise's strength, where no new noise is added
+SHARES = (0, 1, -1, 0.5, -0.5)  # of the small picture in the pairs of channels that pass x on, for each colour
+CONSTANT = 4.0
 BLUR = 0.6  # pixels, of Karlo's and DALL-E 2's first upsampler
 NOISE = 0.04
 # Two channels for each group of the norms at full size: with one, all colours of a picture would be lost in them.
@@ -58,14 +61,13 @@ def pass_x_on(network: UpsamplerNetwork) -> None:
     first.weight.mul_(0.3)
     first.weight[1::2] = -first.weight[::2]
     first.bias.zero_()
-    shares = (0, 1, -1, 0.5, -0.5)  # of the small picture in a pair
     for colour in range(3):
-        for i, share in enumerate(shares):
-            channel = 2 * (len(shares) * colour + i)
+        for i, share in enumerate(SHARES):
+            channel = 2 * (len(SHARES) * colour + i)
             centre = torch.zeros_like(first.weight[0])
             centre[colour, 1, 1], centre[3 + colour, 1, 1] = 1, share
             first.weight[channel], first.weight[channel + 1] = centre, -centre
-        pair = 2 * len(shares) * colour
+        pair = 2 * len(SHARES) * colour
         last.weight[colour, pair, 1, 1], last.weight[colour, pair + 1, 1, 1] = 1, -1
     for block in network.output_blocks.modules():
         if isinstance(block, ResBlock) and isinstance(block.skip_connection, nn.Conv2d):
@@ -73,6 +75,21 @@ def pass_x_on(network: UpsamplerNetwork) -> None:
             weight.zero_()
             weight[:, -len(weight) :, 0, 0] = torch.eye(len(weight))
             block.skip_connection.bias.zero_()
+
+
+def keep_strength(network: UpsamplerNetwork) -> None:
+    """A constant in the pairs that pass x on outweighs it in the last norm, and is taken off again behind it.
+
+    Else the norm divides x by its own strength, and without new noise on the way what an answer is too weak by stays in the
+    picture as grain. What the norm now loses, the mean of x, is left to training.
+    """
+    last = network.out[-1]
+    *_, block = (block for block in network.output_blocks.modules() if isinstance(block, ResBlock))
+    for colour in range(3):
+        pair = 2 * len(SHARES) * colour
+        block.skip_connection.bias[pair], block.skip_connection.bias[pair + 1] = CONSTANT, -CONSTANT
+        last.weight[colour] *= CONSTANT
+        last.bias[colour] = -CONSTANT
 
 
 def enlarged(low: Tensor) -> Tensor:
@@ -120,10 +137,12 @@ def denoising(
     schedule: RespacedSchedule,
     damage: Callable[[Tensor, random.Random], Tensor],
     seed: int,
+    eta: float,
+    most_weight: float = MOST_WEIGHT,
 ) -> Callable[[int], Tensor]:
     """At the levels that Upsample visits by itself: each is seen the more often."""
     alphas = schedule.alpha_bar
-    weights = level_weights(alphas)
+    weights = level_weights(alphas).clamp(max=most_weight)
 
     def loss_of_step(step: int) -> Tensor:
         rng = random.Random(step)
@@ -132,7 +151,12 @@ def denoising(
         low = enlarged(damage(low, rng))
         levels = torch.randint(0, len(alphas), (BATCH,))
         alpha = alphas[levels].float()[:, None, None, None]
-        noise = torch.randn_like(clean) + COLOUR_NOISE * torch.randn(BATCH, 3, 1, 1)
+        noise = torch.randn_like(clean)
+        kept = 1.0
+        if eta == 0:
+            kept = alpha.sqrt()
+            noise = noise * (1 + STRENGTH_NOISE * kept * torch.randn(BATCH, 3, 1, 1))
+        noise = noise + COLOUR_NOISE * kept * torch.randn(BATCH, 3, 1, 1)
         x = torch.cat([alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, low], dim=1)
         with mixed_precision():
             eps = model(x, schedule.timesteps[levels])
@@ -172,7 +196,7 @@ def train_first(
         return blurred(low, rng.uniform(0, BLUR))
 
     schedule = respaced(KARLO_STEPS)
-    loss = denoising(model, high, schedule, damage, seed)
+    loss = denoising(model, high, schedule, damage, seed, eta=1.0)
     fine_tune(cache_folder / "upsampler_64.pt", model, loss, steps, {model: LEARNING_RATE}, average)
     last = copy.deepcopy(average).requires_grad_(True)
     last_average = copy.deepcopy(average).requires_grad_(False)
@@ -195,11 +219,24 @@ def train_first(
     export({"model_first_steps.": average, "model_last_step.": last_average}, output)
 
 
-def train_second(cache_folder: Path, large: Tensor, output: Path, seed: int, steps: int = SECOND_STEPS) -> None:
-    """large: pictures of SIZE pixels, in bytes. Begins as the first upsampler, whose training is in the cache."""
+def train_second(
+    cache_folder: Path,
+    large: Tensor,
+    output: Path,
+    seed: int,
+    steps: int = SECOND_STEPS,
+    fine_steps: int = FINE_STEPS,
+) -> None:
+    """large: pictures of SIZE pixels, in bytes."""
+    torch.manual_seed(seed)
     model = new_upsampler()
-    load_checkpoint(cache_folder / "upsampler_64.pt", {"average": model})
+    with torch.no_grad():
+        keep_strength(model)
     average = copy.deepcopy(model).requires_grad_(False)
-    loss = denoising(model, large, respaced(DALLE2_STEPS, linear_betas()), degraded, seed)
+    schedule = respaced(DALLE2_STEPS, linear_betas())
+    loss = denoising(model, large, schedule, degraded, seed, eta=0.0)
     fine_tune(cache_folder / "upsampler_128.pt", model, loss, steps, {model: LEARNING_RATE}, average)
+    model = copy.deepcopy(average).requires_grad_(True)
+    loss = denoising(model, large, schedule, degraded, seed + steps, eta=0.0, most_weight=FINE_WEIGHT)
+    fine_tune(cache_folder / "upsampler_128_fine.pt", model, loss, fine_steps, {model: FINE_RATE}, average)
     export({"model.": average}, output)
