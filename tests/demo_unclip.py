@@ -13,7 +13,7 @@ from toy.scenes import Scene, caption, render
 
 WEIGHTS = Path(__file__).parent / "toy" / "weights"
 # With the settings of docs/unclip.md.
-STEPS, PRIOR_CFG, CFG = 25, 1.0, 5.0
+STEPS, PRIOR_CFG, CFG = 25, 1.0, 2.0
 SIZE = 32  # pixels of the decoder
 FRAMES = 7
 TEXTS = (
