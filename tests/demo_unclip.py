@@ -12,7 +12,7 @@ from PIL import Image
 from toy.scenes import Scene, caption, render
 
 WEIGHTS = Path(__file__).parent / "toy" / "weights"
-# With the settings of docs/unclip.md.
+# The prior with the settings of docs/unclip.md; the decoder with less guidance, which its last training made do.
 STEPS, PRIOR_CFG, CFG = 25, 1.0, 2.0
 SIZE = 32  # pixels of the decoder
 FRAMES = 7

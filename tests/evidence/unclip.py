@@ -49,7 +49,7 @@ def write(docs: Path) -> list[str]:
     lines = page(bars, texts, seen, middle, moved)
     (docs / "unclip.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    contact_sheet(world, texts, opened, middle, moved).save(docs / "unclip.png")
+    contact_sheet(world, texts, opened, seen, middle, moved).save(docs / "unclip.png")
     return bars.missed
 
 
@@ -92,7 +92,8 @@ def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -
         "`python3 tests/host/provision.py tests/evidence unclip`).",
         "",
         "A CLIP pair, a prior, a decoder and two upsamplers in the published layouts, trained by `make toy`; the nodes load and run them as "
-        f"they would the public ones. The decoder paints {SMALL} x {SMALL} pixels, the upsamplers {MEDIUM} x {MEDIUM} and {2 * MEDIUM} x "
+        f"they would the public ones. The second upsampler's first weights were not the draw that `make toy` makes. "
+        f"The decoder paints {SMALL} x {SMALL} pixels, the upsamplers {MEDIUM} x {MEDIUM} and {2 * MEDIUM} x "
         f"{2 * MEDIUM}. {SCENES} held-out scenes for each table unless it says otherwise; what a picture shows is read by tests/toy/judge.py, "
         f"after plain enlargement where it is {SMALL} x {SMALL}.",
         "",
@@ -167,7 +168,7 @@ def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -
     ]
 
 
-def contact_sheet(world: UnCLIP, texts: Texts, opened: Opened, middle: Between, moved: Moved) -> Sheet:
+def contact_sheet(world: UnCLIP, texts: Texts, opened: Opened, seen: Again, middle: Between, moved: Moved) -> Sheet:
     sheet = Sheet("Text, prior, decoder, two upsamplers. A miniature DALL-E 2.")
     columns = 2 * SHOWN + 1
     sheet.add(
@@ -180,8 +181,7 @@ def contact_sheet(world: UnCLIP, texts: Texts, opened: Opened, middle: Between, 
         told = world.tell([""] * (columns - 2), opened.embeds[i].expand(columns - 2, -1))
         start = opened.start[i].expand(columns - 2, -1, -1, -1)
         varied = world.paint_from(start, told, VARIATION_CFG, 1.0)
-        again = world.paint_from(start[:1], told.rows(0, 1))
-        large = world.upsample(torch.cat([opened.small[i : i + 1], again, varied]))
+        large = world.upsample(torch.cat([opened.small[i : i + 1], seen.pictures["inverted"][i : i + 1], varied]))
         labels = [f"{caption(opened.scenes[i])}", "again, eta 0", *["variation"] * (columns - 2)]
         sheet.add(list(zip(large, labels, strict=True)))
     for frames, pair in list(zip(middle.pictures, middle.pairs, strict=True))[:MORPHS]:

@@ -51,10 +51,6 @@ class Row:
         both = sum(row["shape"] and row["colour"] for row in rows) / count
         return cls(label, same, both, sum(all(row.values()) for row in rows) / count)
 
-    def line(self) -> str:
-        values = [self.both, self.everything, *self.same.values()]
-        return f"| {self.label} | " + " | ".join(f"{100 * value:.1f} %" for value in values) + " |"
-
 
 @dataclass(frozen=True)
 class Opened:
@@ -201,7 +197,6 @@ class Moved:
     both: dict[float, float]
     by_attribute: dict[str, float]
     pictures: dict[float, Tensor]
-    targets: list[Scene]
 
 
 def by_words(world: UnCLIP, opened: Opened) -> Moved:
@@ -233,4 +228,4 @@ def by_words(world: UnCLIP, opened: Opened) -> Moved:
             by_attribute = {
                 name: sum(hits[i :: len(CHANGED)]) / len(hits[i :: len(CHANGED)]) for i, name in enumerate(CHANGED)
             }
-    return Moved(changed, kept, both, by_attribute, pictures, targets)
+    return Moved(changed, kept, both, by_attribute, pictures)

@@ -132,7 +132,6 @@ def train(
     masks: Tensor,
     output: Path,
     seed: int,
-    steps: int = STEPS,
 ) -> None:
     """pictures, masks: of the scenes, in bytes."""
     torch.manual_seed(seed)
@@ -152,7 +151,7 @@ def train(
         asked = pair.questions(embeds, states, masks[rows].float() / 255, codes[rows])
         return contrast(pair.log_scale.exp().clamp(max=100) * cosines, fits) + asked
 
-    fine_tune(cache_folder / "clip.pt", pair, loss_of_step, steps, {pair: LEARNING_RATE})
+    fine_tune(cache_folder / "clip.pt", pair, loss_of_step, STEPS, {pair: LEARNING_RATE})
     weights = {**pair.text.state_dict(), **pair.image.state_dict()}
     weights = {name: value.detach().half().contiguous() for name, value in weights.items()}
     save_file({**weights, "toy.token_ids": pair.vocabulary.int()}, output)

@@ -108,8 +108,6 @@ def train(
     embeds: Tensor,
     output: Path,
     seed: int,
-    steps: int = STEPS,
-    last_steps: int = LAST_STEPS,
 ) -> None:
     """small: the scenes in bytes [N, 3, 32, 32]; embeds: the image embeddings of the same pictures."""
     diffusion = LearnedRange()
@@ -117,7 +115,7 @@ def train(
     model = new_decoder()
     average = copy.deepcopy(model).requires_grad_(False)
 
-    def loss_of_step(model: DecoderNetwork, step: int, most_noise: float = 0.0) -> Tensor:
+    def loss_of_step(network: DecoderNetwork, step: int, most_noise: float) -> Tensor:
         rng = random.Random(step)
         rows = [rng.randrange(len(drawn)) for _ in range(BATCH)]
         words = ["" if rng.random() < TEXT_DROPOUT else training_caption(drawn[row], rng) for row in rows]
@@ -130,14 +128,14 @@ def train(
         read = pair.read(words)
         found: list[Tensor] = []
         with mixed_precision():
-            eps = model(
+            eps = network(
                 diffusion.noised(clean, timesteps, noise),
                 timesteps,
                 read.states,
                 transformer_options={VARIANCE: lambda variance, _options: found.append(variance)},
                 text_mask=read.mask.float(),
                 text_embed=read.pooled,
-                image_embed=torch.where(unseen, model.cf_param, seen),
+                image_embed=torch.where(unseen, network.cf_param, seen),
             )
         error = eps.float() - noise
         squared = error.square().mean((1, 2, 3))
@@ -148,8 +146,8 @@ def train(
     fine_tune(
         cache_folder / "decoder.pt",
         model,
-        lambda step: loss_of_step(model, step),
-        steps,
+        lambda step: loss_of_step(model, step, 0.0),
+        STEPS,
         {model: LEARNING_RATE},
         average,
     )
@@ -157,8 +155,8 @@ def train(
     fine_tune(
         cache_folder / "decoder_last.pt",
         last,
-        lambda step: loss_of_step(last, steps + step, EMBEDDING_NOISE),
-        last_steps,
+        lambda step: loss_of_step(last, STEPS + step, EMBEDDING_NOISE),
+        LAST_STEPS,
         {last: LAST_RATE},
         average,
     )

@@ -52,9 +52,7 @@ def answer(model: PriorTransformer, z: Tensor, read: Read, timesteps: Tensor) ->
     return model.out_proj(model.norm_out(x[:, -1]))
 
 
-def train(
-    cache_folder: Path, drawn: list[Scene], pair: Pair, embeds: Tensor, output: Path, seed: int, steps: int = STEPS
-) -> None:
+def train(cache_folder: Path, drawn: list[Scene], pair: Pair, embeds: Tensor, output: Path, seed: int) -> None:
     """embeds: of the scenes' pictures."""
     mean, std = embeds.mean(0), embeds.std(0)
     clean = (embeds - mean) / std
@@ -73,7 +71,7 @@ def train(
         z = alpha.sqrt() * clean[rows] + (1 - alpha).sqrt() * torch.randn(BATCH, WIDTH)
         return (answer(model, z, pair.read(words), timesteps) - clean[rows]).square().mean()
 
-    fine_tune(cache_folder / "prior.pt", model, loss_of_step, steps, {model: LEARNING_RATE}, average)
+    fine_tune(cache_folder / "prior.pt", model, loss_of_step, STEPS, {model: LEARNING_RATE}, average)
     weights = {**diffusers_layout(average), "clip_mean": mean[None], "clip_std": std[None]}
     save_file({name: value.detach().half().contiguous() for name, value in weights.items()}, output)
 

@@ -165,11 +165,10 @@ def denoising(
     return loss_of_step
 
 
-def first_steps(model: UpsamplerNetwork, low: Tensor) -> Tensor:
+def first_steps(model: UpsamplerNetwork, low: Tensor, schedule: RespacedSchedule) -> Tensor:
     """What all published steps but the last make of small pictures: x of the last step's level."""
-    schedule = respaced(KARLO_STEPS)
     x = torch.randn_like(low)
-    for i in range(KARLO_STEPS - 1):
+    for i in range(len(schedule) - 1):
         alpha = float(schedule.alpha_bar[i])
         with mixed_precision():
             eps = model(torch.cat([x, low], dim=1), schedule.timesteps[i].expand(len(x))).float()
@@ -178,14 +177,7 @@ def first_steps(model: UpsamplerNetwork, low: Tensor) -> Tensor:
     return x
 
 
-def train_first(
-    cache_folder: Path,
-    large: Tensor,
-    output: Path,
-    seed: int,
-    steps: int = FIRST_STEPS,
-    last_steps: int = LAST_STEPS,
-) -> None:
+def train_first(cache_folder: Path, large: Tensor, output: Path, seed: int) -> None:
     """large: pictures of SIZE pixels, in bytes."""
     high = torch.cat([F.avg_pool2d(part.float(), SIZE // MEDIUM).round().byte() for part in large.split(64)])
     torch.manual_seed(seed)
@@ -197,7 +189,7 @@ def train_first(
 
     schedule = respaced(KARLO_STEPS)
     loss = denoising(model, high, schedule, damage, seed, eta=1.0)
-    fine_tune(cache_folder / "upsampler_64.pt", model, loss, steps, {model: LEARNING_RATE}, average)
+    fine_tune(cache_folder / "upsampler_64.pt", model, loss, FIRST_STEPS, {model: LEARNING_RATE}, average)
     last = copy.deepcopy(average).requires_grad_(True)
     last_average = copy.deepcopy(average).requires_grad_(False)
     alpha = float(schedule.alpha_bar[-1])
@@ -208,25 +200,18 @@ def train_first(
         clean, low = crops(high, BATCH, rng)
         low = enlarged(damage(low, rng))
         with torch.no_grad():
-            x = first_steps(average, low)
+            x = first_steps(average, low, schedule)
         with mixed_precision():
             eps = last(torch.cat([x, low], dim=1), torch.zeros(len(x), dtype=torch.long)).float()
         return ((x - (1 - alpha) ** 0.5 * eps) / alpha**0.5 - clean).abs().mean()
 
     fine_tune(
-        cache_folder / "upsampler_64_last.pt", last, loss_of_last_step, last_steps, {last: LAST_RATE}, last_average
+        cache_folder / "upsampler_64_last.pt", last, loss_of_last_step, LAST_STEPS, {last: LAST_RATE}, last_average
     )
     export({"model_first_steps.": average, "model_last_step.": last_average}, output)
 
 
-def train_second(
-    cache_folder: Path,
-    large: Tensor,
-    output: Path,
-    seed: int,
-    steps: int = SECOND_STEPS,
-    fine_steps: int = FINE_STEPS,
-) -> None:
+def train_second(cache_folder: Path, large: Tensor, output: Path, seed: int) -> None:
     """large: pictures of SIZE pixels, in bytes."""
     torch.manual_seed(seed)
     model = new_upsampler()
@@ -235,8 +220,8 @@ def train_second(
     average = copy.deepcopy(model).requires_grad_(False)
     schedule = respaced(DALLE2_STEPS, linear_betas())
     loss = denoising(model, large, schedule, degraded, seed, eta=0.0)
-    fine_tune(cache_folder / "upsampler_128.pt", model, loss, steps, {model: LEARNING_RATE}, average)
+    fine_tune(cache_folder / "upsampler_128.pt", model, loss, SECOND_STEPS, {model: LEARNING_RATE}, average)
     model = copy.deepcopy(average).requires_grad_(True)
-    loss = denoising(model, large, schedule, degraded, seed + steps, eta=0.0, most_weight=FINE_WEIGHT)
-    fine_tune(cache_folder / "upsampler_128_fine.pt", model, loss, fine_steps, {model: FINE_RATE}, average)
+    loss = denoising(model, large, schedule, degraded, seed + SECOND_STEPS, eta=0.0, most_weight=FINE_WEIGHT)
+    fine_tune(cache_folder / "upsampler_128_fine.pt", model, loss, FINE_STEPS, {model: FINE_RATE}, average)
     export({"model.": average}, output)

@@ -13,19 +13,12 @@ import torch
 from comfy.clip_model import CLIPTextModel, CLIPVisionModelProjection
 from safetensors.torch import load_file
 
+from .general import TEXT_CONFIG as GENERAL_TEXT_CONFIG
 from .general import WEIGHTS, assembled_clip
 
 WIDTH = 64  # of text states and of both embeddings
 VISION_CONFIG = Path(__file__).parent / "clip_vision.json"
-TEXT_CONFIG = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 4 * WIDTH,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "eos_token_id": 49407,
-}
+TEXT_CONFIG = {**GENERAL_TEXT_CONFIG, "hidden_size": WIDTH, "intermediate_size": 4 * WIDTH}
 FILES = {
     part: WEIGHTS / f"unclip_{part}.safetensors"
     for part in ("clip", "prior", "decoder", "upsampler_64", "upsampler_128")
