@@ -2,7 +2,7 @@
 # .comfyui, here, once. COMFYUI_PATH=<checkout> uses a ComfyUI of your own (PYTHON=<its python> names its environment).
 
 PYTHON ?= python3
-RUN = $(PYTHON) tests/host/provision.py
+RUN = $(PYTHON) tests/support/host/provision.py
 # Two processes of one thread: the tests' networks are too small for a thread to wait for another.
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -ra --durations 12 --timeout 900 -n 2 --dist worksteal
 OLDEST = 0.16.3
@@ -39,24 +39,24 @@ test-slow:
 # `make demo CHECKPOINT=<file> PHOTO=<file> PROMPT="..." SOURCE="..."` edits a picture of your own with a checkpoint of
 # your own; make hands such variables on in the environment.
 demo:
-	$(RUN) tests/demo.py
+	PYTHONPATH=tests $(RUN) -m lab.demo
 
 toy:
-	$(RUN) tests/toy/train.py
+	$(RUN) tests/lab/toy/train.py
 
 evidence:
-	$(RUN) tests/evidence
+	$(RUN) tests/lab/evidence $(PART)
 
 bench:
-	$(RUN) tests/benchmarks/run.py
+	$(RUN) tests/lab/benchmarks/run.py $(PART)
 
 # Rewrite tests/server/object_info.json after a change of the nodes' sockets that is meant.
 golden:
-	PYTHONPATH=tests $(RUN) -m host.golden
+	PYTHONPATH=tests $(RUN) -m support.host.golden
 
-# Rewrite example_workflows/ and subgraphs/ in the real frontend after a change of tests/browser/shipped*.py or of the nodes.
+# Rewrite example_workflows/ and subgraphs/ in the real frontend after a change of tests/workflows or of the nodes.
 workflows:
-	PYTHONPATH=tests $(RUN) -m browser.shipped
+	PYTHONPATH=tests $(RUN) -m workflows
 
 lint:
 	$(RUN) -m ruff check .

@@ -1,26 +1,37 @@
+from __future__ import annotations
+
+import importlib
+import logging
+
 from comfy_api.latest import ComfyExtension, io
 
-from .embeddings.nodes import NODES as EMBEDDINGS
-from .inversion.nodes import NODES as INVERSION
-from .null_text.nodes import NODES as NULL_TEXT
-from .plug_and_play.nodes import NODES as PLUG_AND_PLAY
-from .prompt_to_prompt.nodes import NODES as PROMPT_TO_PROMPT
-from .saliency_fusion.nodes import NODES as SALIENCY_FUSION
-from .subject.nodes import NODES as SUBJECT
-from .unclip_decoder.nodes import NODES as UNCLIP_DECODER
-from .unclip_prior.nodes import NODES as UNCLIP_PRIOR
+log = logging.getLogger("palimpsest")
+
+SLICES = (
+    "inversion",
+    "null_text",
+    "plug_and_play",
+    "prompt_to_prompt",
+    "saliency_fusion",
+    "subject",
+    "unclip.prior",
+    "unclip.decoder",
+    "unclip.embeddings",
+)
 
 
 class PalimpsestExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
-            *EMBEDDINGS,
-            *INVERSION,
-            *NULL_TEXT,
-            *PLUG_AND_PLAY,
-            *PROMPT_TO_PROMPT,
-            *SALIENCY_FUSION,
-            *SUBJECT,
-            *UNCLIP_DECODER,
-            *UNCLIP_PRIOR,
-        ]
+        return [node for name in SLICES for node in _nodes_of(name)]
+
+
+def _nodes_of(name: str) -> list[type[io.ComfyNode]]:
+    """The nodes of a slice; none if it cannot be loaded, so that the others stay usable."""
+    try:
+        nodes = importlib.import_module(f".{name}.nodes", __package__).NODES
+        for node in nodes:
+            node.GET_SCHEMA()
+    except Exception as error:
+        log.error("palimpsest: the nodes of %s are left out: %s: %s", name, type(error).__name__, error)
+        return []
+    return nodes

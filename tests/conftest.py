@@ -14,10 +14,10 @@ COMFYUI_BASE = tempfile.TemporaryDirectory(prefix="palimpsest-test-")
 
 sys.path.insert(0, str(TESTS))
 
-from host.client import Client  # noqa: E402
-from host.in_process import enter_comfyui, enter_pack  # noqa: E402
-from host.provision import Missing, comfyui_location  # noqa: E402
-from host.server import Server  # noqa: E402
+from support.host.client import Client  # noqa: E402
+from support.host.in_process import enter_comfyui, enter_pack  # noqa: E402
+from support.host.provision import Missing, comfyui_location  # noqa: E402
+from support.host.server import Server  # noqa: E402
 
 enter_pack()
 
@@ -57,7 +57,7 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="session")
 def sd15(server: Server) -> str:
     """The name of a random SD1.5 checkpoint, as the server's CheckpointLoaderSimple lists it."""
-    from fixtures import checkpoints  # builds on ComfyUI's classes, which only some rings have
+    from support.fixtures import checkpoints  # builds on ComfyUI's classes, which only some rings have
 
     return server.link_model("checkpoints", checkpoints.sd15())
 

@@ -5,10 +5,10 @@ import comfy.sample
 import comfy.utils
 from comfy_api.latest import io, ui
 
+from ..diffusion.sockets import TrajectoryIO
 from ..diffusion.step_intervals import schedule_mismatch
-from ..feedback import show_on_node
-from ..saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
-from ..types import TrajectoryIO
+from ..display.feedback import show_on_node
+from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
 from . import comparison
 from .ddim import METHODS, convergence_report, invert
 from .noise import trajectory_latent, trajectory_noise

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..diffusion import checked_file
-from ..diffusion.checked_file import require
 from ..diffusion.trajectory import Conditioning, ModelFingerprint, Trajectory
+from ..files import checked_file
+from ..files.checked_file import require
 
 SUFFIX = ".trajectory.safetensors"
 HEADER = "palimpsest.trajectory"

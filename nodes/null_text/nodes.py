@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
-from ..feedback import show_on_node
-from ..types import TrajectoryIO
+from ..diffusion.sockets import TrajectoryIO
+from ..display.feedback import show_on_node
 from .optimize import METHODS, optimize
 from .report import draw_report
 from .solvers import CONSTANTS, Effort

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..attention.features import SiteRecorder
 from ..diffusion.source_pass import Record
 from ..diffusion.trajectory import Conditioning, ModelFingerprint, Trajectory
 from ..diffusion.visit import visit
-from .recording import SiteRecorder
 from .windows import Windows
 
 if TYPE_CHECKING:

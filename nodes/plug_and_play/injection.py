@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..diffusion.self_attention import QueryInjection, add_attn1_patch, inject_rows
+from ..attention.features import SiteRecorder, add_diffusion_model_wrapper, on_features
+from ..attention.self_attention import QueryInjection, add_attn1_patch, inject_rows
+from ..attention.unet_sites import Sites
 from ..diffusion.source_pass import Area, Chunk, ModelOptions, Record, Recorder, chunks_of, is_source_pass
 from ..diffusion.source_run import SourceRuns
 from ..diffusion.trajectory import Conditioning, Trajectory
-from ..diffusion.unet_sites import Sites
 from .features import Features
-from .recording import SiteRecorder, add_diffusion_model_wrapper, on_features
 from .windows import Windows
 
 if TYPE_CHECKING:

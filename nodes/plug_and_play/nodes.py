@@ -3,11 +3,11 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ..attention.unet_sites import decoder_depths, parse_sites
+from ..diffusion.sockets import TrajectoryIO
 from ..diffusion.trajectory import Trajectory
-from ..diffusion.unet_sites import decoder_depths, parse_sites
-from ..feedback import show_on_node
-from ..types import FeaturesIO, TrajectoryIO
-from .features import DTYPES, capture
+from ..display.feedback import show_on_node
+from .features import DTYPES, Features, capture
 from .injection import plug_and_play
 from .negative_schedule import SCHEDULES, negative_schedule
 from .windows import Windows
@@ -15,6 +15,11 @@ from .windows import Windows
 CATEGORY = "palimpsest/plug_and_play"
 ALIASES = ["pnp", "plug and play", "tumanyan", "image to image", "structure", "diffusion features"]
 PAPER = "Plug-and-Play diffusion features (Tumanyan 2022, arXiv 2211.12572)"
+
+
+@io.comfytype(io_type="PAL_FEATURES")
+class FeaturesIO(io.ComfyTypeIO):
+    Type = Features
 
 
 def _trajectory_input() -> io.Input:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..attention.unet_sites import Sites
 from ..diffusion.trajectory import first_steps
-from ..diffusion.unet_sites import Sites
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from ..attention.cross_attention import CrossCall, on_cross_attention
+from ..attention.unet_layers import Layer, attention_layers
 from ..diffusion.source_pass import ModelOptions, Record
 from ..diffusion.trajectory import Conditioning, Trajectory
-from ..diffusion.unet_layers import Layer, attention_layers
 from ..diffusion.visit import visit
-from .cross_attention import CrossCall, on_cross_attention
 from .local_blend import blend_layers
 
 if TYPE_CHECKING:

@@ -15,13 +15,13 @@ import comfy.model_patcher
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..diffusion.self_attention import QueryInjection, QueryRecorder, add_attn1_patch
+from ..attention.cross_attention import KEY, CrossCall, CrossRecorder, on_cross_attention
+from ..attention.self_attention import QueryInjection, QueryRecorder, add_attn1_patch
+from ..attention.unet_layers import Layer, attention_layers
 from ..diffusion.source_pass import Area, Chunk, ModelOptions, Record, Recorder, chunks_of, is_source_pass
 from ..diffusion.source_run import SourceRuns
 from ..diffusion.trajectory import Conditioning, Trajectory, first_steps
-from ..diffusion.unet_layers import Layer, attention_layers
-from .alignment import PromptTokens
-from .cross_attention import KEY, CrossCall, CrossRecorder, on_cross_attention
+from ..text.prompt_tokens import PromptTokens
 from .local_blend import LocalBlend, blend_layers
 from .prompt_edit import PROMPT, PromptEdit
 

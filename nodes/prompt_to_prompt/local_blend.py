@@ -12,8 +12,8 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
+from ..attention.unet_layers import Layer
 from ..diffusion.trajectory import Trajectory
-from ..diffusion.unet_layers import Layer
 
 FACTOR = 4  # of the published layers, 16 x 16 at a latent of 64 x 64
 MAP = 16  # pixels along the longer side that a map has at least, where the model has such layers

@@ -5,19 +5,24 @@ from functools import partial
 
 from comfy_api.latest import io
 
-from ..diffusion.heatmap import heatmap
+from ..diffusion.sockets import TrajectoryIO
 from ..diffusion.trajectory import first_steps
-from ..feedback import show_on_node
-from ..types import PromptEditIO, TrajectoryIO
-from .alignment import PromptTokens
+from ..display.feedback import show_on_node
+from ..display.heatmap import heatmap
+from ..text.prompt_tokens import PromptTokens
+from ..text.tokens import tokenize
 from .attention_mask import enlarged, mask_of, word_map
 from .control import Settings, prompt_to_prompt, require_prompt
 from .prompt_edit import MODES, PROMPT, PromptEdit, columns_of, phrases, prompt_edit, tokenize_prompt
-from .tokens import tokenize
 
 CATEGORY = "palimpsest/prompt_to_prompt"
 ALIASES = ["p2p", "prompt to prompt", "hertz", "cross attention control", "word swap"]
 PAPER = "Prompt-to-Prompt (Hertz 2022, arXiv 2208.01626)"
+
+
+@io.comfytype(io_type="PAL_PROMPT_EDIT")
+class PromptEditIO(io.ComfyTypeIO):
+    Type = PromptEdit
 
 
 def _trajectory_input() -> io.Input:

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .alignment import Alignment, PromptTokens, refine_alignment, replace_alignment
+from ..text.prompt_tokens import PromptTokens
+from .alignment import Alignment, refine_alignment, replace_alignment
 
 MODES = ("auto", "replace", "refine")
 PROMPT = "palimpsest.prompt"  # in the dict of a CONDITIONING entry: the text it encodes

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..diffusion.heatmap import heatmap
-from ..feedback import show_on_node
-from ..types import FusionExpertIO, TrajectoryIO
+from ..diffusion.sockets import TrajectoryIO
+from ..display.feedback import show_on_node
+from ..display.heatmap import heatmap
 from .blending import MASK_USES, Mask
 from .common_ground import require_different
 from .guider import Blending, Expert, FusionGuider, Prompted
@@ -16,6 +16,11 @@ CATEGORY = "palimpsest/saliency_fusion"
 ALIASES = ["magicfusion", "saliency-aware noise blending", "snb", "snf", "two models", "merge models", "blend models"]
 PAPER = "MagicFusion (Zhao 2023, arXiv 2303.13126)"
 MAX_EXPERTS = 8
+
+
+@io.comfytype(io_type="PAL_FUSION_EXPERT")
+class FusionExpertIO(io.ComfyTypeIO):
+    Type = Expert
 
 
 def _cfg_input(name: str, tooltip: str, default: float = 7.5) -> io.Input:

@@ -17,7 +17,7 @@ import comfy.supported_models
 import comfy.utils
 import torch
 
-from ..diffusion.weight_file import read_tensors, require_weights
+from ..files.weight_file import read_tensors, require_weights
 from .encoder import IMAGE_ENCODER, POSTFUSE, SubjectEncoder, subject_encoder
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..diffusion.text_states import require_last_layer
 from ..diffusion.trajectory import Conditioning
+from ..text.text_states import require_last_layer
 from .encoder import SubjectEncoder
 from .markers import EXAMPLE, MarkedPrompt, own_columns, parse
 from .reference_pictures import Reference, prepared

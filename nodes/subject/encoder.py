@@ -12,7 +12,7 @@ import torch
 from comfy.clip_model import CLIPVisionModelProjection
 from comfy.model_patcher import ModelPatcher
 
-from ..diffusion.weight_file import require_weights
+from ..files.weight_file import require_weights
 from .postfuse import Postfuse
 
 IMAGE_ENCODER, POSTFUSE = "image_encoder", "postfuse_module"

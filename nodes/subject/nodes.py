@@ -4,16 +4,21 @@ import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..feedback import show_on_node
-from ..types import SubjectEncoderIO
+from ..display.feedback import show_on_node
 from .checkpoint import load
 from .conditioning import subject_conditioning
+from .encoder import SubjectEncoder
 from .markers import MARKERS
 from .reference_pictures import MAX_SUBJECTS, references
 
 CATEGORY = "palimpsest/subject"
 ALIASES = ["fastcomposer", "face-diffuser", "subject", "reference image", "personalization", "identity"]
 PAPERS = "FastComposer (2305.10431), Face-diffuser (2311.10329)"
+
+
+@io.comfytype(io_type="PAL_SUBJECT_ENCODER")
+class SubjectEncoderIO(io.ComfyTypeIO):
+    Type = SubjectEncoder
 
 
 class LoadSubjectEncoder(io.ComfyNode):

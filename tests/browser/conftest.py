@@ -3,10 +3,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser.frontend import HOW_TO_GET_ONE, find_browser, launch
 from PIL import Image
 from playwright.sync_api import Browser
 from skimage import data
+from support.host.frontend import HOW_TO_GET_ONE, find_browser, launch
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from browser.author import Group, NodeSpec, Note, Workflow, save_workflow
-from browser.frontend import open_frontend
-from host.client import Client
-from host.server import Server
 from playwright.sync_api import Browser
+from support.host.client import Client
+from support.host.frontend import open_frontend
+from support.host.server import Server
+from workflows.author import Group, NodeSpec, Note, Workflow, save_workflow
 
 pytestmark = pytest.mark.browser
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser.frontend import Frontend, open_frontend
 from browser.test_workflows import wait_until_idle
-from host.client import Client, Graph
-from host.server import PACK, Server
 from PIL import Image
 from playwright.sync_api import Browser
+from support.host.client import Client, Graph
+from support.host.frontend import Frontend, open_frontend
+from support.host.server import PACK, Server
 
 pytestmark = pytest.mark.browser
 

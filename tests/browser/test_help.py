@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
-from browser.frontend import open_frontend
-from host.client import Client
-from host.server import Server
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
+from support.host.client import Client
+from support.host.frontend import open_frontend
+from support.host.server import Server
 
 pytestmark = pytest.mark.browser
 

@@ -5,19 +5,19 @@ import json
 from pathlib import Path
 
 import pytest
-from browser.author_subgraph import Blueprint, save_blueprint
-from browser.frontend import Frontend, open_frontend
-from browser.shipped_subgraphs import mask_by_word_box, swap_a_word_box
-from browser.shipped_words import mask_by_word, swap_a_word
-from fixtures import checkpoints
-from host.client import Client, Run
-from host.server import Server
 from PIL import Image
 from playwright.sync_api import Browser
+from support.fixtures import checkpoints
+from support.host.client import Client, Run
+from support.host.frontend import Frontend, open_frontend
+from support.host.server import Server
+from workflows.author_subgraph import Blueprint, save_blueprint
+from workflows.subgraphs import mask_by_word_box, swap_a_word_box
+from workflows.words import mask_by_word, swap_a_word
 
 pytestmark = pytest.mark.browser
 
-API = Path(__file__).with_name("api_format")
+API = Path(__file__).resolve().parents[1] / "workflows" / "api_format"
 BOXES = [swap_a_word_box(), mask_by_word_box()]
 FLAT = {blueprint.name: workflow for blueprint, workflow in zip(BOXES, (swap_a_word(), mask_by_word()), strict=True)}
 QUICK = {"steps": 2, "width": 64, "height": 64}

@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from browser.frontend import open_frontend
-from browser.shipped_style import CHECKPOINT, SECOND_UPSAMPLER
-from fixtures import checkpoints, stock_unclip, subject_checkpoint, unclip_files
-from fixtures.server_runs import lora_file
-from host.client import Client
-from host.server import Server
 from PIL import Image
 from playwright.sync_api import Browser
 from safetensors.torch import load_file
+from support.fixtures import checkpoints, stock_unclip, subject_checkpoint, unclip_files
+from support.fixtures.server_runs import lora_file
+from support.host.client import Client
+from support.host.frontend import open_frontend
+from support.host.server import Server
+from workflows.style import CHECKPOINT, SECOND_UPSAMPLER
 
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).resolve().parents[2]
-API = Path(__file__).with_name("api_format")
+API = Path(__file__).resolve().parents[1] / "workflows" / "api_format"
 FOLDERS = {
     "CheckpointLoaderSimple": "checkpoints",
     "PAL_LoadSubjectEncoder": "checkpoints",

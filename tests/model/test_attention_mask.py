@@ -2,16 +2,16 @@ from functools import partial
 
 import pytest
 import torch
-from fixtures import tiny_clip
-from fixtures.sampling import random_trajectory
-from fixtures.tiny_models import conditioning, flow_dit, sd15, sdxl
-from fixtures.unet_probe import UNetProbe, fingerprint, same
-from palimpsest.nodes.diffusion.heatmap import heatmap
+from palimpsest.nodes.display.heatmap import heatmap
 from palimpsest.nodes.prompt_to_prompt.attention_mask import mask_of, otsu
 from palimpsest.nodes.prompt_to_prompt.nodes import AttentionMask
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
-from palimpsest.nodes.prompt_to_prompt.tokens import tokenize
+from palimpsest.nodes.text.tokens import tokenize
 from skimage.filters import threshold_otsu
+from support.fixtures import tiny_clip
+from support.fixtures.sampling import random_trajectory
+from support.fixtures.tiny_models import conditioning, flow_dit, sd15, sdxl
+from support.fixtures.unet_probe import UNetProbe, fingerprint, same
 
 pytestmark = pytest.mark.model
 

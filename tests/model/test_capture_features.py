@@ -3,13 +3,13 @@ import dataclasses
 import comfy.model_management
 import pytest
 import torch
-from fixtures.sampling import random_trajectory, sample
-from fixtures.tiny_models import conditioning, flow_dit, sd15
-from fixtures.unet_probe import UNetProbe, same
-from palimpsest.nodes.diffusion.unet_sites import decoder_depths, parse_sites
+from palimpsest.nodes.attention.unet_sites import decoder_depths, parse_sites
 from palimpsest.nodes.plug_and_play.features import capture
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.plug_and_play.windows import Windows
+from support.fixtures.sampling import random_trajectory, sample
+from support.fixtures.tiny_models import conditioning, flow_dit, sd15
+from support.fixtures.unet_probe import UNetProbe, same
 
 pytestmark = pytest.mark.model
 

@@ -6,12 +6,12 @@ import comfy.memory_management
 import comfy.ops
 import pytest
 import torch
-from fixtures import tiny_clip, twin_unclip
-from fixtures.twin_prior import TINY, karlo_layout, twin
-from fixtures.twin_subject import tiny
 from palimpsest.nodes.subject.encoder import subject_encoder
-from palimpsest.nodes.unclip_decoder.loading import load_decoder, load_upsampler
-from palimpsest.nodes.unclip_prior.checkpoint import prior
+from palimpsest.nodes.unclip.decoder.loading import load_decoder, load_upsampler
+from palimpsest.nodes.unclip.prior.checkpoint import prior
+from support.fixtures import tiny_clip, twin_unclip
+from support.fixtures.twin_prior import TINY, karlo_layout, twin
+from support.fixtures.twin_subject import tiny
 
 pytestmark = pytest.mark.model
 

@@ -6,9 +6,8 @@ import comfy.sd1_clip
 import numpy as np
 import pytest
 import torch
-from fixtures import tiny_clip, tiny_models, tiny_stock_unclip
-from palimpsest.nodes.diffusion.image_embedding import ImageEmbedding, image_embeds, require_match
-from palimpsest.nodes.embeddings.nodes import (
+from palimpsest.nodes.text.image_embedding import ImageEmbedding, image_embeds, require_match
+from palimpsest.nodes.unclip.embeddings.nodes import (
     EmbeddingMix,
     EmbeddingScore,
     EmbeddingSlerp,
@@ -16,6 +15,7 @@ from palimpsest.nodes.embeddings.nodes import (
     LatentSlerp,
 )
 from scipy.spatial import geometric_slerp
+from support.fixtures import tiny_clip, tiny_models, tiny_stock_unclip
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 import nodes as core_nodes

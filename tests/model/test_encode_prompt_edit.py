@@ -6,11 +6,11 @@ import comfy.sd1_clip
 import comfy.text_encoders.sd3_clip
 import pytest
 import torch
-from fixtures import tiny_clip
 from palimpsest.nodes.prompt_to_prompt.nodes import EncodePromptEdit
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
-from palimpsest.nodes.prompt_to_prompt.tokens import tokenize
+from palimpsest.nodes.text.tokens import tokenize
 from safetensors.torch import save_file
+from support.fixtures import tiny_clip
 
 from nodes import CLIPTextEncode
 

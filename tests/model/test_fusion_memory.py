@@ -6,11 +6,11 @@ import comfy.model_management
 import comfy.model_patcher
 import pytest
 import torch
-from fixtures.fusion import expert, fuse, fuse_subject, general, run, start_for
-from fixtures.other_packs import lora
-from fixtures.sampling import schedule
-from fixtures.tiny_models import conditioning, sd15
-from fixtures.unet_probe import fingerprint, same
+from support.fixtures.fusion import expert, fuse, fuse_subject, general, run, start_for
+from support.fixtures.other_packs import lora
+from support.fixtures.sampling import schedule
+from support.fixtures.tiny_models import conditioning, sd15
+from support.fixtures.unet_probe import fingerprint, same
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 

@@ -5,15 +5,15 @@ import comfy_extras.nodes_model_advanced as core_advanced
 import pytest
 import torch
 from diffusers import DDIMInverseScheduler, DDIMScheduler
-from fixtures import tiny_models
-from fixtures.inversions import KINDS, relative, sample_back, schedule
-from fixtures.twin_unet import sd15_twin
 from palimpsest.nodes.diffusion.trajectory import Trajectory
 from palimpsest.nodes.inversion.ddim import METHODS, convergence_report, invert
 from palimpsest.nodes.inversion.nodes import (
     DDIMInvert,
 )
 from palimpsest.nodes.inversion.solvers import Effort, Level, fixed_point_step
+from support.fixtures import tiny_models
+from support.fixtures.inversions import KINDS, relative, sample_back, schedule
+from support.fixtures.twin_unet import sd15_twin
 
 import nodes as core_nodes
 

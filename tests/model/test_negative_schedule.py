@@ -2,11 +2,11 @@ import comfy.sampler_helpers
 import comfy.samplers
 import pytest
 import torch
-from fixtures.sampling import random_trajectory, sample, schedule
-from fixtures.tiny_models import conditioning, sd15, sdxl
-from fixtures.unet_probe import same
 from palimpsest.nodes.plug_and_play.negative_schedule import weights
 from palimpsest.nodes.plug_and_play.nodes import NegativeSchedule, PlugAndPlay
+from support.fixtures.sampling import random_trajectory, sample, schedule
+from support.fixtures.tiny_models import conditioning, sd15, sdxl
+from support.fixtures.unet_probe import same
 
 pytestmark = pytest.mark.model
 

@@ -6,8 +6,6 @@ import comfy_extras.nodes_custom_sampler as core
 import comfy_extras.nodes_model_advanced as core_advanced
 import pytest
 import torch
-from fixtures import tiny_models
-from fixtures.inversions import relative, schedule
 from palimpsest.nodes.diffusion.step_intervals import MADE_FOR
 from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.inversion.nodes import SampleTrajectory
@@ -15,6 +13,8 @@ from palimpsest.nodes.inversion.noise import trajectory_latent, trajectory_noise
 from palimpsest.nodes.null_text.nodes import NullTextOptimize
 from palimpsest.nodes.null_text.optimize import optimize
 from palimpsest.nodes.null_text.solvers import Effort
+from support.fixtures import tiny_models
+from support.fixtures.inversions import relative, schedule
 
 import nodes as core_nodes
 

@@ -2,9 +2,9 @@ import comfy.hooks
 import comfy_extras.nodes_cfg as core_cfg
 import pytest
 import torch
-from fixtures import tiny_models
-from fixtures.sampling import random_trajectory
 from palimpsest.nodes.null_text.nodes import NullTextOptimize
+from support.fixtures import tiny_models
+from support.fixtures.sampling import random_trajectory
 
 import nodes as core_nodes
 

@@ -8,13 +8,13 @@ import comfy.sampler_helpers
 import comfy.samplers
 import pytest
 import torch
-from fixtures import tiny_models
-from fixtures.inversions import relative
-from fixtures.sampling import random_trajectory
 from palimpsest.nodes.null_text.checkpointing import BLOCKS, _Call
 from palimpsest.nodes.null_text.gradients import Denoiser, differentiable
 from palimpsest.nodes.null_text.optimize import optimize
 from palimpsest.nodes.null_text.solvers import Effort
+from support.fixtures import tiny_models
+from support.fixtures.inversions import relative
+from support.fixtures.sampling import random_trajectory
 
 pytestmark = pytest.mark.model
 

@@ -4,12 +4,12 @@ import comfy_extras.nodes_model_advanced as core_advanced
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from fixtures import tiny_models
-from fixtures.inversions import relative, schedule
-from fixtures.twin_unet import sd15_twin
 from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.null_text.optimize import optimize
 from palimpsest.nodes.null_text.solvers import Effort
+from support.fixtures import tiny_models
+from support.fixtures.inversions import relative, schedule
+from support.fixtures.twin_unet import sd15_twin
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 

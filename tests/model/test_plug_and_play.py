@@ -4,11 +4,11 @@ import comfy.hooks
 import comfy.model_management
 import pytest
 import torch
-from fixtures.sampling import random_trajectory, sample, schedule
-from fixtures.tiny_models import conditioning, flow_dit, sd15, sd21_v, sdxl
-from fixtures.unet_probe import UNetProbe, fingerprint, rows_equal, same
-from palimpsest.nodes.diffusion.unet_sites import decoder_depths
+from palimpsest.nodes.attention.unet_sites import decoder_depths
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
+from support.fixtures.sampling import random_trajectory, sample, schedule
+from support.fixtures.tiny_models import conditioning, flow_dit, sd15, sd21_v, sdxl
+from support.fixtures.unet_probe import UNetProbe, fingerprint, rows_equal, same
 
 pytestmark = pytest.mark.model
 

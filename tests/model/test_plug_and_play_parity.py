@@ -1,11 +1,11 @@
 import pytest
 import torch
-from fixtures.sampling import random_trajectory, sample
-from fixtures.tiny_models import conditioning, sd15
-from fixtures.twin_unet import PublishedPlugAndPlay, sd15_twin
-from palimpsest.nodes.diffusion.unet_sites import decoder_depths, parse_sites
+from palimpsest.nodes.attention.unet_sites import decoder_depths, parse_sites
 from palimpsest.nodes.plug_and_play.injection import plug_and_play
 from palimpsest.nodes.plug_and_play.windows import Windows
+from support.fixtures.sampling import random_trajectory, sample
+from support.fixtures.tiny_models import conditioning, sd15
+from support.fixtures.twin_unet import PublishedPlugAndPlay, sd15_twin
 
 pytestmark = pytest.mark.model
 

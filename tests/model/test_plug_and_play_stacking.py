@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from fixtures.other_packs import OTHERS, hyper_tile, perturbed_attention, reference_tokens, with_control
-from fixtures.sampling import random_trajectory, sample
-from fixtures.tiny_models import conditioning, sd15
-from fixtures.tiny_models import control_net as tiny_control_net
-from fixtures.unet_probe import UNetProbe, rows_equal, same
-from palimpsest.nodes.diffusion.unet_sites import decoder_depths, parse_sites
+from palimpsest.nodes.attention.unet_sites import decoder_depths, parse_sites
 from palimpsest.nodes.plug_and_play.features import capture
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.plug_and_play.windows import Windows
+from support.fixtures.other_packs import OTHERS, hyper_tile, perturbed_attention, reference_tokens, with_control
+from support.fixtures.sampling import random_trajectory, sample
+from support.fixtures.tiny_models import conditioning, sd15
+from support.fixtures.tiny_models import control_net as tiny_control_net
+from support.fixtures.unet_probe import UNetProbe, rows_equal, same
 
 pytestmark = pytest.mark.model
 

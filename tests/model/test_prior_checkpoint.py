@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.twin_prior import KARLO_WIDTH, TINY, karlo_layout, twin
-from palimpsest.nodes.unclip_prior.checkpoint import load, prior
+from palimpsest.nodes.unclip.prior.checkpoint import load, prior
 from safetensors.torch import save_file
+from support.fixtures.twin_prior import KARLO_WIDTH, TINY, karlo_layout, twin
 
 pytestmark = pytest.mark.model
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers import KandinskyPriorPipeline, PriorTransformer
 from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
-from fixtures import tiny_clip
-from fixtures.twin_prior import KANDINSKY_22_WIDTH, KARLO_WIDTH, TINY, loop, published_noise, random_text, twin
-from palimpsest.nodes.diffusion.text_states import text_states
-from palimpsest.nodes.unclip_prior.checkpoint import prior
-from palimpsest.nodes.unclip_prior.prior import Options, Prior, sample
+from palimpsest.nodes.text.text_states import text_states
+from palimpsest.nodes.unclip.prior.checkpoint import prior
+from palimpsest.nodes.unclip.prior.prior import Options, Prior, sample
+from support.fixtures import tiny_clip
+from support.fixtures.twin_prior import KANDINSKY_22_WIDTH, KARLO_WIDTH, TINY, loop, published_noise, random_text, twin
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,

@@ -4,15 +4,15 @@ from functools import partial
 import comfy.model_management
 import pytest
 import torch
-from fixtures import tiny_clip
-from fixtures.sampling import random_trajectory, sample, schedule
-from fixtures.tiny_models import conditioning, flow_dit, sd15, sd21_v, sdxl
-from fixtures.unet_probe import UNetProbe, fingerprint, rows_equal, same
-from palimpsest.nodes.diffusion.unet_layers import attention_layers
+from palimpsest.nodes.attention.unet_layers import attention_layers
 from palimpsest.nodes.prompt_to_prompt.local_blend import blend_layers
 from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
-from palimpsest.nodes.prompt_to_prompt.tokens import tokenize
+from palimpsest.nodes.text.tokens import tokenize
+from support.fixtures import tiny_clip
+from support.fixtures.sampling import random_trajectory, sample, schedule
+from support.fixtures.tiny_models import conditioning, flow_dit, sd15, sd21_v, sdxl
+from support.fixtures.unet_probe import UNetProbe, fingerprint, rows_equal, same
 
 pytestmark = pytest.mark.model
 

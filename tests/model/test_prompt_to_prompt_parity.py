@@ -4,15 +4,15 @@ from functools import partial
 
 import pytest
 import torch
-from fixtures import tiny_clip
-from fixtures.sampling import random_trajectory, sample
-from fixtures.tiny_models import conditioning, sd15
-from fixtures.twin_prompt_to_prompt import Control, PublishedPromptToPrompt
-from fixtures.twin_unet import sd15_twin
 from palimpsest.nodes.diffusion.trajectory import first_steps
 from palimpsest.nodes.prompt_to_prompt.control import Settings, prompt_to_prompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
-from palimpsest.nodes.prompt_to_prompt.tokens import tokenize
+from palimpsest.nodes.text.tokens import tokenize
+from support.fixtures import tiny_clip
+from support.fixtures.sampling import random_trajectory, sample
+from support.fixtures.tiny_models import conditioning, sd15
+from support.fixtures.twin_prompt_to_prompt import Control, PublishedPromptToPrompt
+from support.fixtures.twin_unet import sd15_twin
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 

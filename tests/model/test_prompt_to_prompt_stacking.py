@@ -4,14 +4,14 @@ from functools import partial
 
 import pytest
 import torch
-from fixtures import other_packs, tiny_clip
-from fixtures.sampling import random_trajectory, sample
-from fixtures.tiny_models import conditioning, control_net, sd15
-from fixtures.unet_probe import UNetProbe, rows_equal, same
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
-from palimpsest.nodes.prompt_to_prompt.tokens import tokenize
+from palimpsest.nodes.text.tokens import tokenize
+from support.fixtures import other_packs, tiny_clip
+from support.fixtures.sampling import random_trajectory, sample
+from support.fixtures.tiny_models import conditioning, control_net, sd15
+from support.fixtures.unet_probe import UNetProbe, rows_equal, same
 
 pytestmark = pytest.mark.model
 

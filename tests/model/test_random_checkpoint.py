@@ -3,7 +3,7 @@
 import comfy.sd
 import pytest
 import torch
-from fixtures import checkpoints
+from support.fixtures import checkpoints
 
 pytestmark = pytest.mark.model
 

@@ -6,12 +6,12 @@ import comfy.model_management
 import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
-from fixtures.fusion import expert, fuse, general, plain, run, start_for
-from fixtures.sampling import schedule
-from fixtures.tiny_models import flow_dit, sd15, sd21_v, sdxl
-from fixtures.unet_probe import fingerprint, same
 from palimpsest.nodes.saliency_fusion.blending import Mask
 from palimpsest.nodes.saliency_fusion.saliency import log_saliency, strength
+from support.fixtures.fusion import expert, fuse, general, plain, run, start_for
+from support.fixtures.sampling import schedule
+from support.fixtures.tiny_models import flow_dit, sd15, sd21_v, sdxl
+from support.fixtures.unet_probe import fingerprint, same
 
 pytestmark = pytest.mark.model
 

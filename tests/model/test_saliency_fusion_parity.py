@@ -1,10 +1,10 @@
 import pytest
 import torch
-from fixtures.fusion import expert, fuse, general, run, start_for
-from fixtures.sampling import schedule
-from fixtures.tiny_models import sd15
-from fixtures.twin_fusion import Role, magic_fusion
-from fixtures.twin_unet import sd15_twin
+from support.fixtures.fusion import expert, fuse, general, run, start_for
+from support.fixtures.sampling import schedule
+from support.fixtures.tiny_models import sd15
+from support.fixtures.twin_fusion import Role, magic_fusion
+from support.fixtures.twin_unet import sd15_twin
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 

@@ -10,13 +10,13 @@ import comfy.model_patcher
 import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
-from fixtures.fusion import expert, fuse, general, plain, run, start_for
-from fixtures.other_packs import OTHERS, free_u, lora, with_control
-from fixtures.sampling import random_trajectory, schedule
-from fixtures.tiny_models import conditioning, control_net, sd15, sdxl
-from fixtures.unet_probe import fingerprint, same
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.saliency_fusion.blending import Mask
+from support.fixtures.fusion import expert, fuse, general, plain, run, start_for
+from support.fixtures.other_packs import OTHERS, free_u, lora, with_control
+from support.fixtures.sampling import random_trajectory, schedule
+from support.fixtures.tiny_models import conditioning, control_net, sd15, sdxl
+from support.fixtures.unet_probe import fingerprint, same
 
 pytestmark = pytest.mark.model
 

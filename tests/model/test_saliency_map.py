@@ -4,9 +4,6 @@ import comfy.samplers
 import comfy_extras.nodes_custom_sampler as core
 import pytest
 import torch
-from fixtures.fusion import expert, fuse, general, run, start_for
-from fixtures.sampling import schedule
-from fixtures.tiny_models import conditioning, latent, sd15
 from palimpsest.nodes.diffusion.trajectory import ModelFingerprint, Trajectory
 from palimpsest.nodes.saliency_fusion import preview
 from palimpsest.nodes.saliency_fusion.blending import Mask
@@ -14,6 +11,9 @@ from palimpsest.nodes.saliency_fusion.nodes import SaliencyMap
 from palimpsest.nodes.saliency_fusion.preview import COLOURS, with_mask
 from palimpsest.nodes.saliency_fusion.stages import SubjectFusionGuider
 from PIL import Image
+from support.fixtures.fusion import expert, fuse, general, run, start_for
+from support.fixtures.sampling import schedule
+from support.fixtures.tiny_models import conditioning, latent, sd15
 
 pytestmark = pytest.mark.model
 

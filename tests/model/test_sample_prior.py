@@ -11,11 +11,9 @@ import comfy.utils
 import pytest
 import torch
 from comfy.ldm.modules.encoders.noise_aug_modules import CLIPEmbeddingNoiseAugmentation
-from fixtures import tiny_clip
-from fixtures.twin_prior import TINY, random_text, twin
-from palimpsest.nodes.unclip_prior.checkpoint import prior
-from palimpsest.nodes.unclip_prior.nodes import SamplePrior
-from palimpsest.nodes.unclip_prior.prior import (
+from palimpsest.nodes.unclip.prior.checkpoint import prior
+from palimpsest.nodes.unclip.prior.nodes import SamplePrior
+from palimpsest.nodes.unclip.prior.prior import (
     CANDIDATES_AT_ONCE,
     TIMES_AT_ONCE,
     Options,
@@ -24,6 +22,8 @@ from palimpsest.nodes.unclip_prior.prior import (
     draw_noise,
     sample,
 )
+from support.fixtures import tiny_clip
+from support.fixtures.twin_prior import TINY, random_text, twin
 
 import nodes as core_nodes
 

@@ -9,10 +9,10 @@ import comfy.sd
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from fixtures import subject_checkpoint
-from fixtures.twin_subject import text_config
 from palimpsest.nodes.subject.checkpoint import load, models
 from safetensors.torch import load_file, save_file
+from support.fixtures import subject_checkpoint
+from support.fixtures.twin_subject import text_config
 from transformers import CLIPTextModel
 
 pytestmark = pytest.mark.model

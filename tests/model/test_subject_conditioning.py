@@ -11,13 +11,13 @@ import pytest
 import torch
 from comfy.sd1_clip import SD1Tokenizer, SDTokenizer
 from comfy_extras.nodes_hooks import CreateHookKeyframe, SetClipHooks, SetHookKeyframes
-from fixtures import tiny_clip
-from fixtures.twin_subject import MARKER, tiny
 from palimpsest.nodes.subject.conditioning import subject_conditioning
 from palimpsest.nodes.subject.markers import parse
 from palimpsest.nodes.subject.nodes import SubjectConditioning
 from palimpsest.nodes.subject.reference_pictures import Reference, prepared
 from safetensors.torch import save_file
+from support.fixtures import tiny_clip
+from support.fixtures.twin_subject import MARKER, tiny
 
 from nodes import CLIPSetLastLayer, CLIPTextEncode
 

@@ -1,15 +1,15 @@
 import comfy.samplers
 import pytest
 import torch
-from fixtures.fusion import fuse_subject, plain, run, start_for
-from fixtures.sampling import schedule
-from fixtures.tiny_models import conditioning, sd15
-from fixtures.twin_fusion import subject_fusion
-from fixtures.twin_unet import sd15_twin
-from fixtures.unet_probe import same
 from palimpsest.nodes.inversion.recording import sample_trajectory
 from palimpsest.nodes.saliency_fusion.guider import Prompted
 from palimpsest.nodes.saliency_fusion.stages import staged_function
+from support.fixtures.fusion import fuse_subject, plain, run, start_for
+from support.fixtures.sampling import schedule
+from support.fixtures.tiny_models import conditioning, sd15
+from support.fixtures.twin_fusion import subject_fusion
+from support.fixtures.twin_unet import sd15_twin
+from support.fixtures.unet_probe import same
 
 pytestmark = pytest.mark.model
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fixtures import tiny_clip, tiny_models
-from fixtures.sampling import sample, schedule
-from fixtures.twin_subject import MARKER, tiny
 from palimpsest.nodes.subject.nodes import SubjectConditioning
+from support.fixtures import tiny_clip, tiny_models
+from support.fixtures.sampling import sample, schedule
+from support.fixtures.twin_subject import MARKER, tiny
 
 from nodes import CLIPTextEncode, ConditioningCombine, ConditioningSetTimestepRange
 

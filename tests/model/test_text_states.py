@@ -7,8 +7,8 @@ from pathlib import Path
 import comfy.sd1_clip
 import pytest
 import torch
-from fixtures import tiny_clip
-from palimpsest.nodes.diffusion.text_states import text_states
+from palimpsest.nodes.text.text_states import text_states
+from support.fixtures import tiny_clip
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 pytestmark = pytest.mark.model

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from evidence.unclip_tables import Row
-from evidence.unclip_world import UnCLIP, small_pictures
-from palimpsest.nodes.diffusion.text_states import text_states
-from toy.pack.general import WEIGHTS
-from toy.pack.unclip import FILES
-from toy.scenes import caption, render, sample_scenes
-from toy.train_clip import trained_pair
-from toy.train_prior import answer
-from toy.unclip_scenes import ATTRIBUTES, shrunk
+from lab.evidence.unclip_tables import Row
+from lab.evidence.unclip_world import UnCLIP, small_pictures
+from lab.toy.pack.general import WEIGHTS
+from lab.toy.pack.unclip import FILES
+from lab.toy.scenes import caption, render, sample_scenes
+from lab.toy.train_clip import trained_pair
+from lab.toy.train_prior import answer
+from lab.toy.unclip_scenes import ATTRIBUTES, shrunk
+from palimpsest.nodes.text.text_states import text_states
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 

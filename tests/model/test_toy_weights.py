@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from evidence.subject_fusion import Subjects, Way, subjects_in_scenes
-from toy import photos
-from toy.judge import judge
-from toy.low_rank import adapt, differences
-from toy.pack.general import WEIGHTS, load_general, load_tuned, merged
-from toy.sampling import psnr, reconstruct, sample
-from toy.scenes import NOVEL_TEXTURES, SIZE, STUDIO, TEXTURES, caption, render, sample_scenes
+from lab.evidence.subject_fusion import Subjects, Way, subjects_in_scenes
+from lab.toy import photos
+from lab.toy.judge import judge
+from lab.toy.low_rank import adapt, differences
+from lab.toy.pack.general import WEIGHTS, load_general, load_tuned, merged
+from lab.toy.sampling import psnr, reconstruct, sample
+from lab.toy.scenes import NOVEL_TEXTURES, SIZE, STUDIO, TEXTURES, caption, render, sample_scenes
 
 pytestmark = pytest.mark.model
 

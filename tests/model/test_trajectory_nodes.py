@@ -5,8 +5,6 @@ import comfy_extras.nodes_custom_sampler as core
 import comfy_extras.nodes_model_advanced as core_advanced
 import pytest
 import torch
-from fixtures import tiny_models
-from fixtures.inversions import KINDS, relative, sample_back, schedule
 from palimpsest.nodes.diffusion.trajectory import ModelFingerprint
 from palimpsest.nodes.inversion.ddim import InversionSampler, invert
 from palimpsest.nodes.inversion.nodes import (
@@ -17,6 +15,8 @@ from palimpsest.nodes.inversion.nodes import (
     TrajectoryStart,
 )
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
+from support.fixtures import tiny_models
+from support.fixtures.inversions import KINDS, relative, sample_back, schedule
 
 import nodes as core_nodes
 

@@ -8,15 +8,15 @@ import comfy.samplers
 import comfy_extras.nodes_custom_sampler as core
 import pytest
 import torch
-from fixtures import tiny_clip, twin_unclip, unclip
-from fixtures.inversions import sample_back
-from fixtures.sampling import sample, schedule
-from palimpsest.nodes.diffusion.respaced_schedule import respaced
 from palimpsest.nodes.inversion.ddim import convergence_report, invert
-from palimpsest.nodes.unclip_decoder.adm_unet import ContextAttention
-from palimpsest.nodes.unclip_decoder.conditioning import unclip_conditioning
-from palimpsest.nodes.unclip_decoder.decoder_network import CONTEXTS
-from palimpsest.nodes.unclip_decoder.loading import pixel_vae
+from palimpsest.nodes.unclip.decoder.adm_unet import ContextAttention
+from palimpsest.nodes.unclip.decoder.conditioning import unclip_conditioning
+from palimpsest.nodes.unclip.decoder.decoder_network import CONTEXTS
+from palimpsest.nodes.unclip.decoder.loading import pixel_vae
+from palimpsest.nodes.unclip.respaced_schedule import respaced
+from support.fixtures import tiny_clip, twin_unclip, unclip
+from support.fixtures.inversions import sample_back
+from support.fixtures.sampling import sample, schedule
 
 from nodes import (
     CLIPTextEncode,

@@ -8,12 +8,12 @@ from pathlib import Path
 import comfy.ops
 import pytest
 import torch
-from fixtures import tiny_clip, twin_unclip
-from fixtures.tiny_clip import WIDTH
-from fixtures.twin_unclip import copied, write
-from palimpsest.nodes.unclip_decoder.decoder_network import VARIANCE, DecoderNetwork
-from palimpsest.nodes.unclip_decoder.layouts import decoder_configuration, from_karlo
-from palimpsest.nodes.unclip_decoder.loading import load_decoder, load_upsampler
+from palimpsest.nodes.unclip.decoder.decoder_network import VARIANCE, DecoderNetwork
+from palimpsest.nodes.unclip.decoder.layouts import decoder_configuration, from_karlo
+from palimpsest.nodes.unclip.decoder.loading import load_decoder, load_upsampler
+from support.fixtures import tiny_clip, twin_unclip
+from support.fixtures.tiny_clip import WIDTH
+from support.fixtures.twin_unclip import copied, write
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 
@@ -215,6 +215,6 @@ def test_other_files_are_no_upsampler(folder, model, last, expected):
 
 
 def test_half_of_karlo_s_upsampler_does_not_pass_for_dalle2_s(monkeypatch, folder):
-    monkeypatch.setattr("palimpsest.nodes.unclip_decoder.loading.KARLO_UPSAMPLER", (32, 64, 96))
+    monkeypatch.setattr("palimpsest.nodes.unclip.decoder.loading.KARLO_UPSAMPLER", (32, 64, 96))
     with pytest.raises(ValueError, match=r"^last_name: expected the network of the last step .* got none\. Choose "):
         load_upsampler(folder["first"], None)

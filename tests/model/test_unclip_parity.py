@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from fixtures import tiny_clip, twin_unclip, unclip
-from fixtures.sampling import sample, schedule
-from fixtures.twin_unclip_pipeline import (
+from palimpsest.nodes.unclip.decoder.conditioning import unclip_conditioning
+from palimpsest.nodes.unclip.decoder.upsampling import linear_betas, upsample
+from support.fixtures import tiny_clip, twin_unclip, unclip
+from support.fixtures.sampling import sample, schedule
+from support.fixtures.twin_unclip_pipeline import (
     DECODER_SEED,
     UPSAMPLER_SEED,
     image_variation,
@@ -15,8 +17,6 @@ from fixtures.twin_unclip_pipeline import (
     text_to_image,
     upsampler_start,
 )
-from palimpsest.nodes.unclip_decoder.conditioning import unclip_conditioning
-from palimpsest.nodes.unclip_decoder.upsampling import linear_betas, upsample
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from fixtures import tiny_clip, tiny_models, twin_unclip, unclip
-from fixtures.sampling import sample, schedule
-from palimpsest.nodes.unclip_decoder.ancestral import LearnedVariance, levels_of
-from palimpsest.nodes.unclip_decoder.conditioning import unclip_conditioning
-from palimpsest.nodes.unclip_decoder.nodes import UnCLIPSampler
+from palimpsest.nodes.unclip.decoder.ancestral import LearnedVariance, levels_of
+from palimpsest.nodes.unclip.decoder.conditioning import unclip_conditioning
+from palimpsest.nodes.unclip.decoder.nodes import UnCLIPSampler
+from support.fixtures import tiny_clip, tiny_models, twin_unclip, unclip
+from support.fixtures.sampling import sample, schedule
 
 from nodes import ConditioningCombine, ConditioningSetArea
 

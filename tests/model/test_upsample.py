@@ -6,10 +6,10 @@ import comfy.model_management
 import comfy.ops
 import pytest
 import torch
-from benchmarks.live_bytes import LiveBytes
-from fixtures import twin_unclip, unclip
-from palimpsest.nodes.unclip_decoder.adm_unet import UpsamplerNetwork
-from palimpsest.nodes.unclip_decoder.upsampling import LIVE_CHANNELS, OVERLAP, even_tile, predict, upsample
+from lab.benchmarks.live_bytes import LiveBytes
+from palimpsest.nodes.unclip.decoder.adm_unet import UpsamplerNetwork
+from palimpsest.nodes.unclip.decoder.upsampling import LIVE_CHANNELS, OVERLAP, even_tile, predict, upsample
+from support.fixtures import twin_unclip, unclip
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytestmark = pytest.mark.model

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.server_runs import dit_file, expect_error, photo_file, pixels
-from host.client import Client, Graph, Node, PromptRejected
-from host.graphs import Stock, add_stock
-from host.server import Server
 from PIL import Image
+from support.fixtures.server_runs import dit_file, expect_error, photo_file, pixels
+from support.host.client import Client, Graph, Node, PromptRejected
+from support.host.graphs import Stock, add_stock
+from support.host.server import Server
 
 pytestmark = pytest.mark.server
 

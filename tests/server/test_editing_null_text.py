@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fixtures.server_runs import photo_file, pixels, quantised_unet_file, require_refusal
-from host.client import Client, Graph, Node, PromptRejected, Run
-from host.graphs import WordEdit, add_preview, add_word_edit
-from host.server import Server
+from support.fixtures.server_runs import photo_file, pixels, quantised_unet_file, require_refusal
+from support.host.client import Client, Graph, Node, PromptRejected, Run
+from support.host.graphs import WordEdit, add_preview, add_word_edit
+from support.host.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.server_runs import dit_file, photo_file, pixels, require_refusal
-from host.client import Client, Graph, Node, PromptRejected, Run
-from host.graphs import SOURCE_TEXT, WordEdit, add_preview, add_word_edit
-from host.server import Server
+from support.fixtures.server_runs import dit_file, photo_file, pixels, require_refusal
+from support.host.client import Client, Graph, Node, PromptRejected, Run
+from support.host.graphs import SOURCE_TEXT, WordEdit, add_preview, add_word_edit
+from support.host.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from fixtures.server_runs import require_refusal
-from host.client import Client, Graph, Node, PromptRejected
-from host.server import Server
+from support.fixtures.server_runs import require_refusal
+from support.host.client import Client, Graph, Node, PromptRejected
+from support.host.server import Server
 
 pytestmark = pytest.mark.server
 
@@ -23,7 +23,7 @@ def embeddings(width: int, batch: int = 1, seed: int = 0) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def files(server: Server) -> dict[str, str]:
     """Embeddings as the input folder has them, by a word for each."""
-    from palimpsest.nodes.embeddings.embedding_io import save_embedding
+    from palimpsest.nodes.unclip.embeddings.embedding_io import save_embedding
 
     folder = server.base / "input" / "made"
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ class Payload:
 
 @pytest.fixture(scope="module")
 def clip_l(server: Server) -> str:
-    from fixtures import stock_unclip
+    from support.fixtures import stock_unclip
 
     return server.link_model("text_encoders", stock_unclip.clip_text("l"))
 
@@ -62,7 +62,7 @@ def save(graph: Graph, embedding: list, prefix: str = "embeddings/test") -> Node
 
 
 def saved(server: Server, run, node: Node) -> list[torch.Tensor]:
-    from palimpsest.nodes.embeddings.embedding_io import load_embedding
+    from palimpsest.nodes.unclip.embeddings.embedding_io import load_embedding
 
     assert run.status == "success", run.error
     found = run.outputs[node.id]["embeddings"]

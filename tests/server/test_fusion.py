@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from fixtures.server_runs import lora_file, pixels, second_checkpoint_file
-from host.client import Client, Graph
-from host.graphs import Fusion, saliency_fusion, subject_fusion
-from host.server import Server
 from PIL import Image
+from support.fixtures.server_runs import lora_file, pixels, second_checkpoint_file
+from support.host.client import Client, Graph
+from support.host.graphs import Fusion, saliency_fusion, subject_fusion
+from support.host.server import Server
 
 pytestmark = pytest.mark.server
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fixtures.server_runs import lora_file, second_checkpoint_file
-from host.client import Client
-from host.graphs import Fusion, saliency_fusion, subject_fusion
-from host.server import Server
+from support.fixtures.server_runs import lora_file, second_checkpoint_file
+from support.host.client import Client
+from support.host.graphs import Fusion, saliency_fusion, subject_fusion
+from support.host.server import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -24,7 +24,7 @@ MB = 2**20
 
 @pytest.fixture(scope="module")
 def host(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    from fixtures import checkpoints
+    from support.fixtures import checkpoints
 
     folder = tmp_path_factory.mktemp("models")
     with pytest.MonkeyPatch.context() as environment:

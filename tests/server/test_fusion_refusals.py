@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from fixtures.server_runs import dit_file, pixels, require_refusal, sdxl_file, second_checkpoint_file
-from host.client import Client, Graph, Node, PromptRejected, Run
-from host.graphs import Fusion, saliency_fusion, subject_fusion
-from host.server import Server
+from support.fixtures.server_runs import dit_file, pixels, require_refusal, sdxl_file, second_checkpoint_file
+from support.host.client import Client, Graph, Node, PromptRejected, Run
+from support.host.graphs import Fusion, saliency_fusion, subject_fusion
+from support.host.server import Server
 
 pytestmark = pytest.mark.server
 

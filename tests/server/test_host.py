@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from host.client import Client, Graph
-from host.server import Server, ServerFailed
+from support.host.client import Client, Graph
+from support.host.server import Server, ServerFailed
 
 pytestmark = pytest.mark.server
 
@@ -56,7 +56,7 @@ def test_shutdown_leaves_nothing_behind(comfyui: Path, tmp_path: Path):
 def test_the_server_dies_with_the_process_that_started_it(comfyui: Path, tmp_path: Path):
     script = (
         "import os, pathlib, signal, sys\n"
-        "from host.server import Server\n"
+        "from support.host.server import Server\n"
         "Server.wait_until_ready = lambda self: None\n"
         "server = Server(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]))\n"
         "server.start()\n"

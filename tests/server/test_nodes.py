@@ -5,9 +5,9 @@ import urllib.error
 from pathlib import Path
 
 import pytest
-from host import golden
-from host.client import Client
-from host.server import Server
+from support.host import golden
+from support.host.client import Client
+from support.host.server import Server
 
 pytestmark = pytest.mark.server
 

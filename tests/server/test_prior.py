@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from host.client import Client, Graph, Node, PromptRejected, Run
-from host.server import Server
+from support.host.client import Client, Graph, Node, PromptRejected, Run
+from support.host.server import Server
 
 pytestmark = pytest.mark.server
 
@@ -26,9 +26,9 @@ class Files:
 @pytest.fixture(scope="module")
 def files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Files:
     import torch
-    from fixtures import checkpoints
-    from fixtures.twin_prior import karlo_layout, twin
     from safetensors.torch import save_file
+    from support.fixtures import checkpoints
+    from support.fixtures.twin_prior import karlo_layout, twin
 
     folder = tmp_path_factory.mktemp("priors")
     weights = dict(twin(**SIZE).state_dict())
@@ -122,7 +122,7 @@ def test_a_long_text_is_cut_and_the_node_says_so(client: Client, files: Files):
 def test_wrong_files_are_told_apart_and_leave_nothing_behind(
     client: Client, server: Server, files: Files, sd15: str, tmp_path_factory: pytest.TempPathFactory
 ):
-    from fixtures import checkpoints
+    from support.fixtures import checkpoints
 
     folder = tmp_path_factory.mktemp("wrong")
     whole = Path(server.base, "models", "diffusion_models", files.diffusers).read_bytes()
@@ -156,8 +156,8 @@ class Payload:
 def test_a_clip_without_projection_or_of_another_layer_or_width_is_refused(
     client: Client, server: Server, files: Files, sd15: str, tmp_path_factory: pytest.TempPathFactory
 ):
-    from fixtures.twin_prior import twin
     from safetensors.torch import save_file
+    from support.fixtures.twin_prior import twin
 
     made = wired(files)
     skip = made.graph.add("CLIPSetLastLayer", clip=made.clip[0], stop_at_clip_layer=-2)

@@ -1,9 +1,9 @@
 import io
 
 import pytest
-from host.client import Client, Graph, PromptRejected
-from host.graphs import add_ksampler, add_preview, add_stock
 from PIL import Image
+from support.host.client import Client, Graph, PromptRejected
+from support.host.graphs import add_ksampler, add_preview, add_stock
 
 pytestmark = pytest.mark.server
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from host.client import Client, Graph, Node, Run
-from host.server import Server
 from PIL import Image
 from skimage import data
+from support.host.client import Client, Graph, Node, Run
+from support.host.server import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]  # files of 5.6 GB
 
@@ -85,7 +85,7 @@ def require_route(client: Client, graph: Graph, direct: Node, morph: Node) -> No
 
 @pytest.mark.parametrize("encoder", ["l", "h"])
 def test_sd21_unclip(client: Client, server: Server, photos, encoder: str, roomy):
-    from fixtures import stock_unclip
+    from support.fixtures import stock_unclip
 
     graph = Graph()
     name = server.link_model("checkpoints", stock_unclip.sd21_unclip(encoder))
@@ -104,7 +104,7 @@ def test_sd21_unclip(client: Client, server: Server, photos, encoder: str, roomy
 
 def test_stable_cascade(client: Client, server: Server, photos, roomy):
     """Its lite stages; the full ones have 3.6 and 1.5 billion weights and nothing else that an embedding meets."""
-    from fixtures import stock_unclip
+    from support.fixtures import stock_unclip
 
     graph = Graph()
     c, b = (
@@ -130,8 +130,8 @@ def test_stable_cascade(client: Client, server: Server, photos, roomy):
 
 
 def test_sdxl_revision(client: Client, server: Server, roomy):
-    from fixtures import stock_unclip
-    from palimpsest.nodes.embeddings.embedding_io import SUFFIX, save_embedding
+    from palimpsest.nodes.unclip.embeddings.embedding_io import SUFFIX, save_embedding
+    from support.fixtures import stock_unclip
 
     graph = Graph()
     loader = graph.add("CheckpointLoaderSimple", ckpt_name=server.link_model("checkpoints", stock_unclip.sdxl()))

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from host.client import Client
+from support.host.client import Client
 
 pytestmark = pytest.mark.server
 

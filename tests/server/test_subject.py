@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fixtures.server_runs import expect_error, pixels
-from host.client import Client, Graph, Node, PromptRejected
-from host.server import Server
 from PIL import Image
 from skimage import data
+from support.fixtures.server_runs import expect_error, pixels
+from support.host.client import Client, Graph, Node, PromptRejected
+from support.host.server import Server
 
 pytestmark = pytest.mark.server
 
@@ -21,7 +21,7 @@ TEXT = "an astronaut <|image|> and a cat <subject> on a beach"
 
 @pytest.fixture(scope="module")
 def subject_file(server: Server) -> str:
-    from fixtures import subject_checkpoint  # builds on ComfyUI's classes
+    from support.fixtures import subject_checkpoint  # builds on ComfyUI's classes
 
     return server.link_model("checkpoints", subject_checkpoint.published(), "fastcomposer.safetensors")
 
@@ -90,8 +90,8 @@ def test_one_file_is_enough_for_a_picture_of_two_subjects(client: Client, subjec
 def test_a_text_only_file_gives_its_models_and_says_what_it_lacks(
     client: Client, server: Server, photos, tmp_path_factory: pytest.TempPathFactory
 ):
-    from fixtures import subject_checkpoint
     from safetensors.torch import load_file, save_file
+    from support.fixtures import subject_checkpoint
 
     file = tmp_path_factory.mktemp("tdm") / "tdm.safetensors"
     save_file(subject_checkpoint.text_only(load_file(subject_checkpoint.published())), file)
@@ -111,7 +111,7 @@ def test_a_text_only_file_gives_its_models_and_says_what_it_lacks(
 def test_wrong_files_are_told_apart_and_leave_nothing_behind(
     client: Client, server: Server, sd15: str, subject_file: str, photos, tmp_path_factory: pytest.TempPathFactory
 ):
-    from fixtures import subject_checkpoint
+    from support.fixtures import subject_checkpoint
 
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "cut.safetensors").write_bytes(subject_checkpoint.published().read_bytes()[:1_000_000])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fixtures.server_runs import pixels, require_refusal
-from host.client import Client, Graph, Node, PromptRejected
-from host.server import Server
 from PIL import Image
+from support.fixtures.server_runs import pixels, require_refusal
+from support.host.client import Client, Graph, Node, PromptRejected
+from support.host.server import Server
 
 pytestmark = pytest.mark.server
 
@@ -34,7 +34,7 @@ class Files:
 
 @pytest.fixture(scope="module")
 def files(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Files:
-    from fixtures import checkpoints, unclip_files
+    from support.fixtures import checkpoints, unclip_files
 
     folder = tmp_path_factory.mktemp("unclip")
     linked = {part: server.link_model("diffusion_models", file) for part, file in unclip_files.written(folder).items()}
@@ -115,7 +115,7 @@ def test_text_to_picture_in_both_layouts(client: Client, files: Files):
 
 
 def test_a_picture_is_inverted_and_comes_back(client: Client, files: Files, tmp_path: Path):
-    from fixtures.server_runs import photo_file
+    from support.fixtures.server_runs import photo_file
 
     made = wired(files)
     graph = made.graph
@@ -225,7 +225,7 @@ def test_a_missing_file_is_named_with_its_folder_and_size(client: Client, files:
 def test_another_clip_another_model_and_another_embedding_are_refused(
     client: Client, server: Server, files: Files, sd15: str
 ):
-    from fixtures import twin_unclip
+    from support.fixtures import twin_unclip
 
     made = wired(files)
     checkpoint = made.graph.add("CheckpointLoaderSimple", ckpt_name=sd15)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from palimpsest.nodes.diffusion import checked_file
-from palimpsest.nodes.embeddings.embedding_io import HEADER, EmbeddingFileError, load_embedding, save_embedding
+from palimpsest.nodes.files import checked_file
+from palimpsest.nodes.unclip.embeddings.embedding_io import HEADER, EmbeddingFileError, load_embedding, save_embedding
 from safetensors.torch import save_file
 
 pytestmark = pytest.mark.unit

@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from palimpsest.nodes.embeddings.numbers import mixing_weights, numbers, thetas
+from palimpsest.nodes.unclip.embeddings.numbers import mixing_weights, numbers, thetas
 
 pytestmark = pytest.mark.unit
 

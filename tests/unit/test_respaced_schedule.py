@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
-from palimpsest.nodes.diffusion.respaced_schedule import respaced, squaredcos_cap_v2
+from palimpsest.nodes.unclip.respaced_schedule import respaced, squaredcos_cap_v2
 
 pytestmark = pytest.mark.unit
 

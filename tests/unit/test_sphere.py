@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from palimpsest.nodes.embeddings.sphere import NothingLeft, cosine, mix, slerp, text_diff, unit
+from palimpsest.nodes.unclip.embeddings.sphere import NothingLeft, cosine, mix, slerp, text_diff, unit
 from scipy.spatial import geometric_slerp
 
 pytestmark = pytest.mark.unit

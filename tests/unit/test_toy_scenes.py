@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from toy.judge import judge, mask_iou
-from toy.scenes import (
+from lab.toy.judge import judge, mask_iou
+from lab.toy.scenes import (
     BACKGROUNDS,
     COLOURS,
     NOVEL_TEXTURES,

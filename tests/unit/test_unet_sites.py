@@ -1,7 +1,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from palimpsest.nodes.diffusion.unet_sites import Sites, parse_sites
+from palimpsest.nodes.attention.unet_sites import Sites, parse_sites
 
 pytestmark = pytest.mark.unit
 

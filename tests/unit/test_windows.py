@@ -1,5 +1,5 @@
 import pytest
-from palimpsest.nodes.diffusion.unet_sites import Sites
+from palimpsest.nodes.attention.unet_sites import Sites
 from palimpsest.nodes.plug_and_play.windows import Windows
 
 pytestmark = pytest.mark.unit

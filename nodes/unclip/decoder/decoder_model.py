@@ -1,0 +1,159 @@
+"""The decoder as a ComfyUI MODEL in pixel space, which core's samplers, guiders, schedulers and masks work on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.conds
+import comfy.latent_formats
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.model_sampling
+import comfy.supported_models_base
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+from ...files.weight_file import precision
+from ..respaced_schedule import squaredcos_cap_v2
+from .decoder_network import CONTEXTS, ContextStore, DecoderNetwork
+from .layouts import Weights
+
+# The cosine schedule's last twenty steps rise from sigma 32 to 20000 and say nothing of the picture: a prediction of noise that
+# is off by a rounding error is off by thousands of grey levels there. Core's schedulers begin below them.
+NOISIEST = 979
+
+
+class CosineSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
+    """eps prediction on the cosine schedule. Sigmas above the range that schedulers use still find their timesteps."""
+
+    def _register_schedule(self, **_: Any) -> None:
+        super()._register_schedule(given_betas=squaredcos_cap_v2().float())
+
+    def set_sigmas(self, sigmas: torch.Tensor) -> None:
+        super().set_sigmas(sigmas)
+        self.sigmas = self.sigmas[: NOISIEST + 1]
+
+
+class PixelSpace(comfy.latent_formats.LatentFormat):
+    latent_channels = 3
+    spacial_downscale_ratio = 1
+    latent_rgb_factors = torch.eye(3).tolist()
+
+
+class DecoderConfig(comfy.supported_models_base.BASE):
+    latent_format = PixelSpace
+    unet_extra_config = {}
+    memory_usage_factor = 1.0  # as SD1.5, whose network is of the same shape
+
+
+class UnCLIPDecoder(comfy.model_base.BaseModel):
+    """Conditions: text states with their mask and embedding, and core's unclip_conditioning for the image embedding.
+
+    A conditioning without an image embedding, such as CLIP Text Encode's, gets the learned stand-in for one.
+    """
+
+    def __init__(self, config: DecoderConfig, device: torch.device | None = None):
+        super().__init__(config, comfy.model_base.ModelType.EPS, device, DecoderNetwork)
+        self.model_sampling = CosineSampling(config)
+
+    def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
+        network: DecoderNetwork = self.diffusion_model
+        socket = kwargs.get("prompt_type", "positive")
+        require_picture(kwargs["noise"].shape)
+        states, text_embed = kwargs.get("cross_attn"), kwargs.get("pooled_output")
+        require_width(socket, "text states", states, network.text_width)
+        require_width(socket, "a text embedding", text_embed, network.text_width)
+        image_embed = image_embedding(socket, kwargs.get("unclip_conditioning"), network.image_width)
+        if image_embed is None:
+            image_embed = network.cf_param.detach()[None]
+        require_share(socket, len(image_embed), kwargs["noise"].shape[0])
+        conds = {
+            "c_crossattn": states,
+            "text_mask": text_mask(socket, kwargs.get("attention_mask"), states),
+            "text_embed": text_embed,
+            "image_embed": image_embed.to(states),
+        }
+        return {name: comfy.conds.CONDRegular(value.to(kwargs["device"])) for name, value in conds.items()}
+
+
+def text_mask(socket: str, mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
+    """[B, L], 1 for what is seen: everything where a conditioning does not say."""
+    if mask is None:
+        return torch.ones(states.shape[:2])
+    if mask.shape[-1] != states.shape[1]:
+        raise ValueError(
+            f"{socket}: expected a mask for each of the text's {states.shape[1]} tokens, got one for {mask.shape[-1]}. Conditioning Concat "
+            "does not know of it: put both texts into one UnCLIP Conditioning, or use Conditioning Combine."
+        )
+    return mask.reshape(-1, states.shape[1]).float()
+
+
+def image_embedding(socket: str, unclip_conditioning: list[dict[str, Any]] | None, width: int) -> torch.Tensor | None:
+    """[B, width], the sum of a conditioning's image embeddings, each by its strength."""
+    if not unclip_conditioning:
+        return None
+    for entry in unclip_conditioning:
+        if entry["noise_augmentation"] > 0:
+            raise ValueError(
+                f"noise_augmentation: expected 0, since this decoder was trained without, got {entry['noise_augmentation']}. Use "
+                "UnCLIP Conditioning."
+            )
+        require_width(socket, "an image embedding", entry["clip_vision_output"].image_embeds, width)
+    return sum(entry["strength"] * entry["clip_vision_output"].image_embeds.float() for entry in unclip_conditioning)
+
+
+def require_width(socket: str, what: str, value: torch.Tensor | None, width: int) -> None:
+    if value is None or value.shape[-1] != width:
+        got = "none" if value is None else f"one {value.shape[-1]} wide"
+        raise ValueError(
+            f"{socket}: expected {what} {width} wide, as the decoder takes it, got {got}. Connect UnCLIP Conditioning with the CLIP "
+            "that the decoder was trained with."
+        )
+
+
+def require_share(socket: str, embeddings: int, pictures: int) -> None:
+    """Core would take what fits of a longer batch of embeddings and leave out the rest."""
+    if pictures % embeddings:
+        raise ValueError(
+            f"{socket}: expected one image embedding, or one for each of the latent's {pictures} pictures, got {embeddings}. Give the latent a "
+            "batch of as many, or take the embeddings one by one from the output single."
+        )
+
+
+def require_picture(shape: torch.Size) -> None:
+    if len(shape) != 4 or shape[1] != PixelSpace.latent_channels:
+        raise ValueError(
+            f"latent_image: expected pictures in pixel space, [batch, {PixelSpace.latent_channels}, height, width], got {list(shape)}. "
+            "Connect EmptyChromaRadianceLatentImage, or VAE Encode with the decoder's own vae."
+        )
+
+
+def clipped(args: dict[str, Any]) -> torch.Tensor:
+    """Pixels lie in -1 .. 1, and so does every published sampler of these models keep its guided prediction of them."""
+    return args["denoised"].clamp(-1.0, 1.0)
+
+
+def decoder_patcher(weights: Weights, configuration: dict[str, Any], dtype: torch.dtype | None = None) -> ModelPatcher:
+    """Tensors of the network and its arguments -> a MODEL. As core loads a diffusion model: dtype and devices are its choice."""
+    config = DecoderConfig(configuration)
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    config.set_inference_dtype(*precision(weights, dtype, load_device))
+    model = UnCLIPDecoder(config, offload_device)
+    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    model.diffusion_model.load_state_dict(weights, assign=patcher.is_dynamic())
+    patcher.set_model_sampler_post_cfg_function(clipped)
+    patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, CONTEXTS, with_contexts)
+    return patcher
+
+
+def with_contexts(executor, model_wrap, sigmas, extra_args, *args, **kwargs) -> torch.Tensor:
+    """Around a sampler: calls of this one run share what does not change between them. Hooks may change the weights between calls."""
+    conds = [cond for group in model_wrap.conds.values() for cond in group or ()]
+    if not any("hooks" in cond for cond in conds):
+        options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
+        options.setdefault("transformer_options", {})[CONTEXTS] = ContextStore()
+        extra_args = {**extra_args, "model_options": options}
+    return executor(model_wrap, sigmas, extra_args, *args, **kwargs)

@@ -1,0 +1,355 @@
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+
+from ...display.feedback import show_on_node
+from ...files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
+from ...text.image_embedding import ImageEmbedding, image_embeds, require_batch, require_match
+from ...text.text_states import TextStates, text_states
+from . import sphere
+from .embedding_io import SUFFIX, load_embedding, save_embedding
+from .numbers import MAX_FRAMES, mixing_weights, thetas
+
+CATEGORY = "palimpsest/unclip"
+PAPER = "DALL-E 2 (2204.06125)"
+ALIASES = ["unclip", "clip vision", "image embedding", "dall-e 2"]
+MAX_MIXED = 16
+
+
+@io.comfytype(io_type="EMBEDS")
+class IPAdapterEmbedsIO(io.ComfyTypeIO):
+    """What IPAdapter's encoder nodes give: image embeddings as a plain tensor."""
+
+    Type = torch.Tensor
+
+
+def _embedding_input(name: str, tooltip: str) -> io.Input:
+    return io.MultiType.Input(
+        name,
+        [io.ClipVisionOutput, IPAdapterEmbedsIO],
+        tooltip=f"{tooltip} From CLIP Vision Encode, Sample Prior, Load Embedding or an IPAdapter encoder.",
+    )
+
+
+def _clip_input() -> io.Input:
+    return io.Clip.Input(
+        "clip",
+        tooltip="The text encoder of the CLIP model that the embedding is from: ViT-L/14 for 768 numbers, ViT-H/14 for 1024, "
+        "ViT-bigG/14 (SDXL's) for 1280. Its file must have text_projection.",
+    )
+
+
+def _theta_inputs(default: str, tooltip: str) -> list[io.Input]:
+    return [
+        io.String.Input("thetas", default=default, tooltip=f"{tooltip} One embedding is made for each number."),
+        io.Int.Input(
+            "frames",
+            default=0,
+            min=0,
+            max=MAX_FRAMES,
+            tooltip="0: the numbers of thetas as they are. More: that many embeddings evenly along the way through them; "
+            "thetas 0, 1, 0 goes there and back.",
+        ),
+    ]
+
+
+def _embedding_output(tooltip: str) -> io.Output:
+    return io.ClipVisionOutput.Output(
+        "embedding",
+        tooltip=f"{tooltip} Karlo's decoder makes one picture of each; ComfyUI's own models put all into one picture.",
+    )
+
+
+def _frames_output() -> io.Output:
+    return io.ClipVisionOutput.Output(
+        "single",
+        is_output_list=True,
+        tooltip="The same embeddings one by one: what is connected here runs once for each. For morphs with SD2.1 unCLIP, Stable "
+        "Cascade or SDXL.",
+    )
+
+
+def _given(embeds) -> io.NodeOutput:
+    return io.NodeOutput(ImageEmbedding(embeds), [ImageEmbedding(row) for row in embeds.split(1)])
+
+
+class EmbeddingSlerp(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_EmbeddingSlerp",
+            display_name="Embedding Slerp",
+            category=CATEGORY,
+            description=f"Goes from one picture's image embedding to another's along the sphere, in as many steps as you like. {PAPER}, "
+            "section 3.2.",
+            search_aliases=[*ALIASES, "interpolate", "morph", "spherical interpolation"],
+            inputs=[
+                _embedding_input("embedding_a", "Where theta 0 is."),
+                _embedding_input("embedding_b", "Where theta 1 is, of the same CLIP model."),
+                *_theta_inputs("0, 0.25, 0.5, 0.75, 1", "How far from a (0) to b (1)."),
+            ],
+            outputs=[
+                _embedding_output("One embedding for each theta; for batches, all thetas of the first pair first."),
+                _frames_output(),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, embedding_a, embedding_b, thetas, frames) -> io.NodeOutput:
+        a, b = image_embeds(embedding_a, "embedding_a"), image_embeds(embedding_b, "embedding_b")
+        require_match({"embedding_a": a, "embedding_b": b})
+        return _given(sphere.slerp(a[:, None], b[:, None], _steps(thetas, frames)).flatten(0, 1))
+
+
+class LatentSlerp(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_LatentSlerp",
+            display_name="Latent Slerp",
+            category=CATEGORY,
+            description="Goes from one noise to another along the sphere, as Embedding Slerp does with pictures' embeddings: for morphs "
+            f"between inverted pictures. {PAPER}, section 3.2.",
+            search_aliases=["interpolate", "morph", "spherical interpolation", "noise"],
+            inputs=[
+                io.Latent.Input("latent_a", tooltip="Where theta 0 is: a start from DDIM Invert or Trajectory Start."),
+                io.Latent.Input("latent_b", tooltip="Where theta 1 is, of the same size."),
+                *_theta_inputs("0, 0.25, 0.5, 0.75, 1", "How far from a (0) to b (1)."),
+            ],
+            outputs=[
+                io.Latent.Output("latent", tooltip="One latent for each theta, for KSampler (Advanced) with add_noise disabled."),
+                io.Latent.Output("single", is_output_list=True, tooltip="The same latents one by one, as of Embedding Slerp."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, latent_a, latent_b, thetas, frames) -> io.NodeOutput:
+        a, b = latent_a["samples"], latent_b["samples"]
+        if a.shape[1:] != b.shape[1:]:
+            raise ValueError(
+                f"latent_b: expected the size of latent_a, {list(a.shape[1:])}, got {list(b.shape[1:])}. Invert pictures of one size."
+            )
+        require_batch({"latent_a": len(a), "latent_b": len(b)})
+        for socket, x in (("latent_a", a), ("latent_b", b)):
+            if not bool(x.flatten(1).any(-1).all()):
+                raise ValueError(f"{socket}: expected noise, got an empty latent. Connect latent of DDIM Invert.")
+        path = sphere.slerp(a.flatten(1)[:, None], b.flatten(1)[:, None], _steps(thetas, frames))
+        latents = path.flatten(0, 1).unflatten(1, a.shape[1:])
+        return io.NodeOutput({"samples": latents}, [{"samples": row} for row in latents.split(1)])
+
+
+class EmbeddingMix(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_EmbeddingMix",
+            display_name="Embedding Mix",
+            category=CATEGORY,
+            description=f"Mixes the image embeddings of two to {MAX_MIXED} pictures by weight. Negative weights take away.",
+            search_aliases=[*ALIASES, "blend", "average", "combine", "weighted sum"],
+            inputs=[
+                io.Autogrow.Input(
+                    "embeddings",
+                    io.Autogrow.TemplatePrefix(
+                        _embedding_input("embedding", "A picture to mix in, of the same CLIP model as the others."),
+                        prefix="embedding",
+                        min=2,
+                        max=MAX_MIXED,
+                    ),
+                    tooltip="The pictures. A socket appears with each connection.",
+                ),
+                io.String.Input(
+                    "weights",
+                    default="",
+                    tooltip="One number for each embedding, in the order of the sockets: 1, 0.5. Empty: all alike.",
+                ),
+                io.Combo.Input(
+                    "norm",
+                    options=["keep", "sum"],
+                    default="keep",
+                    tooltip="keep: the mix is as long as the pictures' own embeddings, which is what decoders expect, so only the "
+                    "ratios of weights count. sum: the plain weighted sum, as Kandinsky's interpolate.",
+                ),
+            ],
+            outputs=[_embedding_output("The mix, one for each row of the batch."), _frames_output()],
+        )
+
+    @classmethod
+    def execute(cls, embeddings, weights, norm) -> io.NodeOutput:
+        embeds = {socket: image_embeds(value, socket) for socket, value in embeddings.items()}
+        batch = require_match(embeds)
+        rows = [e.expand(batch, -1) for e in embeds.values()]
+        try:
+            return _given(sphere.mix(rows, mixing_weights(weights, len(rows)), norm == "keep"))
+        except sphere.NothingLeft:
+            raise ValueError(
+                f"weights: expected ones that leave something of the embeddings, got {weights!r}, under which they cancel out. Change one."
+            ) from None
+
+
+class EmbeddingTextDiff(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_EmbeddingTextDiff",
+            display_name="Embedding Text Diff",
+            category=CATEGORY,
+            description=f"Moves a picture's image embedding by words: towards what text says and base_text does not. {PAPER}, section 3.3.",
+            search_aliases=[*ALIASES, "text difference", "edit by text", "language-guided manipulation"],
+            inputs=[
+                _embedding_input("embedding", "The picture to change."),
+                _clip_input(),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="a photo of a dog in winter",
+                    tooltip="What the picture is to show.",
+                ),
+                io.String.Input(
+                    "base_text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    default="a photo",
+                    tooltip="What it shows now. Empty: the way leads to the text itself.",
+                ),
+                *_theta_inputs(
+                    "0, 0.125, 0.25, 0.375, 0.5", "How far: 0 is the picture; the paper ends at 0.25 to 0.5."
+                ),
+            ],
+            outputs=[
+                _embedding_output("One embedding for each theta; for batches, all thetas of the first picture first."),
+                _frames_output(),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, embedding, clip, text, base_text, thetas, frames) -> io.NodeOutput:
+        image = image_embeds(embedding, "embedding")
+        steps = _steps(thetas, frames)
+        read = _read(clip, [text, base_text], image)
+        if any(read.unread):
+            show_on_node(cls, _unread(read))
+        target, base = read.pooled.to(image.device)
+        try:
+            moved = sphere.text_diff(image[:, None], target, base if base_text.strip() else None, steps)
+        except sphere.NothingLeft:
+            raise ValueError(
+                f"text: expected other words than base_text, got {text!r} for both. Say in text what is to be different."
+            ) from None
+        return _given(moved.flatten(0, 1))
+
+
+class EmbeddingScore(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_EmbeddingScore",
+            display_name="Embedding Score",
+            category=CATEGORY,
+            description="How well pictures fit a text, as CLIP sees it: the cosine between image embedding and text embedding.",
+            search_aliases=[*ALIASES, "clip score", "cosine similarity", "rank"],
+            inputs=[_embedding_input("embedding", "The pictures to score."), _clip_input(), io.String.Input(
+                "text", multiline=True, dynamic_prompts=True, tooltip="The text to compare with.",
+            )],
+            outputs=[
+                io.Float.Output(
+                    "score",
+                    is_output_list=True,
+                    tooltip="-1 to 1 for each picture, higher is closer. Only scores of the same CLIP model compare.",
+                )
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, embedding, clip, text) -> io.NodeOutput:
+        image = image_embeds(embedding, "embedding")
+        read = _read(clip, [text], image)
+        scores = sphere.cosine(image, read.pooled.to(image.device)).tolist()
+        shown = "  ".join(
+            f"{i}: {score:.4f}" if len(scores) > 1 else f"{score:.4f}" for i, score in enumerate(scores, 1)
+        )
+        if any(read.unread):
+            shown += f"  ({_unread(read)})"
+        show_on_node(cls, shown)
+        return io.NodeOutput(scores, ui={"text": (shown,)})
+
+
+class SaveEmbedding(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_SaveEmbedding",
+            display_name="Save Embedding",
+            category=CATEGORY,
+            description="Writes image embeddings to the output folder as one safetensors file of a few KB.",
+            search_aliases=[*ALIASES, "export embedding"],
+            inputs=[
+                _embedding_input("embedding", "The embeddings to keep, the whole batch."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="embeddings/palimpsest",
+                    tooltip="Folder and name below the output folder; a counter is added.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, embedding, filename_prefix) -> io.NodeOutput:
+        embeds = image_embeds(embedding, "embedding")
+        path, named = next_file(filename_prefix, SUFFIX)
+        save_embedding(embeds, path)
+        return io.NodeOutput(ui={"embeddings": [named]})
+
+
+class LoadEmbedding(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_LoadEmbedding",
+            display_name="Load Embedding",
+            category=CATEGORY,
+            description="Reads image embeddings that Save Embedding wrote, from the output or the input folder.",
+            search_aliases=[*ALIASES, "import embedding"],
+            inputs=[
+                io.Combo.Input(
+                    "embedding_file",
+                    options=saved_files(SUFFIX),
+                    tooltip="A file of the output or input folder. Refresh the list (R) after saving a new one.",
+                )
+            ],
+            outputs=[_embedding_output("The embeddings as they were saved, the whole batch."), _frames_output()],
+        )
+
+    @classmethod
+    def validate_inputs(cls, embedding_file) -> bool | str:
+        return invalid_choice("embedding_file", embedding_file, SUFFIX) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, embedding_file) -> str:
+        return fingerprint(resolve("embedding_file", embedding_file, SUFFIX))
+
+    @classmethod
+    def execute(cls, embedding_file) -> io.NodeOutput:
+        embeds = load_embedding(resolve("embedding_file", embedding_file, SUFFIX))
+        return _given(embeds.to(comfy.model_management.intermediate_device()))
+
+
+def _steps(text: str, frames: int):
+    """[1, T], to go with embeddings [batch, 1, width]."""
+    return thetas(text, frames)[None]
+
+
+def _read(clip, texts: list[str], image) -> TextStates:
+    return text_states(clip, texts, image.shape[1], "the embedding's CLIP vision model")
+
+
+def _unread(read: TextStates) -> str:
+    return f"{' and '.join(map(str, read.unread))} tokens beyond the 75 that CLIP reads"
+
+
+NODES = [EmbeddingSlerp, LatentSlerp, EmbeddingMix, EmbeddingTextDiff, EmbeddingScore, SaveEmbedding, LoadEmbedding]

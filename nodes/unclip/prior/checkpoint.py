@@ -1,0 +1,175 @@
+"""Published priors: Karlo's own files and those of diffusers' PriorTransformer. A file is untrusted input."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.ops
+import torch
+
+from ...files.weight_file import precision, read_file, read_tensors, require_weights
+from .prior import Prior
+from .transformer import HEAD_WIDTH, TEXT_TOKENS, PriorTransformer
+
+WHAT = "a prior of Karlo or Kandinsky 2"
+STATS = "ViT-L-14_stats.th"
+
+# (ours, Karlo's, diffusers'); each has a weight and a bias
+LAYERS = (
+    ("time_embed.0", "time_embed.0", "time_embedding.linear_1"),
+    ("time_embed.2", "time_embed.2", "time_embedding.linear_2"),
+    ("text_proj", "text_enc_proj", "encoder_hidden_states_proj"),
+    ("embedding_proj", "text_emb_proj", "embedding_proj"),
+    ("image_proj", "clip_img_proj", "proj_in"),
+    ("norm_out", "final_ln", "norm_out"),
+    ("out_proj", "out_proj", "proj_to_clip_embeddings"),
+)
+IN_BLOCKS = (
+    ("norm_1", "ln_1", "norm1"),
+    ("proj", "attn.c_proj", "attn1.to_out.0"),
+    ("norm_2", "ln_2", "norm3"),
+    ("up", "mlp.c_fc", "ff.net.0.proj"),
+    ("down", "mlp.c_proj", "ff.net.2"),
+)
+BARE = (("positions", "positional_embedding", "positional_embedding"), ("query", "prd_emb", "prd_embedding"))
+KARLO, DIFFUSERS = 1, 2  # columns
+BLOCKS = {KARLO: "transformer.resblocks.", DIFFUSERS: "transformer_blocks."}
+QKV = {KARLO: ("attn.c_qkv",), DIFFUSERS: ("attn1.to_q", "attn1.to_k", "attn1.to_v")}
+STATISTICS = ("clip_mean", "clip_std")
+
+Weights = dict[str, torch.Tensor]
+
+
+def load(path: Path, stats: Path | None, dtype: torch.dtype | None = None) -> Prior:
+    """dtype: of the weights in memory, ComfyUI's choice for a diffusion model unless given. Other files raise ValueError."""
+    return prior(read_tensors(path, "prior_name", WHAT), path.name, stats, dtype)
+
+
+def prior(weights: Weights, file: str, stats: Path | None, dtype: torch.dtype | None = None) -> Prior:
+    """What the tensors of a published file, named `file` in errors, are as a model. Empties `weights`."""
+    layout = _layout(weights, file)
+    if layout == KARLO:
+        for name in [name for name in weights if name.startswith("model.")]:
+            weights[name.removeprefix("model.")] = weights.pop(name)
+    try:
+        sources, width, layers, embedding = _sources(weights, layout)
+    except ValueError as error:
+        raise ValueError(f"prior_name: expected {WHAT}, got {file}, where {error}. Download the file again.") from error
+    mean, std = _statistics(weights, file, stats, embedding)
+
+    load_device = comfy.model_management.get_torch_device()
+    dtype, cast = precision(weights, dtype, load_device)
+    compute_dtype = cast or dtype
+    operations = comfy.ops.pick_operations(dtype, compute_dtype, load_device)
+    model = PriorTransformer(width, layers, embedding, dtype, compute_dtype, torch.device("meta"), operations).eval()
+    turned = {name: _converted(weights, names, layout, dtype) for name, names in sources.items()}
+    model.load_state_dict(turned, assign=True)
+    model.requires_grad_(False)
+    offload_device = comfy.model_management.unet_offload_device()
+    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
+    return Prior(patcher, embedding, mean, std)
+
+
+def _layout(weights: Weights, file: str) -> int:
+    if any(prefix + "clip_img_proj.weight" in weights for prefix in ("model.", "")):
+        return KARLO
+    if "proj_to_clip_embeddings.weight" in weights and "prd_embedding" in weights:
+        return DIFFUSERS
+    names = [str(name) for name in weights]
+    if "proj_to_clip_embeddings.weight" in weights:
+        what, then = "a PriorTransformer without the learned query of text-to-image priors, such as Shap-E's", "Choose"
+    elif any(re.match(r"(model\.)?(clip_tok_proj|cf_param|text_seq_proj)", name) for name in names):
+        what, then = "Karlo's decoder", "Use Load UnCLIP Decoder for it, and choose"
+    elif any(name.startswith(("model_first_steps.", "model_last_step.")) for name in names):
+        what, then = "Karlo's upsampler", "Use Load Upsampler for it, and choose"
+    elif any(name.startswith("model.diffusion_model.") for name in names):
+        what, then = "an ordinary checkpoint", "Use Load Checkpoint for it, and choose"
+    else:
+        what, then = f"a file that starts with {', '.join(sorted(names)[:3]) or 'nothing'}", "Choose"
+    raise ValueError(
+        f"prior_name: expected {WHAT}, got {file}, {what}. {then} Karlo's prior-ckpt, or diffusion_pytorch_model.safetensors out of "
+        "the folder prior of a Karlo or Kandinsky 2 prior for diffusers."
+    )
+
+
+def _sources(weights: Weights, layout: int) -> tuple[dict[str, tuple[str, ...]], int, int, int]:
+    """(our names with the file's, width, layers, width of an embedding); ValueError says what does not fit."""
+    out, positions = LAYERS[-1][layout] + ".weight", BARE[0][layout]
+    for name, dimensions in ((out, 2), (positions, 3)):
+        if name not in weights or weights[name].ndim != dimensions:
+            raise ValueError(f"there is no {name} of {dimensions} dimensions")
+    embedding, width = weights[out].shape
+    tokens = weights[positions].shape[1]
+    if tokens != TEXT_TOKENS + 4 or width % HEAD_WIDTH:
+        raise ValueError(
+            f"there are {tokens} positions of width {width}, expected {TEXT_TOKENS + 4} of a multiple of {HEAD_WIDTH}"
+        )
+    numbers = {int(match[1]) for name in weights if (match := re.match(re.escape(BLOCKS[layout]) + r"(\d+)\.", name))}
+    layers = max(numbers, default=-1) + 1
+    if layers < 1:
+        raise ValueError(f"there are no {BLOCKS[layout]}N")
+
+    sources = {row[0]: (row[layout],) for row in BARE}
+    for end in ("weight", "bias"):
+        sources |= {f"{row[0]}.{end}": (f"{row[layout]}.{end}",) for row in LAYERS}
+        for i in range(layers):
+            block = f"{BLOCKS[layout]}{i}."
+            sources |= {f"blocks.{i}.{row[0]}.{end}": (f"{block}{row[layout]}.{end}",) for row in IN_BLOCKS}
+            sources[f"blocks.{i}.qkv.{end}"] = tuple(f"{block}{name}.{end}" for name in QKV[layout])
+    shell = PriorTransformer(width, layers, embedding, torch.float32, torch.float32, torch.device("meta"), torch.nn)
+    shapes = {name: value.shape for name, value in shell.state_dict().items()}
+    expected = {
+        name: torch.Size((shapes[ours][0] // len(names), *shapes[ours][1:])) if len(names) > 1 else shapes[ours]
+        for ours, names in sources.items()
+        for name in names
+    }
+    require_weights("the prior", expected, {name: value.shape for name, value in weights.items()})
+    unknown = [name for name in weights if name not in expected and name not in STATISTICS]
+    if unknown:
+        raise ValueError(f"there is {unknown[0]}, which none of them has")
+    whole = [name for name in expected if not weights[name].is_floating_point()]
+    if whole:
+        raise ValueError(f"{whole[0]} is of {weights[whole[0]].dtype}, expected floating point")
+    return sources, width, layers, embedding
+
+
+def _converted(weights: Weights, names: tuple[str, ...], layout: int, dtype: torch.dtype) -> torch.Tensor:
+    """A copy, so that the file may change; what it is made from is let go."""
+    value = torch.cat([weights.pop(name) for name in names]).to(dtype)
+    if layout == KARLO and "c_qkv" in names[0]:  # rows are q, k and v of each head in turn
+        heads = value.unflatten(0, (-1, 3, HEAD_WIDTH))
+        value = heads.transpose(0, 1).reshape(value.shape)
+    return value
+
+
+def _statistics(weights: Weights, file: str, stats: Path | None, embedding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of image embeddings, [embedding] each: the prior works on what is left after them."""
+    if all(name in weights for name in STATISTICS):
+        found, where, socket = [weights.pop(name) for name in STATISTICS], file, "prior_name"
+    elif stats is None:
+        raise ValueError(
+            f"stats_name: expected the mean and deviation of image embeddings for {file}, a file in Karlo's layout, got none. Put Karlo's "
+            f"{STATS} (7 KB) into models/diffusion_models and choose it."
+        )
+    else:
+        found, where, socket = _read_statistics(stats), stats.name, "stats_name"
+    tensors = [value.float().flatten() if isinstance(value, torch.Tensor) else None for value in found]
+    sizes = [None if value is None else len(value) for value in tensors]
+    if sizes != [embedding, embedding]:
+        raise ValueError(
+            f"{socket}: expected mean and deviation of image embeddings, {embedding} numbers each, got {where}, which holds "
+            f"{'something else' if None in sizes or not sizes else ' and '.join(map(str, sizes))}. Choose {STATS} for Karlo's prior."
+        )
+    mean, std = (value.clone() for value in tensors)
+    return mean, std
+
+
+def _read_statistics(stats: Path) -> list:
+    found = read_file(stats, "stats_name")
+    if isinstance(found, dict):
+        names = next((pair for pair in (STATISTICS, ("mean", "std")) if all(name in found for name in pair)), ())
+        return [found[name] for name in names]
+    return list(found) if isinstance(found, tuple | list) else [found]

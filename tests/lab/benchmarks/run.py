@@ -1,0 +1,209 @@
+"""What the nodes cost beside plain ComfyUI, on a small and on full-size models. `make bench` runs all of it.
+
+    make bench                          # everything
+    make bench PART=null_text_memory    # edits, fusion, capture_memory, null_text_memory, prior
+
+The tables are printed, and the sections that were measured replace those of docs/speed.md, if that is of the same machine.
+`--quick` is for development: it measures edits and fusion once and writes nothing. Exit status 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lab.benchmarks import report
+    from lab.benchmarks.fusion_cost import FusionCost
+
+TESTS = Path(__file__).resolve().parents[2]
+sys.path[0] = str(TESTS)
+
+from support.host.in_process import enter_comfyui, enter_pack  # noqa: E402
+from support.host.provision import ROOT, Missing  # noqa: E402
+
+REPORT = ROOT / "docs" / "speed.md"
+PARTS = ("edits", "fusion", "capture_memory", "null_text_memory", "prior")
+REPETITIONS = 5
+QUICK_INVERSION_STEPS = 5
+STARTED = time.monotonic()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], metavar="part", help=", ".join(PARTS))
+    parser.add_argument("--quick", action="store_true", help="one repetition, no report file; for development")
+    options = parser.parse_args()
+    enter_pack()
+    with tempfile.TemporaryDirectory() as base:
+        enter_comfyui(base)
+        return benchmark(options.quick, options.parts or PARTS)
+
+
+def benchmark(quick: bool, parts: Sequence[str]) -> int:
+    from lab.benchmarks import prior_report, report
+
+    sections: dict[str, str] = {}
+    passed = True
+    # What runs in processes of its own comes before this process has a large model: the two need not fit side by side.
+    if "capture_memory" in parts:
+        progress("memory: capturing at 512 x 512 in a process of its own")
+        memory = json.loads(
+            subprocess.check_output([sys.executable, TESTS / "lab" / "benchmarks" / "capture_memory.py"])
+        )
+        passed &= report.captures_one_tensor_a_site(memory)
+        sections["Memory of captured features"] = report.memory_section(memory)
+    if "null_text_memory" in parts:
+        cases = null_text_cases()
+        passed &= all(case.passed for case in cases)
+        sections["Memory of null-text optimisation"] = report.null_text_section(cases)
+    if "fusion" in parts:
+        measured = fusion(quick)
+        passed &= all(bar.passed for bar in report.fusion_bars(measured)) and report.leaves_the_expert_out(measured)
+        sections["Fusion"] = report.fusion_section(measured)
+    if "prior" in parts:
+        progress("prior: Sample Prior beside diffusers' loop in a process of its own")
+        few = ["--layers", "4", "--repetitions", "1"] if quick else []
+        prior = json.loads(
+            subprocess.check_output([sys.executable, TESTS / "lab" / "benchmarks" / "prior_speed.py", *few])
+        )
+        passed &= prior_report.passed(prior)
+        sections["Prior"] = prior_report.section(prior)
+    if "edits" in parts:
+        results = edits(quick)
+        passed &= all(bar.passed for bar in report.bars(results))
+        sections["Ratios"] = report.bars_section(results)
+        sections["Costs"] = report.costs_section(results)
+        sections["Beside the published recipe"] = PUBLISHED + "\n\n" + report.published_section(results)
+    standing = sections_of(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
+    elsewhere = len(sections) < len(SECTIONS) and machine() not in standing.get(HEAD, "")
+    text = page(sections, {} if quick or elsewhere else standing)
+    print(text)
+    if elsewhere:
+        progress(f"nothing written: {REPORT.relative_to(ROOT)} is of another machine, so run all parts")
+    elif not quick:
+        REPORT.parent.mkdir(exist_ok=True)
+        REPORT.write_text(text, encoding="utf-8")
+        progress(f"written to {REPORT.relative_to(ROOT)}")
+    if not passed:
+        progress("a bar was missed")
+    return 0 if passed else 1
+
+
+def edits(quick: bool) -> report.Results:
+    import torch
+    from lab.benchmarks import subjects
+    from lab.benchmarks.contestants import contestants, measure
+
+    results = []
+    with torch.inference_mode():
+        for name, build in (("toy", subjects.toy), ("SD1.5", subjects.sd15)):
+            progress(f"{name}: building")
+            subject = build(QUICK_INVERSION_STEPS) if quick else build()
+            results.append((subject, measure(subject, contestants(subject), 1 if quick else REPETITIONS, progress)))
+    return results
+
+
+def fusion(quick: bool) -> list[dict[str, FusionCost]]:
+    import torch
+    from lab.benchmarks.fusion_cost import REPETITIONS, measure_fusion
+
+    progress("fusion: building")
+    with torch.inference_mode():
+        return measure_fusion(1 if quick else REPETITIONS, progress)
+
+
+def null_text_cases() -> list[report.NullTextCase]:
+    import torch
+    from lab.benchmarks import report
+
+    cases = [*report.NULL_TEXT_ON_CPU, *report.NULL_TEXT_GOALS]
+    for case in cases:
+        on_gpu = case.goal is not None and torch.cuda.is_available()
+        progress(f"null-text: {case}")
+        program = [sys.executable, TESTS / "lab" / "benchmarks" / "null_text_memory.py", *case.arguments()]
+        case.counted = json.loads(subprocess.check_output([*program, "--count"]))
+        if case.goal is None or on_gpu:
+            where = ["--cuda"] if on_gpu else []
+            case.measured = json.loads(subprocess.check_output([*program, *where]))
+    return cases
+
+
+def page(measured: dict[str, str], standing: dict[str, str]) -> str:
+    """The whole report: every section as it was just measured, else as it stands."""
+    sections = {**standing, **measured}
+    head = (
+        standing.get(HEAD) if standing.get(HEAD) and len(measured) < len(SECTIONS) else f"{INTRODUCTION}\n\n{machine()}"
+    )
+    titled = [f"## {title}\n\n{sections[title]}" for title in SECTIONS if title in sections]
+    return "\n\n".join([f"# {HEAD}\n\n{head}", *titled]) + "\n"
+
+
+def sections_of(text: str) -> dict[str, str]:
+    parts = re.split(r"^##? (.*)\n", text, flags=re.MULTILINE)
+    return {title: body.strip() for title, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+HEAD = "Speed"
+SECTIONS = (
+    "Ratios",
+    "Costs",
+    "Fusion",
+    "Memory of captured features",
+    "Memory of null-text optimisation",
+    "Prior",
+    "Beside the published recipe",
+)
+
+INTRODUCTION = """\
+Printed by `make bench`. What a bar compares runs once in each of five repetitions, in turns, every other one in reverse order; a
+ratio divides two runs of one repetition, and the median of the five is held against the bar. The other contestants run once.
+Bare UNet calls are `calc_cond_batch` calls alone; everything else is timed as a whole: guider, conditions, sampler, callbacks.
+Plug-and-Play has its default windows, features for 0.8 and self-attention for 0.5 of the steps. A call is one forward of the
+UNet, a row one picture in it. The weights of SD1.5 are random, since cost depends on shapes alone."""
+
+PUBLISHED = """\
+pnp-diffusers inverts in 999 steps and evaluates rows [source, negative, positive] in every one of 50. Here the same loop calls the
+same UNet in ComfyUI directly, without guider or condition handling. On the toy all of its steps are run; on SD1.5 the seconds and
+counts of a share of the steps are multiplied, and so are those of the pack's shorter runs, to 50 steps."""
+
+
+def machine() -> str:
+    import comfyui_version
+    import psutil
+    import torch
+
+    gib = psutil.virtual_memory().total / 2**30
+    return (
+        f"Machine: {cpu_name()}, {os.cpu_count()} cores, torch threads: {torch.get_num_threads()} "
+        f"({torch.backends.cpu.get_cpu_capability()}), {gib:.0f} GiB; {platform.system()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__} --cpu."
+    )
+
+
+def cpu_name() -> str:
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text().splitlines() if listing.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def progress(text: str) -> None:
+    print(f"[{time.monotonic() - STARTED:5.0f} s] {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Missing as missing:
+        sys.exit(f"palimpsest: {missing}")

@@ -1,0 +1,144 @@
+"""The demo's rows of unCLIP: texts become embeddings, small pictures and larger ones; one picture becomes another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.toy.scenes import Scene, caption, render
+from PIL import Image
+from support.host.client import Client, Graph, Node, Run
+from support.host.server import Server
+
+WEIGHTS = Path(__file__).parent / "toy" / "weights"
+# The prior with the settings of docs/unclip.md; the decoder with less guidance, which its last training made do.
+STEPS, PRIOR_CFG, CFG = 25, 1.0, 2.0
+SIZE = 32  # pixels of the decoder
+FRAMES = 7
+TEXTS = (
+    Scene("heart", "purple", "striped", "top", "white"),
+    Scene("star", "pink", "dotted", "top", "night"),
+)
+ENDS = (Scene("circle", "orange", "plain", "left", "night"), Scene("star", "pink", "plain", "top", "night"))
+
+RunGraph = Callable[[Graph, str], Run]
+Show = Callable[[Run, Node], list[Image.Image]]
+
+
+@dataclass(frozen=True)
+class Imagined:
+    """stages: what the decoder and each upsampler made of the text."""
+
+    text: str
+    stages: list[Image.Image]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    clip: Node
+    decoder: Node
+    upsamplers: list[Node]
+
+
+class UnCLIPDemo:
+    def __init__(self, server: Server, client: Client, run: RunGraph, show: Show) -> None:
+        self.client, self.run, self.show = client, run, show
+        self.files = {
+            part: server.link_model("diffusion_models", WEIGHTS / f"unclip_{part}.safetensors")
+            for part in ("prior", "decoder", "upsampler_64", "upsampler_128")
+        }
+
+    def load(self, graph: Graph) -> Loaded:
+        return Loaded(
+            graph.add("TOY_LoadCLIP"),
+            graph.add("PAL_LoadUnCLIPDecoder", model_name=self.files["decoder"]),
+            [graph.add("PAL_LoadUpsampler", model_name=self.files[f"upsampler_{size}"]) for size in (64, 128)],
+        )
+
+    def imagine(self, text: str) -> Imagined:
+        graph = Graph()
+        loaded = self.load(graph)
+        clip, decoder = loaded.clip, loaded.decoder
+        prior = graph.add("PAL_LoadPrior", prior_name=self.files["prior"])
+        embedding = graph.add(
+            "PAL_SamplePrior", prior=prior[0], clip=clip[0], text=text, negative_text="", steps=STEPS, cfg=PRIOR_CFG, seed=1,
+            candidates=2,
+        )  # fmt: skip
+        told = graph.add(
+            "PAL_UnCLIPConditioning", clip=clip[0], model=decoder[0], text=text, clip_vision_output=embedding[0]
+        )
+        guider = graph.add("CFGGuider", model=decoder[0], positive=told[0], negative=told[1], cfg=CFG)
+        sampled = graph.add(
+            "SamplerCustomAdvanced",
+            noise=graph.add("RandomNoise", noise_seed=1)[0],
+            guider=guider[0],
+            sampler=graph.add("PAL_UnCLIPSampler", spacing="published")[0],
+            sigmas=graph.add("BasicScheduler", model=decoder[0], scheduler="normal", steps=STEPS, denoise=1.0)[0],
+            latent_image=graph.add("EmptyChromaRadianceLatentImage", width=SIZE, height=SIZE, batch_size=1)[0],
+        )
+        picture = graph.add("VAEDecode", samples=sampled[0], vae=decoder[1])
+        shown = [graph.add("PreviewImage", images=picture[0])]
+        for upsampler in loaded.upsamplers:
+            picture = upsampled(graph, upsampler, picture)
+            shown.append(graph.add("PreviewImage", images=picture[0]))
+        run = self.run(graph, f"prior, decoder, upsamplers: {text}")
+        return Imagined(text, [self.show(run, node)[0] for node in shown])
+
+    def morph(self, output: Path) -> list[Image.Image]:
+        """From the first of ENDS to the second, both inverted."""
+        graph = Graph()
+        loaded = self.load(graph)
+        clip, decoder = loaded.clip, loaded.decoder
+        sigmas = graph.add("BasicScheduler", model=decoder[0], scheduler="karras", steps=STEPS, denoise=1.0)
+        seen, starts = [], []
+        for i, image in enumerate(render(ENDS)[0]):
+            file = output / f"morph_end_{i}.png"
+            Image.fromarray((image.movedim(0, -1) * 255).round().byte().numpy()).save(file)
+            picture = graph.add("LoadImage", image=self.client.upload_image(file))
+            small = graph.add(
+                "ImageScale", image=picture[0], upscale_method="area", width=SIZE, height=SIZE, crop="disabled"
+            )
+            seen.append(graph.add("CLIPVisionEncode", clip_vision=clip[1], image=picture[0], crop="center"))
+            told = graph.add(
+                "PAL_UnCLIPConditioning", clip=clip[0], model=decoder[0], text="", clip_vision_output=seen[-1][0]
+            )
+            latent = graph.add("VAEEncode", pixels=small[0], vae=decoder[1])
+            inverted = graph.add(
+                "PAL_DDIMInvert", model=decoder[0], positive=told[0], latent_image=latent[0], sigmas=sigmas[0],
+                method="fixed_point", iterations=5,
+            )  # fmt: skip
+            starts.append(inverted)
+        way = {"thetas": "0, 1", "frames": FRAMES}
+        between = graph.add("PAL_EmbeddingSlerp", embedding_a=seen[0][0], embedding_b=seen[1][0], **way)
+        noises = graph.add("PAL_LatentSlerp", latent_a=starts[0][2], latent_b=starts[1][2], **way)
+        told = graph.add(
+            "PAL_UnCLIPConditioning", clip=clip[0], model=decoder[0], text="", clip_vision_output=between[0]
+        )
+        sampled = graph.add(
+            "SamplerCustom", model=decoder[0], add_noise=False, noise_seed=1, cfg=1.0, positive=told[0], negative=told[1],
+            sampler=graph.add("KSamplerSelect", sampler_name="euler")[0], sigmas=sigmas[0], latent_image=noises[0],
+        )  # fmt: skip
+        picture = graph.add("VAEDecode", samples=sampled[0], vae=decoder[1])
+        for upsampler in loaded.upsamplers:
+            picture = upsampled(graph, upsampler, picture)
+        shown = graph.add("PreviewImage", images=picture[0])
+        return self.show(self.run(graph, "a morph between two pictures"), shown)
+
+    def rows(self, output: Path) -> list[list[tuple[Image.Image, str]]]:
+        """Of the contact sheet: every text with its stages, and the morph. All are saved to output too."""
+        texts: list[tuple[Image.Image, str]] = []
+        for text in map(caption, TEXTS):
+            labels = [f"{text}\nprior and decoder, {SIZE} pixels", "upsampled to 64", "upsampled to 128"]
+            texts += zip(self.imagine(text).stages, labels, strict=True)
+        morph = self.morph(output)
+        labels = [caption(ENDS[0]), *[""] * (len(morph) - 2), caption(ENDS[1])]
+        rows = [texts, list(zip(morph, labels, strict=True))]
+        for name, row in zip(("unclip", "morph"), rows, strict=True):
+            for i, (picture, _) in enumerate(row, 1):
+                picture.save(output / f"{name}_{i}.png")
+        return rows
+
+
+def upsampled(graph: Graph, upsampler: Node, picture: Node) -> Node:
+    return graph.add("PAL_Upsample", upsampler=upsampler[0], image=picture[0], steps=0, seed=1, scale=2, tile=512)

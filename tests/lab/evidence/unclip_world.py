@@ -1,0 +1,170 @@
+"""The toy's unCLIP behind the very nodes an artist wires up, a batch of pictures at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import comfy.clip_vision
+import comfy.sd
+import comfy.utils
+import comfy_extras.nodes_custom_sampler as core
+import torch
+from comfy.model_patcher import ModelPatcher
+from lab.toy.pack.unclip import FILES, load_clip
+from lab.toy.scenes import SIZE
+from lab.toy.unclip_scenes import SMALL, shrunk
+from palimpsest.nodes.diffusion.trajectory import Conditioning
+from palimpsest.nodes.inversion.nodes import DDIMInvert
+from palimpsest.nodes.text.image_embedding import ImageEmbedding
+from palimpsest.nodes.unclip.decoder.loading import Upsampler, load_decoder, load_upsampler, pixel_vae
+from palimpsest.nodes.unclip.decoder.nodes import UnCLIPConditioning, UnCLIPSampler, Upsample
+from palimpsest.nodes.unclip.prior.checkpoint import load
+from palimpsest.nodes.unclip.prior.nodes import SamplePrior
+from palimpsest.nodes.unclip.prior.prior import Prior
+from torch import Tensor
+from tqdm import tqdm
+
+from nodes import CLIPVisionEncode, VAEDecode, VAEEncode
+
+BATCH = 20
+STEPS = 25
+PRIOR_CFG = 1.0
+CFG = 5.0
+
+
+@dataclass(frozen=True)
+class Told:
+    positive: Conditioning
+    negative: Conditioning
+
+    def rows(self, start: int, end: int) -> Told:
+        return Told(*(_rows(conditioning, start, end) for conditioning in (self.positive, self.negative)))
+
+
+@dataclass(frozen=True)
+class UnCLIP:
+    clip: comfy.sd.CLIP
+    vision: comfy.clip_vision.ClipVisionModel
+    prior: Prior
+    decoder: ModelPatcher
+    vae: comfy.sd.VAE
+    upsamplers: tuple[Upsampler, Upsampler]
+
+    @classmethod
+    def load(cls) -> UnCLIP:
+        torch.set_flush_denormal(True)
+        comfy.utils.set_progress_bar_enabled(False)
+        upsamplers = tuple(load_upsampler(FILES[part], None) for part in ("upsampler_64", "upsampler_128"))
+        return cls(
+            *load_clip(), load(FILES["prior"], None), load_decoder(FILES["decoder"], None), pixel_vae(), upsamplers
+        )
+
+    def imagine(self, texts: Sequence[str], candidates: int = 1, cfg: float = PRIOR_CFG) -> Tensor:
+        """The prior's embeddings [B, width] of these texts, each from a seed of its own."""
+        made = [
+            SamplePrior.execute(self.prior, self.clip, text, "", STEPS, cfg, seed, candidates)[0].image_embeds
+            for seed, text in enumerate(texts)
+        ]
+        return torch.cat(made)
+
+    def see(self, images: Tensor) -> Tensor:
+        """The embeddings [B, width] of pictures [B, 3, H, W] in 0..1."""
+        return CLIPVisionEncode().encode(self.vision, images.movedim(1, -1), "center")[0].image_embeds
+
+    def tell(self, texts: Sequence[str], embeds: Tensor | None) -> Told:
+        """One row for each text, with its embedding where there are any."""
+        single = embeds.split(1) if embeds is not None else [None] * len(texts)
+        told = [
+            UnCLIPConditioning.execute(self.clip, self.decoder, text, row if row is None else ImageEmbedding(row))
+            for text, row in zip(texts, single, strict=True)
+        ]
+        return Told(*(_joined([output[i] for output in told]) for i in (0, 1)))
+
+    def sigmas(self, scheduler: str, steps: int = STEPS) -> Tensor:
+        return core.BasicScheduler.execute(self.decoder, scheduler, steps, 1.0)[0]
+
+    def paint(self, told: Told, count: int, cfg: float = CFG, label: str = "") -> Tensor:
+        """Pictures [B, 3, SMALL, SMALL] in 0..1 from new noise, as published."""
+        sampler, sigmas = UnCLIPSampler.execute("published")[0], self.sigmas("normal")
+        pictures = []
+        for start in tqdm(range(0, count, BATCH), desc=label):
+            end = min(start + BATCH, count)
+            rows = told.rows(start, end)
+            guider = core.CFGGuider.execute(self.decoder, rows.positive, rows.negative, cfg)[0]
+            empty = {"samples": torch.zeros(end - start, 3, SMALL, SMALL)}
+            noise = core.RandomNoise.execute(start)[0]
+            result = core.SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, empty)[0]
+            pictures.append(self.decode(result["samples"]))
+        return torch.cat(pictures)
+
+    def start(self, small: Tensor, told: Told, iterations: int = 3) -> Tensor:
+        """x_T [B, 3, SMALL, SMALL] of pictures in 0..1, as a latent."""
+        sigmas, parts = self.sigmas("karras"), []
+        for start in tqdm(range(0, len(small), BATCH), desc="inverting"):
+            pixels = small[start : start + BATCH].movedim(1, -1)
+            latent = VAEEncode().encode(self.vae, pixels)[0]
+            positive = told.rows(start, start + len(pixels)).positive
+            inverted = DDIMInvert.execute(self.decoder, positive, latent, sigmas, "fixed_point", iterations)
+            parts.append(inverted[2]["samples"])
+        return torch.cat(parts)
+
+    def paint_from(self, start: Tensor, told: Told, cfg: float = 1.0, eta: float = 0.0, label: str = "") -> Tensor:
+        """Pictures from x_T; with eta, new noise on the way."""
+        sigmas = self.sigmas("karras")
+        euler = core.KSamplerSelect.execute("euler")[0]
+        sampler = core.SamplerEulerAncestral.execute(eta, 1.0)[0] if eta else euler
+        pictures = []
+        for first in tqdm(range(0, len(start), BATCH), desc=label):
+            latent = {"samples": start[first : first + BATCH]}
+            rows = told.rows(first, first + BATCH)
+            result = core.SamplerCustom.execute(
+                self.decoder, False, first, cfg, rows.positive, rows.negative, sampler, sigmas, latent
+            )
+            pictures.append(self.decode(result[0]["samples"]))
+        return torch.cat(pictures)
+
+    def decode(self, latent: Tensor) -> Tensor:
+        return VAEDecode().decode(self.vae, {"samples": latent})[0].movedim(-1, 1)
+
+    def upsample(self, small: Tensor, label: str = "") -> Tensor:
+        """Through both upsamplers, [B, 3, 4 H, 4 W]."""
+        pictures = []
+        for part in tqdm(small.split(BATCH), desc=label):
+            picture = part.movedim(1, -1)
+            for upsampler in self.upsamplers:
+                picture = Upsample.execute(upsampler, picture, 0, 0, 2, 512)[0]
+            pictures.append(picture.movedim(-1, 1))
+        return torch.cat(pictures)
+
+
+def enlarged(small: Tensor) -> Tensor:
+    """By plain interpolation to the size the judge reads."""
+    size = (SIZE, SIZE)
+    return torch.nn.functional.interpolate(small, size, mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def small_pictures(images: Tensor) -> Tensor:
+    return shrunk(images, SMALL)
+
+
+def _joined(conditionings: list[Conditioning]) -> Conditioning:
+    """Several conditionings of one row each as one whose rows they are: ComfyUI gives each latent of the batch its own."""
+    states = torch.cat([conditioning[0][0] for conditioning in conditionings])
+    options = [conditioning[0][1] for conditioning in conditionings]
+    joined = {name: torch.cat([option[name] for option in options]) for name in ("pooled_output", "attention_mask")}
+    if "unclip_conditioning" in options[0]:
+        entries = [option["unclip_conditioning"][0] for option in options]
+        embeds = torch.cat([entry["clip_vision_output"].image_embeds for entry in entries])
+        joined["unclip_conditioning"] = [{**entries[0], "clip_vision_output": ImageEmbedding(embeds)}]
+    return [[states, joined]]
+
+
+def _rows(conditioning: Conditioning, start: int, end: int) -> Conditioning:
+    ((states, options),) = conditioning
+    chosen = {name: options[name][start:end] for name in ("pooled_output", "attention_mask")}
+    if "unclip_conditioning" in options:
+        (entry,) = options["unclip_conditioning"]
+        embeds = entry["clip_vision_output"].image_embeds[start:end]
+        chosen["unclip_conditioning"] = [{**entry, "clip_vision_output": ImageEmbedding(embeds)}]
+    return [[states[start:end], chosen]]

@@ -1,0 +1,180 @@
+"""The rules the layout rests on, read from the source itself."""
+
+import ast
+import re
+import shutil
+import subprocess
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES = ROOT / "nodes"
+SHARED = "diffusion"
+MODULES = sorted(path for path in NODES.rglob("*.py") if path.name != "__init__.py")
+SLICES = sorted({path.parent.name for path in MODULES if path.parent != NODES} - {SHARED})
+TOP_LEVEL = {
+    *("__init__.py", "pyproject.toml", "README.md", "LICENSE", "Makefile", ".gitignore", ".comfyignore"),
+    *("nodes", "js", "tests", "docs", "example_workflows", "subgraphs", "locales", ".ci"),
+}
+# What ties a module to the running application; the algorithms are plain functions over tensors and ComfyUI's models.
+APPLICATION = {"comfy_api", "server", "folder_paths", "nodes"}
+MAY_IMPORT = {"inversion/trajectory_io.py": {"folder_paths"}}
+FORBIDDEN_IMPORTS = {"subprocess", "pickle", "joblib", "ctypes", "socket", "urllib", "requests", "importlib"}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "print", "breakpoint"}
+FORBIDDEN_NAMES = {"torch.load", "torch.hub", "os.system", "os.popen"}
+MACHINE_PATH = re.compile(r"(?<![\w.$}~-])/(?:root|home|work|tmp|Users|mnt|private)/[\w.-]+|[A-Z]:\\\\Users")
+
+
+def repository_files() -> list[Path]:
+    """What git tracks, or without git all that is there and not named in .gitignore."""
+    if shutil.which("git") and (ROOT / ".git").exists():
+        listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        return [path for name in listing.split("\0") if name and (path := ROOT / name).is_file()]
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split()]
+    return [
+        path
+        for path in ROOT.rglob("*")
+        if path.is_file()
+        and not any(fnmatch(part, pattern) for part in path.relative_to(ROOT).parts for pattern in ignored)
+    ]
+
+
+FILES = repository_files()
+SCRIPTS = [path for path in FILES if path.suffix in (".js", ".mjs")]
+
+
+def imports(path: Path) -> list[str]:
+    """Absolute names of what a module imports; the pack itself is called `palimpsest`."""
+    package = ("palimpsest", *path.relative_to(ROOT).parts[:-1])
+    names = []
+    for item in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(item, ast.Import):
+            names += [alias.name for alias in item.names]
+        elif isinstance(item, ast.ImportFrom):
+            base = ".".join(package[: len(package) - item.level + 1]) + "." if item.level else ""
+            names += [f"{base}{item.module or ''}".rstrip(".") + f".{alias.name}" for alias in item.names]
+    return names
+
+
+def named(path: Path) -> str:
+    return path.relative_to(NODES).as_posix()
+
+
+def test_slices_do_not_import_each_other_and_the_shared_part_imports_none():
+    offences = []
+    for path in MODULES:
+        own = path.parent.name
+        if path.parent == NODES:
+            continue
+        strangers = [name for name in SLICES if name != own]
+        offences += [
+            f"{named(path)}: {name}"
+            for name in imports(path)
+            if any(name.startswith(f"palimpsest.nodes.{stranger}.") for stranger in strangers)
+        ]
+    assert offences == []
+
+
+def test_algorithms_do_not_know_the_application():
+    offences = []
+    for path in MODULES:
+        if path.parent == NODES or path.name == "nodes.py":
+            continue
+        wanted = {name.split(".")[0] for name in imports(path)} & APPLICATION - MAY_IMPORT.get(named(path), set())
+        of_the_pack = [
+            name for name in imports(path) if re.match(r"palimpsest\.nodes\.(types|extension|\w+\.nodes)\b", name)
+        ]
+        offences += [f"{named(path)}: {name}" for name in [*sorted(wanted), *of_the_pack]]
+    assert offences == []
+
+
+def test_nothing_dangerous_is_imported_or_called():
+    offences = []
+    for path in MODULES:
+        offences += [f"{named(path)}: {name}" for name in imports(path) if name.split(".")[0] in FORBIDDEN_IMPORTS]
+        for item in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(item, ast.Call) and isinstance(item.func, ast.Name) and item.func.id in FORBIDDEN_CALLS:
+                offences.append(f"{named(path)}:{item.lineno}: {item.func.id}()")
+            if isinstance(item, ast.Attribute) and ast.unparse(item) in (
+                "torch.load",
+                "torch.hub",
+                "os.system",
+                "os.popen",
+            ):
+                offences.append(f"{named(path)}:{item.lineno}: {ast.unparse(item)}")
+    assert offences == []
+
+
+def test_packages_have_empty_init_files():
+    """Then a module imports with what it needs itself, and the unit ring needs no ComfyUI."""
+    assert [str(path) for path in NODES.rglob("__init__.py") if path.read_text(encoding="utf-8")] == []
+
+
+def test_every_slice_is_registered_and_every_node_is_listed_once():
+    extension = (NODES / "extension.py").read_text(encoding="utf-8")
+    listed: list[str] = []
+    for path in NODES.glob("*/nodes.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        classes = [item.name for item in tree.body if isinstance(item, ast.ClassDef) and is_node(item)]
+        assert sorted(listed_nodes(tree)) == sorted(classes), path
+        imported = re.search(rf"from \.{path.parent.name}\.nodes import NODES as (\w+)", extension)
+        assert imported, f"{path.parent.name} is not in extension.py"
+        assert f"*{imported[1]}" in extension
+        listed += classes
+    assert listed
+    assert len(listed) == len(set(listed))
+
+
+def listed_nodes(tree: ast.Module) -> list[str]:
+    [nodes] = [
+        item.value
+        for item in tree.body
+        if isinstance(item, ast.Assign | ast.AnnAssign)
+        and "NODES" in [ast.unparse(target) for target in getattr(item, "targets", None) or [item.target]]
+    ]
+    return [ast.unparse(entry) for entry in nodes.elts]
+
+
+def is_node(item: ast.ClassDef) -> bool:
+    return any(ast.unparse(base).endswith("ComfyNode") for base in item.bases)
+
+
+def test_files_are_of_a_size_to_read():
+    python = [path for path in FILES if path.suffix == ".py"]
+    lengths = {path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in python}
+    assert {name: length for name, length in lengths.items() if length > 350} == {}
+
+
+def test_the_top_level_holds_what_it_may():
+    assert {path.relative_to(ROOT).parts[0] for path in FILES} - TOP_LEVEL == set()
+
+
+def test_no_file_names_a_machine():
+    offences = []
+    for path in FILES:
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        offences += [f"{path.relative_to(ROOT)}: {match[0]}" for match in MACHINE_PATH.finditer(text)]
+    assert offences == []
+
+
+def test_the_scripts_keep_to_themselves():
+    """One entry file that the frontend imports by itself; the rest are modules; no page-wide effects, no markup."""
+    assert len([path for path in SCRIPTS if path.suffix == ".js"]) <= 1
+    forbidden = re.compile(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|\bnew Function\b"
+        r"|(?:from|import\()\s*[\"']https?:"
+        r"|\b(?:window|globalThis)(?:\.\w+|\[[^\]]+\])\s*=[^=]|\bprototype\b|document\.addEventListener"
+    )
+    offences = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in SCRIPTS
+        for match in forbidden.finditer(path.read_text("utf-8"))
+    ]
+    assert offences == []

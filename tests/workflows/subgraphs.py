@@ -1,0 +1,130 @@
+"""The shipped subgraph blueprints: two of the shipped workflows, each as one box."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from workflows.author import Group, NodeSpec, Workflow
+from workflows.author_subgraph import Blueprint
+from workflows.style import BLUE, GOLD, GREEN, RED
+from workflows.words import mask_by_word, swap_a_word
+
+CATEGORY = "palimpsest"
+FROM_OUTSIDE = {
+    "model": ("model", "MODEL"),
+    "clip": ("model", "CLIP"),
+    "vae": ("model", "VAE"),
+    "image": ("picture", "IMAGE"),
+}
+TOP_OF_FIRST_COLUMN = {"resize": (0, 0), "encode": (0, 220)}
+
+
+def swap_a_word_box() -> Blueprint:
+    flat = swap_a_word()
+    return Blueprint(
+        flat.name,
+        "Exchange or add words of a picture's prompt and keep the rest of the picture: inverts it, opens it for guidance and "
+        "edits it with Prompt-to-Prompt. source_text says what the picture shows, target_text is the same with your words. "
+        "blend_words: what may change (empty: everything). width and height: SD1.5 512, SDXL 1024. To keep less of the old "
+        "picture, lower cross_end and self_end.",
+        CATEGORY,
+        inside=within(
+            flat,
+            outputs=["decode"],
+            widgets={"words": {"mode": "auto"}},
+            groups=[
+                Group("1  Fit the picture", (-20, -70), (340, 1220), BLUE),
+                Group("2  Say it in words", (360, -70), (400, 1220), GOLD),
+                Group("3  Open the picture", (800, -70), (360, 1220), GREEN),
+                Group("4  Edit", (1200, -70), (360, 1220), RED),
+            ],
+        ),
+        inputs={
+            **entrances(flat, ["decode"]),
+            "source_text": [("shows", "value")],
+            "target_text": [("words", "target_text")],
+            "blend_words": [("words", "blend_words")],
+            "width": [("resize", "width")],
+            "height": [("resize", "height")],
+            "steps": [("schedule", "steps")],
+            "cfg": [("null_text", "cfg"), ("guider", "cfg")],
+            "cross_end": [("edit", "cross_end")],
+            "self_end": [("edit", "self_end")],
+        },
+        outputs={"image": ("decode", "IMAGE")},
+    )
+
+
+def mask_by_word_box() -> Blueprint:
+    flat = mask_by_word()
+    return Blueprint(
+        flat.name,
+        "Draw something new where words are in a picture: inverts it, finds the words by the model's own attention, and "
+        "inpaints their place. text says what the picture shows, words are words of it, target_text is what the new picture "
+        "shows. threshold 0 finds the mask's edge by itself; higher is smaller. width and height: SD1.5 512, SDXL 1024.",
+        CATEGORY,
+        inside=within(
+            flat,
+            outputs=["decode", "grow"],
+            groups=[
+                Group("1  Fit the picture", (-20, -70), (340, 1110), BLUE),
+                Group("2  Invert", (360, -70), (360, 1110), GREEN),
+                Group("3  Find the words", (760, -70), (380, 1110), GOLD),
+                Group("4  Inpaint", (1180, -70), (360, 1110), RED),
+            ],
+        ),
+        inputs={
+            **entrances(flat, ["decode", "grow"]),
+            "text": [("source", "text"), ("mask", "text")],
+            "words": [("mask", "words")],
+            "target_text": [("positive", "text")],
+            "width": [("resize", "width")],
+            "height": [("resize", "height")],
+            "threshold": [("mask", "threshold")],
+            "grow": [("grow", "expand")],
+            "denoise": [("sample", "denoise")],
+            "steps": [("sample", "steps")],
+            "cfg": [("sample", "cfg")],
+            "seed": [("sample", "seed")],
+        },
+        outputs={"image": ("decode", "IMAGE"), "mask": ("grow", "MASK")},
+    )
+
+
+def needed(flat: Workflow, outputs: list[str]) -> set[str]:
+    """Keys of the nodes that the outputs come from, those that feed the box left out."""
+    outside = {key for key, _ in FROM_OUTSIDE.values()}
+    found, ahead = set(), set(outputs)
+    while ahead:
+        found |= ahead
+        ahead = {source for source, _, target, _ in flat.links if target in ahead} - found - outside
+    return found
+
+
+def within(
+    flat: Workflow, outputs: list[str], groups: list[Group], widgets: dict[str, dict[str, object]] | None = None
+) -> Workflow:
+    """The part of a workflow between the sockets of the box."""
+    keys = needed(flat, outputs)
+
+    def placed(node: NodeSpec) -> NodeSpec:
+        own = {**node.widgets, **(widgets or {}).get(node.key, {})}
+        return replace(node, pos=TOP_OF_FIRST_COLUMN.get(node.key, node.pos), widgets=own)
+
+    return Workflow(
+        flat.name,
+        nodes=[placed(node) for node in flat.nodes if node.key in keys],
+        links=[link for link in flat.links if {link[0], link[2]} <= keys],
+        groups=groups,
+    )
+
+
+def entrances(flat: Workflow, outputs: list[str]) -> dict[str, list[tuple[str, str]]]:
+    """Where the model, its parts and the picture enter the nodes of the box."""
+    keys = needed(flat, outputs)
+    return {
+        name: [
+            (target, slot) for source, output, target, slot in flat.links if (source, output) == end and target in keys
+        ]
+        for name, end in FROM_OUTSIDE.items()
+    }
