@@ -13,7 +13,7 @@ import torch
 from comfy.ldm.modules.attention import optimized_attention
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from ..diffusion.source_pass import ModelOptions
+from .calls import ModelOptions, Record
 from .unet_layers import Layer
 
 KEY = "palimpsest.prompt_to_prompt"
@@ -89,18 +89,11 @@ def _note_columns(executor, x, timesteps, context, y, control, transformer_optio
     return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
 
-class CrossRecorder:
-    """Keeps ("cross", *layer): [B, heads, N, columns], the probabilities of these layers."""
+def record_cross(model_options: ModelOptions, layers: Iterable[Layer], columns: int, record: Record) -> None:
+    """Keep ("cross", *layer): [B, heads, N, columns], the probabilities of these layers."""
 
-    def __init__(self, layers: Iterable[Layer], columns: int):
-        self.layers = layers
-        self.columns = columns
-        self.record: dict[tuple, torch.Tensor] = {}
-
-    def attach(self, model_options: ModelOptions) -> None:
-        on_cross_attention(model_options, self.layers, self._keep)
-
-    def _keep(self, call: CrossCall) -> torch.Tensor:
-        probabilities = call.probabilities(slice(None), self.columns)
-        self.record[("cross", *call.layer)] = probabilities.to(call.q.dtype)
+    def keep(call: CrossCall) -> torch.Tensor:
+        record[("cross", *call.layer)] = call.probabilities(slice(None), columns).to(call.q.dtype)
         return call.output
+
+    on_cross_attention(model_options, layers, keep)

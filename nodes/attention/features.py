@@ -1,58 +1,61 @@
-"""Reading and replacing a UNet's decoder features and self-attention."""
+"""A UNet decoder's residual features, read and replaced: what out_layers of an output block gives, before the skip addition."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from ..diffusion.source_pass import AllSeen, ModelOptions, Record
-from .self_attention import QueryRecorder, add_attn1_patch
-from .unet_sites import Sites
+from .calls import AllSeen, Chunk, ModelOptions, Record, chunks_of, inject_rows, is_source_pass
 
 if TYPE_CHECKING:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 
-class SiteRecorder:
-    """Keeps ("feature", "output", block): [B, C, H, W] that out_layers gave, and the queries of the sites' attention.
+def record_features(
+    model_options: ModelOptions, blocks: Sequence[int], record: Record, all_seen: Callable[[], bool] = lambda: False
+) -> None:
+    """Keep ("feature", "output", block): [B, C, H, W]; leave the network at a block behind which all_seen() says nothing is read."""
 
-    to_the_end: run the whole UNet; otherwise one whose last site is a feature is left right there.
-    """
-
-    def __init__(self, sites: Sites, *, to_the_end: bool = False):
-        self.sites = sites
-        self.to_the_end = to_the_end
-        self.record: Record = {}
-
-    def attach(self, model_options: ModelOptions) -> None:
-        add_attn1_patch(model_options, QueryRecorder(self.sites.layers, self.record))
-        add_diffusion_model_wrapper(model_options, self.diffusion_model)
-
-    def diffusion_model(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
-        with on_features(executor.class_obj, self.sites.features, self._keep_feature):
-            return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
-
-    def _keep_feature(self, block: int, output: torch.Tensor) -> None:
-        self.record["feature", "output", block] = output
-        sites = {key for key in self.record if key[0] != "key"}
-        # Not behind an attention site: a patch that prepared the attention may wait for its output.
-        if len(sites) == len(self.sites.attention) + len(self.sites.features) and not self.to_the_end:
+    def keep(block: int, output: torch.Tensor) -> None:
+        record["feature", "output", block] = output
+        if all_seen():
             raise AllSeen
 
+    def diffusion_model(executor, *args, **kwargs):
+        with _on_features(executor.class_obj, blocks, keep):
+            return executor(*args, **kwargs)
 
-def add_diffusion_model_wrapper(model_options: ModelOptions, wrapper: Callable) -> None:
+    _add_diffusion_model_wrapper(model_options, diffusion_model)
+
+
+def inject_features(model_options: ModelOptions, blocks: Sequence[int], records: dict[Chunk, Record]) -> None:
+    """Overwrite the features of these blocks, in the rows of chunks that have a record."""
+
+    def diffusion_model(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+        chunks = chunks_of(transformer_options)
+
+        def replace(block: int, output: torch.Tensor) -> torch.Tensor:
+            return inject_rows(output, records, ("feature", "output", block), chunks)
+
+        with _on_features(executor.class_obj, () if is_source_pass(transformer_options) else blocks, replace):
+            return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+    _add_diffusion_model_wrapper(model_options, diffusion_model)
+
+
+def _add_diffusion_model_wrapper(model_options: ModelOptions, wrapper: Callable) -> None:
     """Add the wrapper, after all others, to options the caller owns."""
     transformer_options = model_options.setdefault("transformer_options", {})
     add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "palimpsest.plug_and_play", wrapper, transformer_options)
 
 
 @contextmanager
-def on_features(
-    unet: UNetModel, blocks: tuple[int, ...], use: Callable[[int, torch.Tensor], torch.Tensor | None]
+def _on_features(
+    unet: UNetModel, blocks: Sequence[int], use: Callable[[int, torch.Tensor], torch.Tensor | None]
 ) -> Iterator[None]:
     """While this context lasts, call use(block, out_layers output) in `unet`; what it returns, if anything, replaces it."""
     handles = []

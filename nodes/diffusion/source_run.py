@@ -15,33 +15,31 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
+from ..attention.calls import Chunk, ModelOptions, Record, is_source_pass, mark_source_pass
+from .conditioning import Conditioning, with_own_controls
+from .evaluation import Conds, InsideSampler
 from .samplers import require_deterministic, sampler_name
-from .source_pass import WHAT_TO_DO, Area, Chunk, ModelOptions, Record, Recorder, is_source_pass, record_source
-from .trajectory import Conditioning, Trajectory
+from .source import WHAT_TO_DO, Area, evaluate_source
+from .trajectory import Trajectory
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
     from comfy.model_patcher import ModelPatcher
 
 
-class Injection(Protocol):
-    def attach(self, model_options: ModelOptions) -> None:
-        """Add what overwrites the values, after all other patches, to options the caller owns."""
-
-
 class Edit(Protocol):
-    """What is done in one run. `last`: the number of steps, from the noisy end, in which anything is."""
+    """What is done in one sampling run. `last`: the number of steps, from the noisy end, in which anything is."""
 
     last: int
 
     def concerns(self, cond: dict[str, Any]) -> bool:
         """Whether rows of this condition are edited."""
 
-    def source_values(self, step: int, area: Area, evaluate: Callable[[Recorder], None]) -> Record:
-        """The source's values at this step; `evaluate` runs the source's row for a recorder."""
+    def record(self, step: int, options: ModelOptions) -> Record:
+        """Add what reads the source's values to the options of its evaluation, which then fills the record that is returned."""
 
-    def injection(self, step: int, records: dict[Chunk, Record]) -> Injection:
-        """What to do in one call for a set of conditions, of which those with source values are edited."""
+    def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record]) -> None:
+        """Add what overwrites values to the options of one call, in the rows of the chunks that have a record."""
 
 
 # The guider, the sampler's sigmas and the run's own model options, to which an edit may add.
@@ -50,7 +48,7 @@ Begin = Callable[[comfy.samplers.CFGGuider, torch.Tensor, ModelOptions], Edit]
 
 @dataclass(frozen=True)
 class SourceRuns:
-    """What stays on the patcher between runs: settings only. `source` None: nothing is evaluated."""
+    """What stays on the patcher between runs: settings only. `source` None: the edit has its records already."""
 
     key: str
     trajectory: Trajectory
@@ -85,25 +83,26 @@ class SourceRuns:
     ) -> torch.Tensor:
         if is_source_pass(extra_args["model_options"]["transformer_options"]):
             return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
-        require_deterministic(executor.class_obj)
+        if not isinstance(executor.class_obj, InsideSampler):
+            require_deterministic(executor.class_obj)
         self.trajectory.model.require_match(model_wrap.model_patcher)
         self.trajectory.require_steps(sigmas.cpu())
         self._require_latent(noise)
         batch = self.trajectory.batch
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         edit = self.begin(model_wrap, sigmas.cpu(), options)
-        conds: dict[str, list[dict[str, Any]]] = {}
+        conds: dict[str, Conds] = {}
         if self.source is not None:
             conds = comfy.samplers.process_conds(
                 model_wrap.inner_model,
                 noise[:batch],
-                {"source": comfy.sampler_helpers.convert_cond(self.source)},
+                {"source": comfy.sampler_helpers.convert_cond(with_own_controls(self.source))},
                 noise.device,
                 None if latent_image is None else latent_image[:batch],
                 None if denoise_mask is None else denoise_mask[:batch],
                 extra_args.get("seed"),
             )
-        run = _Run(edit, self.trajectory, conds.get("source", []), sampler_name(executor.class_obj))
+        run = _Run(edit, self.trajectory, conds.get("source"), sampler_name(executor.class_obj))
         add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, self.key, run.calc_cond_batch, options, is_model_options=True)
         try:
             return executor(
@@ -133,9 +132,9 @@ def _size(shape: torch.Size) -> str:
 
 
 class _Run:
-    """One sampling run: knows the step, holds the source's values of that step and hands them to each UNet call."""
+    """One sampling run: knows the step, holds the source's values of that step and hands them to each call for conditions."""
 
-    def __init__(self, edit: Edit, trajectory: Trajectory, source: list[dict[str, Any]], sampler: str):
+    def __init__(self, edit: Edit, trajectory: Trajectory, source: Conds | None, sampler: str):
         self.edit = edit
         self.trajectory = trajectory
         self.source = source
@@ -155,28 +154,43 @@ class _Run:
         if is_source_pass(model_options["transformer_options"]):
             return executor(model, conds, x_in, timestep, model_options)
         step = self._step_of(float(timestep[0]))
-        if step >= self.edit.last:
-            return executor(model, conds, x_in, timestep, model_options)
         if step != self.step:
             self.step, self.records = step, {}
+        if step >= self.edit.last:
+            return executor(model, conds, x_in, timestep, model_options)
         areas = {
             (i, cond["uuid"]): _area(cond)
             for i, rows in enumerate(conds)
             for cond in rows or ()
-            if self.edit.concerns(cond)
+            if self.edit.concerns(cond) and comfy.samplers.get_area_and_mult(cond, x_in, timestep) is not None
         }
         for area in set(areas.values()) - self.records.keys():
-
-            def evaluate(recorder: Recorder, area: Area = area) -> None:
-                x = self.trajectory.latents[step].to(x_in)
-                record_source(executor, model, self.source, x, timestep[: len(x)], model_options, recorder, area)
-
-            values = self.edit.source_values(step, area, evaluate)
-            self.records[area] = {place: value.to(x_in.device) for place, value in values.items()}
+            self.records[area] = self._read_source(executor, model, x_in, timestep, model_options, area)
         options = comfy.model_patcher.create_model_options_clone(model_options)
-        records = {chunk: self.records[area] for chunk, area in areas.items()}
-        self.edit.injection(step, records).attach(options)
-        return executor(model, conds, x_in, timestep, options)
+        self.edit.inject(step, options, {chunk: self.records[area] for chunk, area in areas.items()})
+        with torch.compiler.set_stance("force_eager"):
+            return executor(model, conds, x_in, timestep, options)
+
+    def _read_source(
+        self,
+        executor,
+        model: BaseModel,
+        x_in: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: ModelOptions,
+        area: Area,
+    ) -> Record:
+        options = mark_source_pass(model_options)
+        record = self.edit.record(self.step, options)
+        if self.source is not None:
+            x = self.trajectory.latents[self.step].to(x_in)
+            evaluate_source(model, self.source, x, timestep[: len(x)], options, area, executor)
+        elif area is not None:
+            raise ValueError(
+                "features: expected conditioning for the whole picture, got some with an area, for which nothing was captured. "
+                "Disconnect `features`, so that the source is evaluated for that area, or use a mask without bounds."
+            )
+        return {place: value.to(x_in.device) for place, value in record.items()}
 
     def _step_of(self, sigma: float) -> int:
         step = self.trajectory.step_of(sigma)

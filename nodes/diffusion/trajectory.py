@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
+from .conditioning import Conditioning
+from .schedule import require_descending_to_zero
+
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
-
-Conditioning = list[list[Any]]  # core's CONDITIONING: [[cross_attn tensor, dict], ...]
 
 
 @dataclass(frozen=True)
@@ -116,31 +117,3 @@ class Trajectory:
                 f"{float(self.sigmas[0]):.4f} to 0; got {len(sigmas) - 1} steps with {len(missing)} other levels, the first "
                 f"{missing[0]:.4f}. Use the same scheduler, steps and denoise for the sampler as for the inversion."
             )
-
-
-def first_steps(share: float, steps: int) -> int:
-    """How many of `steps` a share of them is, from the noisy end and exclusive: 0.8 of 50 means steps 0..39."""
-    return math.floor(share * steps + 1e-6)  # 0.29 * 100 is 28.999999999999996
-
-
-def require_descending_to_zero(sigmas: torch.Tensor, socket: str = "sigmas") -> None:
-    """Raise ValueError unless `sigmas` is a schedule a whole trajectory can have: finite, strictly descending, ending at 0."""
-    if sigmas.ndim != 1 or len(sigmas) < 2:
-        raise ValueError(f"{socket}: expected at least one step (two values), got {tuple(sigmas.shape)}.")
-    if not bool(torch.isfinite(sigmas).all()):
-        raise ValueError(f"{socket}: expected finite values, got {sigmas.tolist()}.")
-    if not bool((sigmas[1:] < sigmas[:-1]).all()):
-        raise ValueError(
-            f"{socket}: expected strictly descending values, as a scheduler gives them, got {_short(sigmas)}. "
-            "Do not flip them: the node runs the schedule backwards by itself."
-        )
-    if float(sigmas[-1]) != 0.0:
-        raise ValueError(
-            f"{socket}: expected the schedule to end at 0, where the picture is, got {float(sigmas[-1]):.4g} at the end. "
-            "When you split the sigmas, connect the low part."
-        )
-
-
-def _short(sigmas: torch.Tensor) -> str:
-    values = [f"{float(s):.4g}" for s in sigmas]
-    return ", ".join(values if len(values) <= 6 else [*values[:3], "...", *values[-2:]])

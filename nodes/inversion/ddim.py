@@ -2,61 +2,20 @@
 
 from __future__ import annotations
 
-import comfy.model_management
+import math
+
 import comfy.samplers
-import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ..diffusion.trajectory import Conditioning, ModelFingerprint, Trajectory, require_descending_to_zero
-from .solvers import Effort, Level, Solution, ddim_step, euler_step, fixed_point_step
+from ..diffusion.conditioning import Conditioning
+from ..diffusion.evaluation import Inside, run_inside
+from ..diffusion.schedule import require_descending_to_zero
+from ..diffusion.trajectory import ModelFingerprint, Trajectory
+from .solvers import Effort, Level, ddim_step, euler_step, fixed_point_step
 
 METHODS = ("ddim", "euler", "fixed_point")
 CONVERGED = 2e-3  # residual above which an artist is told that the inversion is not exact
-
-
-class InversionSampler(comfy.samplers.Sampler):
-    """Runs inside a guider like any sampler, so that loading, conditions, previews and cancel are ComfyUI's own."""
-
-    def __init__(self, method: str, iterations: int) -> None:
-        self.method = method
-        self.iterations = iterations
-        self.path: list[torch.Tensor] = []  # from the picture up, [B, C, H, W] on the CPU
-        self.residuals: list[float] = []
-        self.evaluations = 0
-
-    def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
-    ) -> torch.Tensor:
-        sampling = model_wrap.inner_model.model_sampling
-        total = len(sigmas) - 1
-        x = latent_image
-        ones = x.new_ones(x.shape[0])
-        solution: Solution | None = None
-        self.path.append(x.float().cpu())
-
-        def denoise(x: torch.Tensor, sigma: float) -> torch.Tensor:
-            self.evaluations += 1
-            return model_wrap(x, ones * sigma, **extra_args)
-
-        levels = sigmas.flip(0).tolist()
-        for i, level in enumerate(map(Level, levels[:-1], levels[1:])):
-            if self.method == "ddim":
-                x = ddim_step(denoise, x, level, sampling)
-                self.residuals.append(float("nan"))
-            elif self.method == "euler":
-                x = euler_step(denoise, x, level)
-                self.residuals.append(float("nan"))
-            else:
-                d = solution.d if solution else None
-                effort = Effort.for_step(self.iterations, self.evaluations, i, total)
-                solution = fixed_point_step(denoise, x, level, d, effort)
-                x = solution.x
-                self.residuals.append(solution.residual)
-            self.path.append(x.float().cpu())
-            if callback is not None:
-                callback(i, x / (level.high**2 + 1) ** 0.5, x, total)
-        return x
 
 
 def invert(
@@ -75,28 +34,49 @@ def invert(
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
     require_descending_to_zero(sigmas)
     require_invertible_latent(model, latent)
-    sampler = InversionSampler(method, iterations)
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive})
     guider.set_cfg(1.0)
-    # The schedule's own device and order; the sampler walks it upwards.
-    guider.sample(
-        torch.zeros_like(latent),
-        latent,
-        sampler,
-        sigmas,
-        callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
-        disable_pbar=True,
-        seed=0,
-    )
+    found: list[Climb] = []
+    run_inside(guider, latent, sigmas, len(sigmas) - 1, lambda inside: found.append(climb(inside, method, iterations)))
+    [(path, residuals)] = found
     return Trajectory(
-        latents=torch.stack(sampler.path[::-1]),
+        latents=torch.stack(path[::-1]),
         sigmas=sigmas.float().cpu(),
         positive=positive,
         model=ModelFingerprint.of(model),
         method=method,
-        residuals=torch.tensor(sampler.residuals[::-1], dtype=torch.float32),
+        residuals=torch.tensor(residuals[::-1], dtype=torch.float32),
     )
+
+
+Climb = tuple[list[torch.Tensor], list[float]]
+
+
+def climb(inside: Inside, method: str, iterations: int = 1) -> Climb:
+    """x [B, C, H, W] on the CPU at every level and the residual of every step, both from the picture up, as the guider predicts."""
+    path: list[torch.Tensor] = []
+    residuals: list[float] = []
+    total = len(inside.sigmas) - 1
+    levels = inside.sigmas.flip(0).tolist()
+    sampling = inside.model.model_sampling
+    x, d, spent = inside.latent, None, 0
+    path.append(x.float().cpu())
+    for i, level in enumerate(map(Level, levels[:-1], levels[1:])):
+        residual = math.nan
+        if method == "ddim":
+            x = ddim_step(inside.guided, x, level, sampling)
+        elif method == "euler":
+            x = euler_step(inside.guided, x, level)
+        else:
+            effort = Effort.for_step(iterations, spent, i, total)
+            solution = fixed_point_step(inside.guided, x, level, d, effort)
+            x, d, residual = solution.x, solution.d, solution.residual
+            spent += solution.evaluations
+        path.append(x.float().cpu())
+        residuals.append(residual)
+        inside.show(i, x / (level.high**2 + 1) ** 0.5, x)
+    return path, residuals
 
 
 def require_invertible_latent(model: ModelPatcher, latent: torch.Tensor) -> None:

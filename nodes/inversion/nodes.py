@@ -5,8 +5,8 @@ import comfy.sample
 import comfy.utils
 from comfy_api.latest import io, ui
 
+from ..diffusion.schedule import schedule_mismatch
 from ..diffusion.sockets import TrajectoryIO
-from ..diffusion.step_intervals import schedule_mismatch
 from ..display.feedback import show_on_node
 from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
 from . import comparison

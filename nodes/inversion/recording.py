@@ -8,8 +8,10 @@ import comfy.samplers
 import latent_preview
 import torch
 
+from ..diffusion.conditioning import Conditioning
 from ..diffusion.samplers import require_deterministic, sampler_name
-from ..diffusion.trajectory import Conditioning, ModelFingerprint, Trajectory, require_descending_to_zero
+from ..diffusion.schedule import require_descending_to_zero
+from ..diffusion.trajectory import ModelFingerprint, Trajectory
 
 
 class RecordingSampler(comfy.samplers.KSAMPLER):

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..diffusion.trajectory import Conditioning, ModelFingerprint, Trajectory
+from ..diffusion.conditioning import Conditioning
+from ..diffusion.trajectory import ModelFingerprint, Trajectory
 from ..files import checked_file
 from ..files.checked_file import require
 

@@ -20,6 +20,8 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
+from ..attention.calls import ModelOptions
+from ..diffusion.evaluation import Conds, evaluate
 from .checkpointing import checkpointed
 
 if TYPE_CHECKING:
@@ -69,21 +71,18 @@ def _load_whole(executor, model, noise_shape, conds, model_options=None, force_f
 
 
 class Denoiser:
-    """Predictions of a loaded model at one latent and level after the other.
+    """Predictions of a loaded model at one latent and level after the other."""
 
-    positive: conditions; negative: the one condition whose embedding is looked for. Both as process_conds left them.
-    """
-
-    def __init__(self, model: BaseModel, model_options: dict[str, Any], checkpoint: bool):
+    def __init__(self, model: BaseModel, model_options: ModelOptions, checkpoint: bool):
         self.model = model
         self.model_options = model_options
         self.checkpoint = checkpoint
         self.evaluations = Evaluations()
 
-    def predict(self, x: torch.Tensor, sigma: torch.Tensor, conds: list[dict[str, Any]]) -> torch.Tensor:
-        """Denoised [B, C, H, W] at sigma [B]."""
+    def predict(self, x: torch.Tensor, sigma: torch.Tensor, slot: str, conds: Conds) -> torch.Tensor:
+        """Denoised [B, C, H, W] at sigma [B], under conditions that a sampler has in this slot."""
         self.evaluations.forwards += 1
-        return comfy.samplers.calc_cond_batch(self.model, [conds], x, sigma, self.model_options)[0]
+        return evaluate(self.model, conds, x, sigma, self.model_options, slot)
 
     def with_prompt(self, cond: dict[str, Any], prompt: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, Any]:
         """`cond` with "cross_attn" and "pooled_output" of `prompt`, as the model reads them."""
@@ -113,8 +112,8 @@ class Denoiser:
                     _keep_skip_apart,
                 ]
             with checkpointed(unet) if self.checkpoint else nullcontext():
-                (denoised,) = comfy.samplers.calc_cond_batch(
-                    self.model, [[with_embedding(cond, variable.detach())]], x, sigma, options
+                denoised = evaluate(
+                    self.model, [with_embedding(cond, variable.detach())], x, sigma, options, "negative"
                 )
         if not denoised.requires_grad:
             raise ValueError(

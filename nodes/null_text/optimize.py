@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
-import latent_preview
 import torch
 
-from ..diffusion.step_intervals import MADE_FOR, require_timeless, step_interval
-from ..diffusion.trajectory import Conditioning, Trajectory
+from ..diffusion.conditioning import Conditioning, require_timeless, with_own_controls
+from ..diffusion.evaluation import Inside, run_inside
+from ..diffusion.schedule import MADE_FOR, step_interval
+from ..diffusion.trajectory import Trajectory
 from .gradients import PROMPT_CONDS, Denoiser, Evaluations, Pullback, differentiable, with_embedding
 from .solvers import Effort, Step, solve_fast, solve_null_text
 
@@ -67,18 +68,44 @@ def optimize(
     else:
         search = _Way(negative, positive, trajectory.batch, effort.tolerance)
     clone = differentiable(model) if method == "null_text" else model.clone()
-    sampler = _Optimizer(trajectory, cfg, search, on_step, checkpoint)
     guider = comfy.samplers.CFGGuider(clone)
+    found: Conditioning = []
+    course = Course()
     entries = per_step([search.entry()] * trajectory.steps, trajectory.sigmas, cfg)
-    guider.inner_set_conds({"positive": positive, "negative": entries})
+    guider.inner_set_conds({"positive": with_own_controls(positive), "negative": with_own_controls(entries)})
+
+    def walk(inside: Inside) -> None:
+        denoiser = Denoiser(inside.model, inside.model_options, checkpoint)
+        course.evaluations = denoiser.evaluations
+        flow = "CONST" in trajectory.model.sampling
+        steps, sigmas = trajectory.steps, inside.sigmas
+        x = trajectory.start.to(inside.noise)
+        span = (trajectory.latents[-1].amax() - trajectory.latents[-1].amin()).item()
+        for i in range(steps):
+            level = sigmas[i].expand(len(x))
+            sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
+            cond = denoiser.predict(x, level, "positive", inside.conds["positive"])
+            unit = 1.0 if flow else (sigma_next**2 + 1.0) ** 0.5
+            step = Step(x, trajectory.latents[i + 1].to(x), cond, sigma, sigma_next, cfg, unit)
+            at_step = _AtStep(denoiser, x, level, inside.conds["negative"][i], i / steps)
+            uncond, before = search.solve(step, at_step, inside.conds["positive"])
+            found.append(search.entry())
+            after = step.loss(uncond)
+            course.before.append(before.cpu())
+            course.after.append(after.cpu())
+            course.psnr.append(float(20.0 * torch.tensor(span).log10() - 10.0 * after.mean().clamp_min(1e-20).log10()))
+            inside.show(i, step.guided(uncond), x)
+            on_step(i, steps, course.psnr[-1])
+            x = step.next(uncond)
+        course.final = x.cpu()
+
     latent = model.model.process_latent_out(trajectory.latents[-1])
-    callback = latent_preview.prepare_callback(clone, trajectory.steps)
     try:
-        guider.sample(torch.zeros_like(latent), latent, sampler, trajectory.sigmas, callback=callback, seed=0)
+        run_inside(guider, latent, trajectory.sigmas, trajectory.steps, walk)
     finally:
         if method == "null_text":
             comfy.model_management.load_models_gpu([model])  # takes the clone's weight wrappers off
-    return per_step(sampler.entries, trajectory.sigmas, cfg), sampler.course
+    return per_step(found, trajectory.sigmas, cfg), course
 
 
 def per_step(entries: Conditioning, sigmas: torch.Tensor, cfg: float) -> Conditioning:
@@ -130,7 +157,7 @@ class _Way:
         def predict(share: torch.Tensor) -> torch.Tensor:
             prompt = {"cross_attn": self._between(self.texts, share.cpu()), **self._pooled_output(share.cpu())}
             cond = at_step.denoiser.with_prompt(at_step.cond, prompt, step.x)
-            return at_step.denoiser.predict(step.x, at_step.level, [cond])
+            return at_step.denoiser.predict(step.x, at_step.level, "negative", [cond])
 
         share = self.share.to(step.x)
         alike = _differ_in_prompt_alone(positive, at_step.cond)
@@ -149,55 +176,6 @@ def _rows(tensor: torch.Tensor, batch: int) -> torch.Tensor:
     return tensor.float().cpu().expand(batch, *tensor.shape[1:])
 
 
-class _Optimizer(comfy.samplers.Sampler):
-    """Runs inside a guider like any sampler, so that loading, conditions, previews and cancel are ComfyUI's own."""
-
-    def __init__(
-        self,
-        trajectory: Trajectory,
-        cfg: float,
-        search: _Text | _Way,
-        on_step: Callable[[int, int, float], None],
-        checkpoint: bool,
-    ):
-        self.trajectory = trajectory
-        self.cfg = cfg
-        self.search = search
-        self.on_step = on_step
-        self.checkpoint = checkpoint
-        self.entries: Conditioning = []
-        self.course = Course()
-
-    def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
-    ) -> torch.Tensor:
-        trajectory, course, steps = self.trajectory, self.course, self.trajectory.steps
-        positive, negative = model_wrap.conds["positive"], model_wrap.conds["negative"]
-        denoiser = Denoiser(model_wrap.inner_model, extra_args["model_options"], self.checkpoint)
-        course.evaluations = denoiser.evaluations
-        flow = "CONST" in trajectory.model.sampling
-        x = trajectory.start.to(noise)
-        span = (trajectory.latents[-1].amax() - trajectory.latents[-1].amin()).item()
-        for i in range(steps):
-            level = sigmas[i].expand(len(x))
-            sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
-            cond = denoiser.predict(x, level, positive)
-            unit = 1.0 if flow else (sigma_next**2 + 1.0) ** 0.5
-            step = Step(x, trajectory.latents[i + 1].to(x), cond, sigma, sigma_next, self.cfg, unit)
-            at_step = _AtStep(denoiser, x, level, negative[i], i / steps)
-            uncond, before = self.search.solve(step, at_step, positive)
-            self.entries.append(self.search.entry())
-            after = step.loss(uncond)
-            course.before.append(before.cpu())
-            course.after.append(after.cpu())
-            course.psnr.append(float(20.0 * torch.tensor(span).log10() - 10.0 * after.mean().clamp_min(1e-20).log10()))
-            callback(i, step.guided(uncond), x, steps)
-            self.on_step(i, steps, course.psnr[-1])
-            x = step.next(uncond)
-        course.final = x.cpu()
-        return x
-
-
 @dataclass(frozen=True)
 class _AtStep:
     """solvers.NullText, by one of the negative's entries."""
@@ -209,7 +187,7 @@ class _AtStep:
     progress: float  # share of the steps before this one
 
     def predict(self, embedding: torch.Tensor) -> torch.Tensor:
-        return self.denoiser.predict(self.x, self.level, [with_embedding(self.cond, embedding)])
+        return self.denoiser.predict(self.x, self.level, "negative", [with_embedding(self.cond, embedding)])
 
     def predict_with_pullback(self, embedding: torch.Tensor) -> tuple[torch.Tensor, Pullback]:
         return self.denoiser.predict_with_pullback(self.x, self.level, self.cond, embedding)

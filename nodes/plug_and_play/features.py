@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..attention.features import SiteRecorder
-from ..diffusion.source_pass import Record
-from ..diffusion.trajectory import Conditioning, ModelFingerprint, Trajectory
-from ..diffusion.visit import visit
-from .windows import Windows
+from ..attention.calls import ModelOptions, Record
+from ..diffusion.conditioning import Conditioning
+from ..diffusion.source import visit
+from ..diffusion.trajectory import ModelFingerprint, Trajectory
+from .windows import Windows, record_sites
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -69,15 +69,11 @@ def capture(
     """Run the source pass of 2211.12572 over every step in `windows`; `source` defaults to the trajectory's conditioning."""
     records: list[Record] = []
 
-    def keep(step: int, recorder: SiteRecorder) -> None:
-        records.append({site: tensor.to("cpu", dtype) for site, tensor in recorder.record.items()})
+    def read(step: int, options: ModelOptions) -> None:
+        records.append(record_sites(options, windows.at(step), to_the_end=True))
 
-    visit(
-        model,
-        trajectory,
-        trajectory.positive if source is None else source,
-        range(windows.last),
-        lambda step: SiteRecorder(windows.at(step), to_the_end=True),
-        keep,
-    )
+    def keep(step: int) -> None:
+        records[-1] = {site: tensor.to("cpu", dtype) for site, tensor in records[-1].items()}
+
+    visit(model, trajectory, trajectory.positive if source is None else source, range(windows.last), read, keep)
     return Features(tuple(records), ModelFingerprint.of(model), digest(trajectory), windows)

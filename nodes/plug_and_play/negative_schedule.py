@@ -7,8 +7,8 @@ from itertools import groupby
 
 import torch
 
-from ..diffusion.step_intervals import require_timeless, step_interval
-from ..diffusion.trajectory import Conditioning, require_descending_to_zero
+from ..diffusion.conditioning import Conditioning, require_timeless
+from ..diffusion.schedule import require_descending_to_zero, step_interval
 
 SCHEDULES = ("linear", "constant", "exp")
 

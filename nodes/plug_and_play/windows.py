@@ -1,11 +1,14 @@
-"""Where the source's values are injected, and for how long."""
+"""Where the source's values are read and injected, and for how long."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..attention.calls import ModelOptions, Record
+from ..attention.features import record_features
+from ..attention.self_attention import record_queries
 from ..attention.unet_sites import Sites
-from ..diffusion.trajectory import first_steps
+from ..diffusion.schedule import first_steps
 
 
 @dataclass(frozen=True)
@@ -34,3 +37,17 @@ class Windows:
             features=self.sites.features if step < self.feature else (),
             attention=self.sites.attention if step < self.attention else (),
         )
+
+
+def record_sites(options: ModelOptions, sites: Sites, *, to_the_end: bool = False) -> Record:
+    """Read features and self-attention of the sites. to_the_end: run the network whole, which previews need."""
+    record: Record = {}
+
+    def all_seen() -> bool:
+        # Not behind an attention site: a patch that prepared the attention may wait for its output.
+        seen = sum(key[0] != "key" for key in record)
+        return not to_the_end and seen == len(sites.attention) + len(sites.features)
+
+    record_queries(options, sites.layers, record)
+    record_features(options, sites.features, record, all_seen)
+    return record

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from ..attention.calls import ModelOptions
 from ..attention.cross_attention import CrossCall, on_cross_attention
 from ..attention.unet_layers import Layer, attention_layers
-from ..diffusion.source_pass import ModelOptions, Record
-from ..diffusion.trajectory import Conditioning, Trajectory
-from ..diffusion.visit import visit
+from ..diffusion.conditioning import Conditioning
+from ..diffusion.source import visit
+from ..diffusion.trajectory import Trajectory
 from .local_blend import blend_layers
 
 if TYPE_CHECKING:
@@ -36,30 +37,29 @@ def word_map(
 ) -> torch.Tensor:
     """[B, h, w] in 0..1 at the layers' size: attention to these columns of a prompt that has `prompt_columns`."""
     size = tuple(trajectory.latents.shape[-2:])
-    recorder = _MapRecorder(blend_layers(attention_layers(model), size), columns, prompt_columns)
-    visit(model, trajectory, source, steps, lambda step: recorder, lambda step, seen: None)
-    maps = recorder.total.cpu()
+    total = _WordMap(blend_layers(attention_layers(model), size), columns, prompt_columns)
+    visit(model, trajectory, source, steps, lambda step, options: total.read(options))
+    maps = total.sum.cpu()
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return (maps - low) / (high - low).clamp_min(1e-12)
 
 
-class _MapRecorder:
+class _WordMap:
     """Sums over steps, layers, heads and words, each map relative to its mean: [B, h, w]."""
 
     def __init__(self, layers: tuple[Layer, ...], columns: Sequence[int], prompt_columns: int):
         self.layers = layers
         self.columns = list(columns)
         self.prompt_columns = prompt_columns
-        self.record: Record = {}
-        self.total: torch.Tensor | float = 0.0
+        self.sum: torch.Tensor | float = 0.0
 
-    def attach(self, model_options: ModelOptions) -> None:
+    def read(self, model_options: ModelOptions) -> None:
         on_cross_attention(model_options, self.layers, self._add)
 
     def _add(self, call: CrossCall) -> torch.Tensor:
         maps = call.probabilities(slice(None), self.prompt_columns)[..., self.columns].sum((1, 3))
         maps = maps / maps.mean(1, keepdim=True).clamp_min(1e-12)
-        self.total = self.total + maps.unflatten(-1, call.size)
+        self.sum = self.sum + maps.unflatten(-1, call.size)
         return call.output
 
 

@@ -7,7 +7,6 @@ steps: q and k of the source. Only rows of the sampler's positive conditioning a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +14,14 @@ import comfy.model_patcher
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from ..attention.cross_attention import KEY, CrossCall, CrossRecorder, on_cross_attention
-from ..attention.self_attention import QueryInjection, QueryRecorder, add_attn1_patch
+from ..attention.calls import Chunk, ModelOptions, Record, chunks_of, is_source_pass
+from ..attention.cross_attention import KEY, CrossCall, on_cross_attention, record_cross
+from ..attention.self_attention import inject_queries, record_queries
 from ..attention.unet_layers import Layer, attention_layers
-from ..diffusion.source_pass import Area, Chunk, ModelOptions, Record, Recorder, chunks_of, is_source_pass
+from ..diffusion.conditioning import Conditioning
+from ..diffusion.schedule import first_steps
 from ..diffusion.source_run import SourceRuns
-from ..diffusion.trajectory import Conditioning, Trajectory, first_steps
+from ..diffusion.trajectory import Trajectory
 from ..text.prompt_tokens import PromptTokens
 from .local_blend import LocalBlend, blend_layers
 from .prompt_edit import PROMPT, PromptEdit
@@ -136,13 +137,15 @@ class _Edit:
         # Known by the embedding, which other nodes and core hand on even where they copy the dict around it.
         return any(cond["model_conds"]["c_crossattn"] is embedding for embedding in self.positive)
 
-    def source_values(self, step: int, area: Area, evaluate: Callable[[Recorder], None]) -> Record:
-        recorder = _Recorder(self.cross_layers(step), self.self_layers(step), len(self.settings.edit.source.ids))
-        evaluate(recorder)
-        return recorder.record
+    def record(self, step: int, options: ModelOptions) -> Record:
+        record: Record = {}
+        record_queries(options, self.self_layers(step), record)
+        record_cross(options, self.cross_layers(step), len(self.settings.edit.source.ids), record)
+        return record
 
-    def injection(self, step: int, records: dict[Chunk, Record]) -> _Injection:
-        return _Injection(self, step, records)
+    def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record]) -> None:
+        inject_queries(options, self.self_layers(step), records)
+        on_cross_attention(options, self.cross_layers(step), _CrossControl(self, step, records))
 
     def self_layers(self, step: int) -> frozenset[Layer]:
         if step >= self.settings.self_attention:
@@ -160,19 +163,8 @@ class _Edit:
         return blend_layers(self.layers, tuple(self.blend.trajectory.latents.shape[-2:]))
 
 
-class _Recorder:
-    def __init__(self, cross: tuple[Layer, ...], queries: frozenset[Layer], columns: int):
-        self.cross = CrossRecorder(cross, columns)
-        self.queries = queries
-        self.record = self.cross.record
-
-    def attach(self, model_options: ModelOptions) -> None:
-        add_attn1_patch(model_options, QueryRecorder(self.queries, self.record))
-        self.cross.attach(model_options)
-
-
-class _Injection:
-    """What happens in the calls for one set of conditions; `records` has those of the positive conditioning."""
+class _CrossControl:
+    """Cross-attention in the calls for one set of conditions; `records` has those of the positive conditioning."""
 
     def __init__(self, edit: _Edit, step: int, records: dict[Chunk, Record]):
         self.edit = edit
@@ -183,11 +175,7 @@ class _Injection:
             self.blend_layers = edit.blend_layers()
             self.maps = edit.blend.new_maps(step)
 
-    def attach(self, model_options: ModelOptions) -> None:
-        add_attn1_patch(model_options, QueryInjection(self.edit.self_layers(self.step), self.records))
-        on_cross_attention(model_options, self.edit.cross_layers(self.step), self._cross)
-
-    def _cross(self, call: CrossCall) -> torch.Tensor:
+    def __call__(self, call: CrossCall) -> torch.Tensor:
         if is_source_pass(call.options):
             return call.output
         chunks = chunks_of(call.options)

@@ -5,8 +5,8 @@ from functools import partial
 
 from comfy_api.latest import io
 
+from ..diffusion.schedule import first_steps
 from ..diffusion.sockets import TrajectoryIO
-from ..diffusion.trajectory import first_steps
 from ..display.feedback import show_on_node
 from ..display.heatmap import heatmap
 from ..text.prompt_tokens import PromptTokens

@@ -43,6 +43,15 @@ class Mask:
         return values.expand(len(latent), *latent.shape[2:])
 
 
+@dataclass(frozen=True)
+class Decision:
+    """How one step was shared out: [M, B, ..., H, W] each, over the general model and then `experts`, by their numbers."""
+
+    log_maps: torch.Tensor
+    weights: torch.Tensor
+    experts: tuple[int, ...]
+
+
 # A mask at the latent's size: its use and its values [B, ..., H, W]; None where an expert has none.
 Resized = tuple[str, torch.Tensor] | None
 

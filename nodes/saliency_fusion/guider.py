@@ -17,8 +17,8 @@ import comfy.sampler_helpers
 import comfy.samplers
 import torch
 
-from ..diffusion.trajectory import Conditioning
-from .blending import Mask, Resized, blend, hard_weights, soft_weights
+from ..diffusion.conditioning import Conditioning
+from .blending import Decision, Mask, Resized, blend, hard_weights, soft_weights
 from .common_ground import require_common_ground, require_levels
 from .preview import with_mask
 from .saliency import log_saliency, strength
@@ -72,15 +72,6 @@ class Blending:
 
 
 @dataclass(frozen=True)
-class Decision:
-    """How one step was shared out: [M, B, ..., H, W] each, over the general model and then `experts`, by their numbers."""
-
-    log_maps: torch.Tensor
-    weights: torch.Tensor
-    experts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class _Guided:
     denoised: torch.Tensor
     cond: torch.Tensor
@@ -124,7 +115,7 @@ class FusionGuider(comfy.samplers.CFGGuider):
         patchers = [patcher for guider in self.active for patcher in guider.needed_models()]
         self.model_patcher.set_additional_models(KEY, patchers)
         if callback is not None and self.active:
-            callback = with_mask(callback, self)
+            callback = with_mask(callback, self.model_patcher, lambda: self.decision)
         try:
             return super().sample(noise, latent_image, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
         finally:

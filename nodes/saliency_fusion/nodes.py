@@ -10,17 +10,13 @@ from .common_ground import require_different
 from .guider import Blending, Expert, FusionGuider, Prompted
 from .saliency import BLURS
 from .saliency_map import decide_along, decide_at, mask_of, saliency_of
+from .sockets import FusionExpertIO
 from .stages import SubjectFusionGuider
 
 CATEGORY = "palimpsest/saliency_fusion"
 ALIASES = ["magicfusion", "saliency-aware noise blending", "snb", "snf", "two models", "merge models", "blend models"]
 PAPER = "MagicFusion (Zhao 2023, arXiv 2303.13126)"
 MAX_EXPERTS = 8
-
-
-@io.comfytype(io_type="PAL_FUSION_EXPERT")
-class FusionExpertIO(io.ComfyTypeIO):
-    Type = Expert
 
 
 def _cfg_input(name: str, tooltip: str, default: float = 7.5) -> io.Input:

@@ -12,8 +12,10 @@ import latent_preview
 import torch
 from PIL import Image
 
+from .blending import Decision
+
 if TYPE_CHECKING:
-    from .guider import Decision, FusionGuider
+    from comfy.model_patcher import ModelPatcher
 
 SHARE = 0.1  # of the time, at most, goes into drawing; ComfyUI's own preview of each step shows in between
 OPACITY = 0.45
@@ -21,9 +23,8 @@ OPACITY = 0.45
 COLOURS = ((255, 140, 0), (0, 158, 250), (230, 60, 160), (120, 200, 40))
 
 
-def with_mask(callback: Callable, guider: FusionGuider) -> Callable:
-    """A sampler's callback that goes on to show the mask of `guider`'s current decision."""
-    patcher = guider.model_patcher
+def with_mask(callback: Callable, patcher: ModelPatcher, decision: Callable[[], Decision | None]) -> Callable:
+    """A sampler's callback that goes on to show the mask of the fusion guider's current decision."""
     previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
     if previewer is None:
         return callback
@@ -34,10 +35,11 @@ def with_mask(callback: Callable, guider: FusionGuider) -> Callable:
         nonlocal last, cost
         callback(step, x0, x, total)
         began = time.monotonic()
-        if guider.decision is None or began - last < cost / SHARE:
+        current = decision()
+        if current is None or began - last < cost / SHARE:
             return
         kind, image, size = previewer.decode_latent_to_preview_image("JPEG", x0)
-        bar.update_absolute(step + 1, total, (kind, overlaid(image, guider.decision), size))
+        bar.update_absolute(step + 1, total, (kind, overlaid(image, current), size))
         last = time.monotonic()
         cost = last - began
 

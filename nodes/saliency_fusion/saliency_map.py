@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import comfy.sample
-import comfy.samplers
-import latent_preview
 import torch
 import torch.nn.functional as F
 
+from ..diffusion.evaluation import Inside, run_inside
 from ..diffusion.trajectory import Trajectory
-from .guider import Decision, FusionGuider
+from .blending import Decision
+from .guider import FusionGuider
 
 PIXELS = 8  # of a picture, for each of a latent
 
@@ -21,9 +22,7 @@ def decide_along(guider: FusionGuider, trajectory: Trajectory, step: int) -> Dec
     trajectory.model.require_match(guider.model_patcher)
     _require_step(step, trajectory.sigmas, "trajectory")
     latent = guider.model_patcher.model.process_latent_out(trajectory.latents[-1])
-    return _decide(
-        guider, _Look(step, trajectory.latents[step]), latent, torch.zeros_like(latent), trajectory.sigmas, 0
-    )
+    return _decide(guider, latent, trajectory.sigmas, step, lambda inside: trajectory.latents[step].to(inside.noise))
 
 
 def decide_at(guider: FusionGuider, latent: dict, noise, sigmas: torch.Tensor, step: int) -> Decision:
@@ -31,8 +30,13 @@ def decide_at(guider: FusionGuider, latent: dict, noise, sigmas: torch.Tensor, s
     _require_step(step, sigmas, "sigmas")
     samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
     added = torch.zeros_like(samples) if noise is None else noise.generate_noise({**latent, "samples": samples})
-    seed = 0 if noise is None else noise.seed
-    return _decide(guider, _Look(step), samples, added, sigmas, seed)
+
+    def noised(inside: Inside) -> torch.Tensor:
+        at_maximum = inside.sampler.max_denoise(inside.guider, inside.sigmas[step:])
+        sigma = inside.sigmas[step]
+        return inside.model.model_sampling.noise_scaling(sigma, inside.noise, inside.latent, at_maximum)
+
+    return _decide(guider, samples, sigmas, step, noised, added, 0 if noise is None else noise.seed)
 
 
 def _require_step(step: int, sigmas: torch.Tensor, socket: str) -> None:
@@ -42,42 +46,31 @@ def _require_step(step: int, sigmas: torch.Tensor, socket: str) -> None:
         )
 
 
-def _decide(guider: FusionGuider, look: _Look, latent, noise, sigmas: torch.Tensor, seed: int) -> Decision:
+def _decide(
+    guider: FusionGuider,
+    latent: torch.Tensor,
+    sigmas: torch.Tensor,
+    step: int,
+    noisy: Callable[[Inside], torch.Tensor],
+    noise: torch.Tensor | None = None,
+    seed: int = 0,
+) -> Decision:
     experts = [replace(own.expert, span=(0.0, 1.0), takes_over=False) for own in guider.experts]
     looking = FusionGuider(guider.general, experts, guider.blending)
-    callback = latent_preview.prepare_callback(looking.model_patcher, 1)
-    looking.sample(noise, latent, look, sigmas, callback=callback, disable_pbar=True, seed=seed)
-    if look.decision is None:
+    decisions: list[Decision | None] = []
+
+    def look(inside: Inside) -> None:
+        x = noisy(inside)
+        denoised = inside.guided(x, float(inside.sigmas[step]))
+        decisions.append(looking.decision)
+        inside.show(0, denoised, x)
+
+    run_inside(looking, latent, sigmas, 1, look, noise, seed)
+    if decisions[0] is None:
         raise ValueError(
             "guider: expected one with an expert that its mask lets in somewhere, got none. Change the mask."
         )
-    return look.decision
-
-
-class _Look(comfy.samplers.Sampler):
-    """Evaluates the models at one level inside ComfyUI's own loading, conditions and progress."""
-
-    def __init__(self, step: int, x: torch.Tensor | None = None):
-        self.step = step
-        self.x = x
-        self.decision: Decision | None = None
-        # For model patches that follow a trajectory: it stays on the levels of one.
-        euler = comfy.samplers.sampler_object("euler")
-        self.sampler_function, self.extra_options = euler.sampler_function, euler.extra_options
-
-    def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
-    ):
-        sigma = sigmas[self.step]
-        if self.x is None:
-            at_maximum = self.max_denoise(model_wrap, sigmas[self.step :])
-            x = model_wrap.inner_model.model_sampling.noise_scaling(sigma, noise, latent_image, at_maximum)
-        else:
-            x = self.x.to(noise)
-        denoised = model_wrap(x, sigma.expand(len(x)), **extra_args)
-        self.decision = model_wrap.decision
-        callback(0, denoised, x, 1)
-        return latent_image
+    return decisions[0]
 
 
 def mask_of(decision: Decision, expert: int) -> torch.Tensor:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import comfy.samplers
 import torch
 
+from ..diffusion.conditioning import Conditioning
 from ..diffusion.samplers import require_deterministic
-from ..diffusion.trajectory import Conditioning
 from .guider import Blending, Expert, FusionGuider, Prompted
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..diffusion.trajectory import Conditioning
+from ..diffusion.conditioning import Conditioning
 from ..text.text_states import require_last_layer
 from .encoder import SubjectEncoder
 from .markers import EXAMPLE, MarkedPrompt, own_columns, parse

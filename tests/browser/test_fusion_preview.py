@@ -16,7 +16,7 @@ from support.host.server import PACK, Server
 
 pytestmark = pytest.mark.browser
 
-TOY_PACK = PACK / "tests" / "toy" / "pack"
+TOY_PACK = PACK / "tests" / "lab" / "toy" / "pack"
 SIZE = 128
 STEPS = 1000  # more than are waited for
 SHOW_SAMPLER = """() => {

@@ -6,7 +6,7 @@ import comfy_extras.nodes_custom_sampler as core
 import comfy_extras.nodes_model_advanced as core_advanced
 import pytest
 import torch
-from palimpsest.nodes.diffusion.step_intervals import MADE_FOR
+from palimpsest.nodes.diffusion.schedule import MADE_FOR
 from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.inversion.nodes import SampleTrajectory
 from palimpsest.nodes.inversion.noise import trajectory_latent, trajectory_noise

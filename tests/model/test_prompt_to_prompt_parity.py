@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from palimpsest.nodes.diffusion.trajectory import first_steps
+from palimpsest.nodes.diffusion.schedule import first_steps
 from palimpsest.nodes.prompt_to_prompt.control import Settings, prompt_to_prompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.text.tokens import tokenize

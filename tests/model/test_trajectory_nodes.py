@@ -6,7 +6,7 @@ import comfy_extras.nodes_model_advanced as core_advanced
 import pytest
 import torch
 from palimpsest.nodes.diffusion.trajectory import ModelFingerprint
-from palimpsest.nodes.inversion.ddim import InversionSampler, invert
+from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.inversion.nodes import (
     DDIMInvert,
     LoadTrajectory,
@@ -153,13 +153,6 @@ def test_a_fingerprint_tells_prediction_types_apart():
     ModelFingerprint.of(model).require_match(tiny_models.sd15(seed=1))
     with pytest.raises(ValueError, match="V_PREDICTION"):
         ModelFingerprint.of(model).require_match(v)
-
-
-def test_the_inversion_sampler_is_not_taken_for_one_that_follows_a_trajectory():
-    from palimpsest.nodes.diffusion.samplers import require_deterministic
-
-    with pytest.raises(ValueError, match="InversionSampler"):
-        require_deterministic(InversionSampler("ddim", 1))
 
 
 @torch.inference_mode()

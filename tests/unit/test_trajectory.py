@@ -1,6 +1,7 @@
 import pytest
 import torch
-from palimpsest.nodes.diffusion.trajectory import ModelFingerprint, Trajectory, require_descending_to_zero
+from palimpsest.nodes.diffusion.schedule import require_descending_to_zero
+from palimpsest.nodes.diffusion.trajectory import ModelFingerprint, Trajectory
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...diffusion.trajectory import Conditioning
+from ...diffusion.conditioning import Conditioning
 from ...text.image_embedding import image_embeds
 from ...text.text_states import text_states
 from .decoder_model import UnCLIPDecoder

@@ -1,5 +1,4 @@
 import comfy.model_management
-import torch
 from comfy_api.latest import io
 
 from ...display.feedback import show_on_node
@@ -9,18 +8,12 @@ from ...text.text_states import TextStates, text_states
 from . import sphere
 from .embedding_io import SUFFIX, load_embedding, save_embedding
 from .numbers import MAX_FRAMES, mixing_weights, thetas
+from .sockets import IPAdapterEmbedsIO
 
 CATEGORY = "palimpsest/unclip"
 PAPER = "DALL-E 2 (2204.06125)"
 ALIASES = ["unclip", "clip vision", "image embedding", "dall-e 2"]
 MAX_MIXED = 16
-
-
-@io.comfytype(io_type="EMBEDS")
-class IPAdapterEmbedsIO(io.ComfyTypeIO):
-    """What IPAdapter's encoder nodes give: image embeddings as a plain tensor."""
-
-    Type = torch.Tensor
 
 
 def _embedding_input(name: str, tooltip: str) -> io.Input:

@@ -12,7 +12,8 @@ from itertools import pairwise
 import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
-from palimpsest.nodes.diffusion.trajectory import Conditioning, Trajectory
+from palimpsest.nodes.diffusion.conditioning import Conditioning
+from palimpsest.nodes.diffusion.trajectory import Trajectory
 from palimpsest.nodes.inversion.solvers import Level, ddim_step
 from palimpsest.nodes.plug_and_play.windows import Windows
 

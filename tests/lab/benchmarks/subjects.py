@@ -11,7 +11,7 @@ from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
 from lab.toy.pack.general import load_general
 from lab.toy.scenes import caption, edited, render, sample_scenes
-from palimpsest.nodes.diffusion.trajectory import Conditioning
+from palimpsest.nodes.diffusion.conditioning import Conditioning
 from support.fixtures import tiny_models
 
 # What ComfyUI detects in a published SD1.5 checkpoint, and in one of SDXL.

@@ -31,11 +31,9 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[3]
 OUTPUT = ROOT / "demo_output"
-WORKFLOWS = (
-    ROOT / "tests" / "workflows" / "api_format"
-)  # the shipped ones, as the real frontend hands them to the server
+WORKFLOWS = ROOT / "tests" / "workflows" / "api_format"
 TOY_CFG = 3.0  # where docs/toy.md finds most prompts drawn rightly
-TOY_PACK = ROOT / "tests" / "toy" / "pack"
+TOY_PACK = ROOT / "tests" / "lab" / "toy" / "pack"
 # Editing by words on the toy, chosen by eye from five: at docs/prompt_to_prompt.md's guidance of 2.5 looks and backgrounds
 # come out too strong here, with 50 steps and a null-text negative.
 WORDS_CFG, CROSS_END, SELF_END = 1.5, 0.4, 0.4

@@ -11,7 +11,7 @@ from PIL import Image
 from support.host.client import Client, Graph, Node, Run
 from support.host.server import Server
 
-WEIGHTS = Path(__file__).parent / "toy" / "weights"
+WEIGHTS = Path(__file__).resolve().parents[1] / "toy" / "weights"
 # The prior with the settings of docs/unclip.md; the decoder with less guidance, which its last training made do.
 STEPS, PRIOR_CFG, CFG = 25, 1.0, 2.0
 SIZE = 32  # pixels of the decoder

@@ -15,7 +15,8 @@ from lab.evidence.sheet import Sheet
 from lab.evidence.world import World
 from lab.toy.judge import mask_iou
 from lab.toy.scenes import SHAPES, SIZE, Scene, caption, render, sample_scenes
-from palimpsest.nodes.diffusion.trajectory import Conditioning, Trajectory
+from palimpsest.nodes.diffusion.conditioning import Conditioning
+from palimpsest.nodes.diffusion.trajectory import Trajectory
 from palimpsest.nodes.prompt_to_prompt.attention_mask import enlarged, mask_of, word_map
 from palimpsest.nodes.prompt_to_prompt.nodes import AttentionMask
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import columns_of

@@ -12,7 +12,7 @@ from lab.evidence.null_text_ablations import ABLATIONS, ROWS, Ablation, ablate
 from lab.evidence.sheet import Sheet
 from lab.evidence.world import World, psnr_each
 from lab.toy.scenes import Scene, caption, render, sample_scenes
-from palimpsest.nodes.diffusion.trajectory import Conditioning
+from palimpsest.nodes.diffusion.conditioning import Conditioning
 from palimpsest.nodes.inversion.comparison import ssim
 from palimpsest.nodes.null_text.optimize import Course, optimize
 from palimpsest.nodes.null_text.solvers import Effort

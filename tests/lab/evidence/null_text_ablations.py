@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import comfy.samplers
 import torch
 from lab.evidence.world import World, psnr_each
 from lab.toy.scenes import Scene, caption
-from palimpsest.nodes.diffusion.trajectory import Conditioning, Trajectory
-from palimpsest.nodes.inversion.ddim import InversionSampler
+from palimpsest.nodes.diffusion.conditioning import Conditioning
+from palimpsest.nodes.diffusion.evaluation import Inside, run_inside
+from palimpsest.nodes.diffusion.trajectory import Trajectory
+from palimpsest.nodes.inversion.ddim import Climb, climb
 from palimpsest.nodes.inversion.noise import trajectory_noise
 from palimpsest.nodes.null_text.gradients import Denoiser, differentiable
 from palimpsest.nodes.null_text.optimize import optimize
@@ -76,48 +79,53 @@ def ablate(world: World, scenes: list[Scene], images: Tensor, steps: int, cfg: f
 def guided_inversion(
     world: World, latent: Tensor, positive: Conditioning, like: Trajectory, guidance: float
 ) -> Trajectory:
-    sampler = InversionSampler("ddim", 1)
-    run_guided(world, world.model, latent, positive, world.prompts([""]), like.sigmas, sampler, guidance)
-    return replace(like, latents=torch.stack(sampler.path[::-1]), method="ddim")
+    paths: list[Climb] = []
+    run_guided(
+        world.model,
+        latent,
+        positive,
+        world.prompts([""]),
+        like.sigmas,
+        guidance,
+        lambda inside: paths.append(climb(inside, "ddim")),
+    )
+    return replace(like, latents=torch.stack(paths[0][0][::-1]), method="ddim")
 
 
 def one_embedding(
     world: World, positive: Conditioning, negative: Conditioning, pivot: Trajectory, cfg: float
 ) -> tuple[Conditioning, int]:
     """The paper's "global null-text": one embedding for all steps, by Adam along the pivot, step after step and again."""
-    sampler = _OneEmbedding(pivot, cfg)
+    search = _OneEmbedding(pivot, cfg)
     latent = world.model.model.process_latent_out(pivot.latents[-1])
-    run_guided(world, differentiable(world.model), latent, positive, negative, pivot.sigmas, sampler, cfg)
-    return [[sampler.embedding, {}]], sampler.evaluations
+    run_guided(differentiable(world.model), latent, positive, negative, pivot.sigmas, cfg, search.run)
+    return [[search.embedding, {}]], search.evaluations
 
 
 def run_guided(
-    world: World,
     model,
     latent: Tensor,
     positive: Conditioning,
     negative: Conditioning,
     sigmas: Tensor,
-    sampler: comfy.samplers.Sampler,
     cfg: float,
+    body: Callable[[Inside], None],
 ) -> None:
     guider = comfy.samplers.CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
-    guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True, seed=0)
+    run_inside(guider, latent, sigmas, len(sigmas) - 1, body)
 
 
-class _OneEmbedding(comfy.samplers.Sampler):
+class _OneEmbedding:
     def __init__(self, pivot: Trajectory, cfg: float) -> None:
         self.pivot = pivot
         self.cfg = cfg
         self.evaluations = 0
 
-    def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
-    ) -> Tensor:
-        positive, (negative,) = model_wrap.conds["positive"], model_wrap.conds["negative"]
-        denoiser = Denoiser(model_wrap.inner_model, extra_args["model_options"], checkpoint=False)
+    def run(self, inside: Inside) -> None:
+        positive, (negative,) = inside.conds["positive"], inside.conds["negative"]
+        denoiser = Denoiser(inside.model, inside.model_options, checkpoint=False)
         rows = self.pivot.batch
         self.embedding = negative["cross_attn"].float().expand(rows, -1, -1).clone()
         optimiser = torch.optim.Adam([self.embedding], lr=GLOBAL_RATE)
@@ -130,10 +138,9 @@ class _OneEmbedding(comfy.samplers.Sampler):
                 optimiser.step()
         self.embedding.grad = None
         self.evaluations = denoiser.evaluations.forwards + denoiser.evaluations.backwards
-        return latent_image
 
     def at(self, i: int, denoiser: Denoiser, positive: list[dict]) -> Step:
         x, target = self.pivot.latents[i], self.pivot.latents[i + 1]
         sigma, sigma_next = self.pivot.sigmas[i : i + 2].tolist()
-        cond = denoiser.predict(x, x.new_full((self.pivot.batch,), sigma), positive)
+        cond = denoiser.predict(x, x.new_full((self.pivot.batch,), sigma), "positive", positive)
         return Step(x, target, cond, sigma, sigma_next, self.cfg, (sigma_next**2 + 1.0) ** 0.5)

@@ -14,7 +14,8 @@ from lab.evidence.plug_and_play import Edit
 from lab.evidence.world import World
 from lab.toy.judge import Reading, judge
 from lab.toy.scenes import caption, edited, render, sample_scenes
-from palimpsest.nodes.diffusion.trajectory import Conditioning, Trajectory
+from palimpsest.nodes.diffusion.conditioning import Conditioning
+from palimpsest.nodes.diffusion.trajectory import Trajectory
 from palimpsest.nodes.inversion.noise import TrajectoryNoise
 from palimpsest.nodes.prompt_to_prompt.nodes import EncodePromptEdit
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import PromptEdit

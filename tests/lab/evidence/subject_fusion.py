@@ -16,7 +16,7 @@ from lab.toy.judge import judge
 from lab.toy.pack.general import WEIGHTS, load_tuned
 from lab.toy.references import reference_pictures
 from lab.toy.scenes import OUTDOORS, POSITIONS, SIZE, Scene, caption, sample_scenes
-from palimpsest.nodes.diffusion.trajectory import Conditioning
+from palimpsest.nodes.diffusion.conditioning import Conditioning
 from palimpsest.nodes.saliency_fusion.nodes import SaliencyMap, SubjectFusion
 from palimpsest.nodes.subject.conditioning import subject_conditioning
 from palimpsest.nodes.subject.encoder import subject_encoder

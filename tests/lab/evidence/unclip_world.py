@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from lab.toy.pack.unclip import FILES, load_clip
 from lab.toy.scenes import SIZE
 from lab.toy.unclip_scenes import SMALL, shrunk
-from palimpsest.nodes.diffusion.trajectory import Conditioning
+from palimpsest.nodes.diffusion.conditioning import Conditioning
 from palimpsest.nodes.inversion.nodes import DDIMInvert
 from palimpsest.nodes.text.image_embedding import ImageEmbedding
 from palimpsest.nodes.unclip.decoder.loading import Upsampler, load_decoder, load_upsampler, pixel_vae

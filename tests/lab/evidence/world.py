@@ -13,7 +13,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from lab.toy.pack.general import load_general
 from lab.toy.sampling import encode_prompts
-from palimpsest.nodes.diffusion.trajectory import Conditioning, Trajectory
+from palimpsest.nodes.diffusion.conditioning import Conditioning
+from palimpsest.nodes.diffusion.trajectory import Trajectory
 from palimpsest.nodes.inversion.nodes import DDIMInvert, SampleTrajectory
 from palimpsest.nodes.inversion.noise import TrajectoryNoise
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from palimpsest.nodes.diffusion.step_intervals import MADE_FOR, schedule_mismatch, step_interval
+from palimpsest.nodes.diffusion.schedule import MADE_FOR, schedule_mismatch, step_interval
 
 pytestmark = pytest.mark.unit
 

@@ -1,4 +1,4 @@
-"""Conditioning entries that each belong to some steps of a schedule, in core's own terms."""
+"""Steps of a sampling schedule: how many a share of them is, and the levels that each owns."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any
 
 import torch
 
-from .trajectory import Conditioning
-
-OWN_TIMES = ("start_percent", "end_percent", "clip_start_percent", "timestep_start", "timestep_end")
 MADE_FOR = (
     "palimpsest.made_for"  # {"sigmas": tensor [T+1], "cfg": float} in the dict of entries that hold for these only
 )
@@ -27,15 +24,6 @@ def step_interval(sigmas: torch.Tensor, first: int, last: int) -> dict[str, floa
         "timestep_start": math.inf if first == 0 else float(border[first]),
         "timestep_end": 0.0 if last == len(sigmas) - 2 else float(above[last + 1]),
     }
-
-
-def require_timeless(conditioning: Conditioning, socket: str) -> None:
-    timed = next((key for _, options in conditioning for key in OWN_TIMES if key in options), None)
-    if timed is not None:
-        raise ValueError(
-            f"{socket}: expected conditioning without a time range, because every step gets one of its own, got some "
-            f"with {timed}. Connect it from before the node that set the range."
-        )
 
 
 def schedule_mismatch(conds: list[dict[str, Any]], sigmas: torch.Tensor, cfg: float) -> str | None:
@@ -57,3 +45,31 @@ def schedule_mismatch(conds: list[dict[str, Any]], sigmas: torch.Tensor, cfg: fl
             f"{len(got) - 1} from {float(got[0]):.4g}, or another scheduler. Use the trajectory's schedule."
         )
     return None
+
+
+def first_steps(share: float, steps: int) -> int:
+    """How many of `steps` a share of them is, from the noisy end and exclusive: 0.8 of 50 means steps 0..39."""
+    return math.floor(share * steps + 1e-6)  # 0.29 * 100 is 28.999999999999996
+
+
+def require_descending_to_zero(sigmas: torch.Tensor, socket: str = "sigmas") -> None:
+    """Raise ValueError unless `sigmas` is a schedule a whole trajectory can have: finite, strictly descending, ending at 0."""
+    if sigmas.ndim != 1 or len(sigmas) < 2:
+        raise ValueError(f"{socket}: expected at least one step (two values), got {tuple(sigmas.shape)}.")
+    if not bool(torch.isfinite(sigmas).all()):
+        raise ValueError(f"{socket}: expected finite values, got {sigmas.tolist()}.")
+    if not bool((sigmas[1:] < sigmas[:-1]).all()):
+        raise ValueError(
+            f"{socket}: expected strictly descending values, as a scheduler gives them, got {_short(sigmas)}. "
+            "Do not flip them: the node runs the schedule backwards by itself."
+        )
+    if float(sigmas[-1]) != 0.0:
+        raise ValueError(
+            f"{socket}: expected the schedule to end at 0, where the picture is, got {float(sigmas[-1]):.4g} at the end. "
+            "When you split the sigmas, connect the low part."
+        )
+
+
+def _short(sigmas: torch.Tensor) -> str:
+    values = [f"{float(s):.4g}" for s in sigmas]
+    return ", ".join(values if len(values) <= 6 else [*values[:3], "...", *values[-2:]])

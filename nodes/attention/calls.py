@@ -1,0 +1,48 @@
+"""What one call of a model's network says to whatever reads or overwrites values inside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.model_patcher
+import torch
+
+MARK = "palimpsest.source_pass"
+
+ModelOptions = dict[str, Any]
+# What was read, by kind and place, such as ("query", "output", 4, 0): [B, N, C].
+Record = dict[tuple, torch.Tensor]
+# The rows of a call are one chunk for each condition: the number of its list (0 positive, 1 negative) and its uuid. Both are
+# needed, because core copies an entry with an area from one list into the other with the same uuid.
+Chunk = tuple[int, Any]
+
+
+class AllSeen(Exception):
+    """Raised to leave a source pass: nothing behind this point of the network is read."""
+
+
+def mark_source_pass(model_options: ModelOptions) -> ModelOptions:
+    """A copy of the options for evaluating a source picture. Every injection, also a second pack node's, leaves such a call alone."""
+    options = comfy.model_patcher.create_model_options_clone(model_options)
+    options.setdefault("transformer_options", {})[MARK] = True
+    return options
+
+
+def is_source_pass(transformer_options: dict[str, Any]) -> bool:
+    return MARK in transformer_options
+
+
+def chunks_of(transformer_options: dict[str, Any]) -> list[Chunk]:
+    return list(zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=True))
+
+
+def inject_rows(own: torch.Tensor, records: dict[Chunk, Record], key: tuple, chunks: list[Chunk]) -> torch.Tensor:
+    """`own` with the source's value in the rows of those chunks that have a record."""
+    rows: list[torch.Tensor] = []
+    for chunk, values in zip(chunks, own.chunk(len(chunks)), strict=True):
+        if chunk in records:
+            source = records[chunk][key].to(own)
+            rows += [source] * (len(values) // len(source))
+        else:
+            rows.append(values)
+    return torch.cat(rows)

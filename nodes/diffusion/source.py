@@ -1,0 +1,75 @@
+"""Evaluating a source picture's row, for what is read inside the network while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import comfy.samplers
+import torch
+
+from ..attention.calls import ModelOptions, mark_source_pass
+from .conditioning import Conditioning, with_own_controls
+from .evaluation import Conds, Inside, evaluate, run_inside
+from .trajectory import Trajectory
+
+if TYPE_CHECKING:
+    from comfy.model_base import BaseModel
+    from comfy.model_patcher import ModelPatcher
+
+WHAT_TO_DO = "Connect a plain or empty prompt to `source`."
+Area = tuple[int, ...] | None  # height, width, y, x in latent pixels, as core's conditions have it
+
+
+def evaluate_source(
+    model: BaseModel,
+    conds: Conds,
+    x: torch.Tensor,
+    sigma: torch.Tensor,
+    model_options: ModelOptions,
+    area: Area = None,
+    calc_cond_batch: Callable = comfy.samplers.calc_cond_batch,
+) -> torch.Tensor | None:
+    """As `evaluate`, for options of a source pass and for conditions of which one, without an area, is active at sigma.
+
+    area: the only part of x that the network is to see.
+    """
+    if any("area" in cond for cond in conds):
+        raise ValueError(f"source: expected one prompt for the whole picture, got one with an area. {WHAT_TO_DO}")
+    if area is not None:
+        conds = [{**cond, "area": area} for cond in conds]
+    active = sum(comfy.samplers.get_area_and_mult(cond, x, sigma) is not None for cond in conds)
+    if active != 1:
+        raise ValueError(
+            f"source: expected one prompt for the whole picture at every step, got {active} active ones at sigma "
+            f"{float(sigma[0]):.4f}. {WHAT_TO_DO}"
+        )
+    return evaluate(model, conds, x, sigma, model_options, calc_cond_batch=calc_cond_batch)
+
+
+def visit(
+    model: ModelPatcher,
+    trajectory: Trajectory,
+    source: Conditioning,
+    steps: range,
+    read: Callable[[int, ModelOptions], None],
+    seen: Callable[[int], None] = lambda step: None,
+) -> None:
+    """At each of `steps`, let read(step, options) add what reads, evaluate the trajectory's latent under `source`, call seen(step)."""
+    trajectory.model.require_match(model)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": with_own_controls(source)})
+    guider.model_options = mark_source_pass(guider.model_options)
+
+    def walk(inside: Inside) -> None:
+        for visited, step in enumerate(steps):
+            x = trajectory.latents[step].to(inside.noise)
+            sigma = inside.sigmas[step].expand(len(x))
+            options = mark_source_pass(inside.model_options)
+            read(step, options)
+            denoised = evaluate_source(inside.model, inside.conds["positive"], x, sigma, options)
+            seen(step)
+            inside.show(visited, denoised, x)
+
+    latent = model.model.process_latent_out(trajectory.latents[-1])
+    run_inside(guider, latent, trajectory.sigmas, len(steps), walk)
