@@ -69,9 +69,9 @@ class Retracing:
         self.steps: dict[int, DDIMStep] = {}
 
     def asked(self, x: torch.Tensor, step: int, part: Part) -> torch.Tensor:
-        """Where the model is asked for x at this step."""
+        """Where the model is asked for x at this step: exactly where the inversion asked it, when x is the source's own."""
         lower, upper = (taken(part, self.trajectory.latents[i]).to(x) for i in (step + 1, step))
-        return x + (lower * self._step(step).scale - upper)
+        return lower * self._step(step).scale + (x - upper)
 
     def denoised(self, answer: torch.Tensor, asked: torch.Tensor, x: torch.Tensor, step: int) -> torch.Tensor:
         """What the answer there means for x, so that Euler's step takes the inversion's slope."""

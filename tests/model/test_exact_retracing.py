@@ -58,9 +58,9 @@ def test_costs_one_evaluation_a_step_up_and_down():
     model = sd15()
     with UNetProbe(model) as probe:
         trajectory = inverted(model)
-        assert len(probe.calls) == STEPS
+        assert len(probe.calls) == trajectory.steps
         back(exact(model, trajectory), trajectory)
-        assert len(probe.calls) == 2 * STEPS
+        assert len(probe.calls) == 2 * trajectory.steps
 
 
 def test_rows_of_a_batch_and_one_source_for_many():
