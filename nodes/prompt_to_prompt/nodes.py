@@ -61,13 +61,14 @@ class EncodePromptEdit(io.ComfyNode):
                     "mode",
                     options=list(MODES),
                     default="auto",
-                    tooltip="replace: word for word, both prompts have as many words. refine: words may be added or left out; new "
-                    "words get attention of their own. auto: replace when the number of words is equal, else refine.",
+                    tooltip="auto: words may be exchanged, added and left out in one edit; new words get attention of their own. "
+                    "replace, refine: the published modes. replace is word for word, with as many words in both prompts; refine lets "
+                    "words be added or left out, and an exchanged word counts as new.",
                 ),
                 io.String.Input(
                     "reweight",
                     default="",
-                    tooltip="Words of target_text with a factor for their attention: 'fluffy: 2, red: -1'. 1 changes nothing, 0 takes "
+                    tooltip="Words of target_text as they stand there, with a factor for their attention: 'fluffy: 2, red: -1'. 1 changes nothing, 0 takes "
                     "the word away, negative values push it away. Strong factors distort: stay within -2 and 4 or so.",
                 ),
                 io.String.Input(
@@ -75,6 +76,22 @@ class EncodePromptEdit(io.ComfyNode):
                     default="",
                     tooltip="Words whose place may change, from either prompt: 'cat, dog'. Everything elsewhere stays the source's "
                     "pixels. Empty: the whole picture may change.",
+                ),
+                io.String.Input(
+                    "keep_words",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Words whose place must not change, also where blend_words lie, from either prompt: 'mat'. For use with "
+                    "blend_words. Published as substruct_words.",
+                ),
+                io.String.Input(
+                    "word_windows",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Words of target_text that take the source's cross-attention in steps of their own instead of up to cross_end, "
+                    "as shares: 'fluffy: 0.2-0.8, red: 0.4'. A single number is the end.",
                 ),
             ],
             outputs=[
@@ -90,13 +107,18 @@ class EncodePromptEdit(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, source_text, target_text, mode, reweight, blend_words) -> io.NodeOutput:
-        edit = prompt_edit(partial(tokenize, clip), source_text, target_text, mode, reweight, blend_words)
+    def execute(
+        cls, clip, source_text, target_text, mode, reweight, blend_words, keep_words="", word_windows=""
+    ) -> io.NodeOutput:
+        edit = prompt_edit(
+            partial(tokenize, clip), source_text, target_text, mode, reweight, blend_words, keep_words, word_windows
+        )
         source, target = (
             clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict={PROMPT: text})
             for text in (source_text, target_text)
         )
-        show_on_node(cls, f"{edit.mode}, {len(edit.source.words)} and {len(edit.target.words)} words")
+        new = sum(not bool(edit.alignment.aligned[list(word)].any()) for word in edit.target.words)
+        show_on_node(cls, f"{len(edit.source.words)} and {len(edit.target.words)} words, {new} of them new")
         return io.NodeOutput(source, target, edit)
 
 
