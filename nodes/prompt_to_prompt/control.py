@@ -185,11 +185,11 @@ class _Tables:
         mapper, aligned = edit.alignment.mapper.float(), edit.alignment.aligned.float()
         opened = settings.opened(step)
         follows = aligned * opened
-        target_words = _indicators(len(edit.target.ids), edit.target_blend, settings.target_kept)
+        target_words = _indicators(len(edit.target.ids), edit.target_blend, edit.target_kept)
         tensors = (
             mapper * (follows * edit.equalizer),
             opened * ((1.0 - aligned) * edit.equalizer - 1.0),
-            _indicators(len(edit.source.ids), edit.source_blend, settings.source_kept),
+            _indicators(len(edit.source.ids), edit.source_blend, edit.source_kept),
             (mapper * follows) @ target_words,
             (1.0 - follows)[:, None] * target_words,
         )

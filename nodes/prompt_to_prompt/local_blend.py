@@ -141,7 +141,7 @@ class LocalBlend:
         """[B, 1, H, W], where the picture may change."""
         changed, kept = maps[:, :2], maps[:, 2:]
         mask = self._above(F.max_pool2d(changed, 3, stride=1, padding=1), x)
-        if self.settings.source_kept or self.settings.target_kept:
+        if self.settings.edit.source_kept or self.settings.edit.target_kept:
             mask = mask & ~self._above(kept, x)
         return mask
 

@@ -17,7 +17,7 @@ class Settings:
     """Steps are counted from the noisy end.
 
     cross: the steps in which words take the source's cross-attention, unless they have a window of their own.
-    blend: the steps in which everything but the words' place is the source's. *_kept: columns of words whose place stays too.
+    word_windows: those that have. blend: the steps in which everything but the words' place is the source's.
     """
 
     edit: PromptEdit
@@ -26,8 +26,6 @@ class Settings:
     blend: range
     blend_threshold: float
     word_windows: tuple[WordWindow, ...] = ()
-    source_kept: tuple[int, ...] = ()
-    target_kept: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -39,16 +37,15 @@ class Settings:
         blend_start: float,
         blend_threshold: float,
         self_start: float = 0.0,
-        **words: tuple,
     ) -> Settings:
-        """From shares of `steps` steps. words: the last three fields."""
+        """From shares of `steps` steps."""
         return cls(
             edit,
             window(0.0, cross_end, steps),
             window(self_start, self_end, steps),
             range(first_steps(blend_start, steps), steps if edit.blends else 0),
             blend_threshold,
-            **words,
+            tuple((columns, window(start, end, steps)) for columns, start, end in edit.windows),
         )
 
     @property

@@ -46,11 +46,9 @@ def refine(source, own, mapper, aligned):
 def run_both(model, clip, texts, published, cross, self_end, size, batch=1, steps=STEPS, **words):
     source, negative, positive = (conditioning(model, seed) for seed in (1, 2, 3))
     trajectory = random_trajectory(model, source, steps, batch, (size, size))
-    edit = prompt_edit(partial(tokenize, clip), *texts, "auto", words.get("reweight", ""), words.get("blend", ""))
-    options = {
-        name: words[name] for name in ("self_start", "word_windows", "source_kept", "target_kept") if name in words
-    }
-    settings = Settings.of(edit, steps, cross, self_end, 0.2, published.threshold, **options)
+    said = (words.get(name, "") for name in ("reweight", "blend", "keep", "windows"))
+    edit = prompt_edit(partial(tokenize, clip), *texts, "auto", *said)
+    settings = Settings.of(edit, steps, cross, self_end, 0.2, published.threshold, words.get("self_start", 0.0))
     patched = prompt_to_prompt(model, trajectory, source, settings)
     start = trajectory.start.flip(-1)  # away from the source's own path
     ours = sample(patched, start, positive, negative, CFG, trajectory.sigmas)
@@ -124,8 +122,8 @@ def test_windows_of_words(model, clip):
     equalizer = torch.ones(77)
     equalizer[3] = 2.0
     published = Control(lambda source, own: source * equalizer, 6, 8, 8**2, alpha=alpha, self_start=3)
-    windows = ((2,), range(2)), ((3,), range(4, 9))
-    assert_equal(model, clip, texts, published, 0.6, 0.8, 16, reweight="dog: 2", self_start=0.3, word_windows=windows)
+    options = {"reweight": "dog: 2", "self_start": 0.3, "windows": "blue: 0.2, dog: 0.4-0.9"}
+    assert_equal(model, clip, texts, published, 0.6, 0.8, 16, **options)
 
 
 def test_words_whose_place_must_not_change(model, clip):
@@ -134,8 +132,7 @@ def test_words_whose_place_must_not_change(model, clip):
     blend = {"blend": ([3], [3], 2), "threshold": 0.8}
     published = Control(lambda source, own: source, 8, 4, 16**2, kept=([6], [6]), **blend)
     options = {"blend": "cat, dog"}
-    kept = {"source_kept": (6,), "target_kept": (6,)}
-    result, trajectory, _ = run_both(model, clip, texts, published, 0.8, 0.4, 32, **options, **kept)
+    result, trajectory, _ = run_both(model, clip, texts, published, 0.8, 0.4, 32, **options, keep="grass")
     freer = run_both(
         model, clip, texts, Control(lambda source, own: source, 8, 4, 16**2, **blend), 0.8, 0.4, 32, **options
     )[0]
