@@ -19,7 +19,7 @@ from ..attention.unet_layers import attention_layers, leave_behind
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.source import visit
 from ..diffusion.trajectory import Trajectory
-from .local_blend import at_size, blend_layers
+from .local_blend import at_size, blend_layers, map_size
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -39,7 +39,7 @@ def word_map(
     latent = tuple(trajectory.latents.shape[-2:])
     factors = attention_layers(model)
     layers = blend_layers(factors, latent)
-    total = _WordMap(tuple(-(-side // factors[layers[0]]) for side in latent), columns, prompt_columns)
+    total = _WordMap(map_size(latent, factors[layers[0]]), columns, prompt_columns)
 
     def read(step: int, options: ModelOptions) -> None:
         on_cross_attention(options, layers, total.add)

@@ -23,7 +23,7 @@ from ..diffusion.context_window import Part
 from ..diffusion.source_run import Run, SourceRuns, exact_retracing
 from ..diffusion.trajectory import Trajectory
 from ..text.prompt_tokens import PromptTokens
-from .local_blend import LocalBlend, Maps, blend_layers
+from .local_blend import LocalBlend, Maps
 from .prompt_edit import PROMPT
 from .settings import Settings
 
@@ -93,7 +93,7 @@ def prompt_to_prompt(
                 "blend_words: expected a positive prompt for the whole picture, got only prompts with an area. "
                 "Leave blend_words empty, or take the area away."
             )
-        blend = LocalBlend.of(run, trajectory, settings)
+        blend = LocalBlend.of(run, trajectory, settings, layers)
         comfy.model_patcher.set_model_options_post_cfg_function(run.model_options, blend.post_cfg)
         return _Edit(settings, layers, whole, blend)
 
@@ -125,7 +125,7 @@ class _Edit:
         self.layers = layers
         self.whole = whole
         self.blend = blend
-        self.blend_layers = () if blend is None else blend_layers(layers, blend.latent)
+        self.blend_layers = () if blend is None else blend.layers
         self.last = settings.last
         self.tables: dict[tuple, _Tables] = {}
 

@@ -40,6 +40,11 @@ def blend_layers(layers: Mapping[Layer, int], latent: Size) -> tuple[Layer, ...]
     return tuple(layer for layer, own in sides.items() if own == nearest)
 
 
+def map_size(latent: Size, factor: int) -> Size:
+    """Of a layer that works this many times coarser than the latent."""
+    return tuple(-(-side // factor) for side in latent)
+
+
 def at_size(maps: torch.Tensor, size: Size) -> torch.Tensor:
     """[B, maps, h, w] at another size. Patches such as Deep Shrink change the size of layers while they last."""
     return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
@@ -60,18 +65,26 @@ class Maps:
         source, target = (maps.transpose(1, 2).unflatten(-1, size) for maps in (source, target))
         self.layers.append((source, target))
 
-    def total(self, like: torch.Tensor) -> torch.Tensor:
-        """[B, 4, h, w] over layers, at the size of the finest: for source and target what may change, then what must not."""
-        size = max((source.shape[-2:] for source, _ in self.layers), key=lambda shape: shape[0] * shape[1])
-        return sum(torch.cat([at_size(maps.to(like), size) for maps in pair], 1) for pair in self.layers)[
-            :, [0, 2, 1, 3]
-        ]
+    def total(self, size: Size, like: torch.Tensor) -> torch.Tensor:
+        """[B, 4, h, w] over layers: for source and target the words whose place may change, then those whose place must not."""
+        source, target = (sum(at_size(maps.to(like), size) for maps in side) for side in zip(*self.layers, strict=True))
+        return torch.stack([source[:, 0], target[:, 0], source[:, 1], target[:, 1]], 1)
 
 
 class LocalBlend:
     """One sampling run."""
 
-    def __init__(self, trajectory: Trajectory, sigmas: torch.Tensor, settings: Settings, noisy: bool):
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        sigmas: torch.Tensor,
+        settings: Settings,
+        layers: Mapping[Layer, int],
+        noisy: bool,
+    ):
+        latent = tuple(trajectory.latents.shape[-2:])
+        self.layers = blend_layers(layers, latent)
+        self.size = map_size(latent, layers[self.layers[0]])
         self.trajectory = trajectory
         self.sigmas = sigmas
         self.settings = settings
@@ -81,18 +94,14 @@ class LocalBlend:
         self.before: torch.Tensor | None = None  # of the steps before the latest
 
     @classmethod
-    def of(cls, run: Run, trajectory: Trajectory, settings: Settings) -> LocalBlend:
+    def of(cls, run: Run, trajectory: Trajectory, settings: Settings, layers: Mapping[Layer, int]) -> LocalBlend:
         handler = run.model_options.get("context_handler")
         if handler is not None and handler.dim != 0:
             raise ValueError(
                 f"blend_words: expected context windows over pictures (dim 0), got some over dim {handler.dim}, which never show the model "
                 "the whole picture. Leave blend_words empty, or the context windows out."
             )
-        return cls(trajectory, run.sigmas, settings, not steps_along_the_prediction(run.sampler))
-
-    @property
-    def latent(self) -> Size:
-        return tuple(self.trajectory.latents.shape[-2:])
+        return cls(trajectory, run.sigmas, settings, layers, not steps_along_the_prediction(run.sampler))
 
     def new_maps(self, step: int, part: Part) -> Maps:
         maps = Maps(part)
@@ -126,10 +135,10 @@ class LocalBlend:
         for _, maps in self.evaluated:
             parts.setdefault(maps.part, maps)
         self.evaluated.clear()
-        read = {part: maps.total(x) for part, maps in parts.items() if maps.layers}
+        read = {part: maps.total(self.size, x) for part, maps in parts.items() if maps.layers}
         if not read or WHOLE in read:
             return step, read.get(WHOLE)
-        total = x.new_zeros(len(x), *next(iter(read.values())).shape[1:])
+        total = x.new_zeros(len(x), 4, *self.size)
         count = x.new_zeros(len(x), 1, 1, 1)
         for (_, rows), maps in read.items():
             rows = torch.tensor(rows, device=x.device)
@@ -159,4 +168,4 @@ def steps_along_the_prediction(sampler) -> bool:
 def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
     if a is None or b is None:
         return b if a is None else a
-    return a + at_size(b, tuple(a.shape[-2:]))
+    return a + b

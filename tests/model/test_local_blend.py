@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from palimpsest.nodes.diffusion.context_window import WHOLE
+from palimpsest.nodes.prompt_to_prompt.local_blend import Maps
 from support.fixtures import tiny_clip
 from support.fixtures.sampling import random_trajectory
 from support.fixtures.tiny_models import conditioning, sd15
@@ -61,3 +63,14 @@ def test_blending_keeps_the_source_outside_and_the_edit_inside(model, clip, traj
     blended = run(prompt_to_prompt(model, trajectory, edit, blend_start=0.0, threshold=0.9), trajectory)[-1]
     kept = (blended - trajectory.latents[-1]).abs().amax(1) < 1e-5
     assert 0 < int(kept.sum()) < kept.numel()
+
+
+def test_maps_read_on_two_devices_are_added():
+    """Fault E20: with core's MultiGPU nodes the layers' maps lie on the devices that made them."""
+    maps = Maps(WHOLE)
+    for device in ("cpu", "meta"):
+        maps.add((2, 3), *torch.ones(2, 1, 6, 2, device=device))
+    assert maps.total((2, 3), torch.empty(0, device="meta")).shape == (1, 4, 2, 3)
+    alone = Maps(WHOLE)
+    alone.add((2, 3), *torch.arange(24.0).view(2, 1, 6, 2))
+    assert alone.total((2, 3), torch.empty(0))[0, :, 0, 0].tolist() == [0.0, 12.0, 1.0, 13.0]

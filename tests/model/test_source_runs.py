@@ -1,6 +1,8 @@
 """What every run that follows a trajectory owes to what artists put beside it, shown with Plug-and-Play and Prompt-to-Prompt."""
 
 import dataclasses
+import gc
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import comfy.context_windows
@@ -9,6 +11,7 @@ import comfy.samplers
 import pytest
 import torch
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from palimpsest.nodes.diffusion.evaluation import uncompiled
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
 from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
@@ -41,13 +44,13 @@ def plug_and_play(model, trajectory, feature_end=0.5, attention_end=0.5, **optio
     return PlugAndPlay.execute(model, trajectory, feature_end, attention_end, "auto", **optional)[0]
 
 
-def prompt_to_prompt(model, trajectory, blend=""):
+def prompt_to_prompt(model, trajectory, cross_end=0.5, self_end=0.5, blend=""):
     edit = prompt_edit(partial(tokenize, tiny_clip.sd1()), "a red cat", "a blue dog", "auto", "", blend)
-    return PromptToPrompt.execute(model, trajectory, edit, 0.5, 0.5, 0.25, 0.3)[0]
+    return PromptToPrompt.execute(model, trajectory, edit, cross_end, self_end, 0.25, 0.3)[0]
 
 
-def with_blend(model, trajectory):
-    return prompt_to_prompt(model, trajectory, "cat, dog")
+def with_blend(model, trajectory, cross_end=0.5, self_end=0.5):
+    return prompt_to_prompt(model, trajectory, cross_end, self_end, "cat, dog")
 
 
 EDITS = [plug_and_play, prompt_to_prompt, with_blend]
@@ -99,22 +102,36 @@ class TestCompiled:
     def test_edits_are_the_same(self, model, edit, how):
         compiled = getattr(self, how)
         trajectory = random_trajectory(model, conditioning(model, 1), 2, size=SIZE)
-        expected = run(edit(model, trajectory), trajectory)[-1]
-        assert same(run(edit(compiled(model), trajectory), trajectory)[-1], expected)
-        if how != "object_patch":  # then the edit would be made for a compiled network that is not there yet
-            assert same(run(compiled(edit(model, trajectory)), trajectory)[-1], expected)
+        expected = run(edit(model, trajectory, 1.0, 1.0), trajectory)[-1]
+        assert same(run(edit(compiled(model), trajectory, 1.0, 1.0), trajectory)[-1], expected)
+        assert same(run(compiled(edit(model, trajectory, 1.0, 1.0)), trajectory)[-1], expected)
 
-    def test_steps_without_an_edit_stay_compiled(self, model, trajectory):
+    def test_steps_without_an_edit_stay_compiled(self, model):
+        """With windows of different lengths, where features were dropped in silence."""
+        trajectory = random_trajectory(model, conditioning(model, 1), 3, size=SIZE)
         compiled, traced = model.clone(), []
 
         def backend(graph, inputs):
             traced.append(graph)
             return graph
 
-        compiled.add_object_patch("diffusion_model", torch.compile(model.model.diffusion_model, backend=backend))
+        module = model.model.diffusion_model.output_blocks[5][1].transformer_blocks[0]
+        name = "diffusion_model.output_blocks.5.1.transformer_blocks.0"
+        compiled.add_object_patch(name, torch.compile(module, backend=backend))
         run(plug_and_play(compiled, trajectory, 1.0, 1.0), trajectory)
         assert not traced
-        run(plug_and_play(compiled, trajectory), trajectory)
+        expected = run(plug_and_play(model, trajectory, 0.7, 0.4), trajectory)[-1]
+        assert same(run(plug_and_play(compiled, trajectory, 0.7, 0.4), trajectory)[-1], expected)
+        assert traced
+
+    def test_other_threads_run_uncompiled_too(self):
+        """As those of core's MultiGPU nodes, one for each device."""
+        traced = []
+        compiled = torch.compile(torch.nn.Linear(2, 2), backend=lambda graph, inputs: traced.append(graph) or graph)
+        with uncompiled({}), ThreadPoolExecutor(1) as pool:
+            pool.submit(compiled, torch.ones(1, 2)).result()
+        assert not traced
+        compiled(torch.ones(1, 2))
         assert traced
 
     def test_an_older_torch_is_refused(self, model, trajectory, monkeypatch):
@@ -211,8 +228,6 @@ class TestSparing:
                 and any(isinstance(key, tuple) and key[:1] in {("query",), ("cross",)} for key in value)
                 for value in gc.get_objects()
             )
-
-        import gc
 
         counts = []
         run(edit(model, trajectory), trajectory, on_step=lambda step: counts.append(held()))
