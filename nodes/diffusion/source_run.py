@@ -201,7 +201,10 @@ class _Run:
         options = comfy.model_patcher.create_model_options_clone(model_options)
         options["transformer_options"][RETRACING] = self.retracing
         answers = self._edited(executor, model, conds, asked, timestep, options)
-        return [self.retracing.denoised(answer, asked, x_in, step) for answer in answers]
+        return [
+            answer if rows is None else self.retracing.denoised(answer, asked, x_in, step)
+            for rows, answer in zip(conds, answers, strict=True)
+        ]
 
     def _edited(
         self,
