@@ -9,6 +9,7 @@ log = logging.getLogger("palimpsest")
 
 SLICES = (
     "inversion",
+    "retracing",
     "null_text",
     "plug_and_play",
     "prompt_to_prompt",
