@@ -48,3 +48,13 @@ def precision(
         device, comfy.utils.calculate_parameters(weights), weight_dtype=comfy.utils.weight_dtype(weights)
     )
     return dtype, comfy.model_management.unet_manual_cast(dtype, device)
+
+
+def assign(network: torch.nn.Module, weights: dict[str, torch.Tensor], dtype: torch.dtype, device: torch.device) -> None:
+    """Give a network that was made on the meta device its weights, as copies of one precision.
+
+    Empties `weights`: where nothing else holds them, no more than one tensor is in memory twice.
+    """
+    copies = {name: weights.pop(name).to(device, dtype, copy=True) for name in list(weights)}
+    network.load_state_dict(copies, assign=True)
+    network.requires_grad_(False)

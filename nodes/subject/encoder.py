@@ -12,7 +12,7 @@ import torch
 from comfy.clip_model import CLIPVisionModelProjection
 from comfy.model_patcher import ModelPatcher
 
-from ..files.weight_file import require_weights
+from ..files.weight_file import assign, require_weights
 from .postfuse import Postfuse
 
 IMAGE_ENCODER, POSTFUSE = "image_encoder", "postfuse_module"
@@ -56,18 +56,19 @@ class SubjectEncoder:
 
 
 def subject_encoder(weights: dict[str, torch.Tensor], dtype: torch.dtype | None = None) -> SubjectEncoder:
-    """From tensors named image_encoder.* and postfuse_module.*; ValueError names what is lacking or of another shape."""
+    """Made of the tensors image_encoder.* and postfuse_module.*. ValueError if one is missing or has another shape."""
     vision = _vision_config(weights)
     load_device = comfy.model_management.text_encoder_device()
     offload_device = comfy.model_management.text_encoder_offload_device()
     dtype = dtype or comfy.model_management.text_encoder_dtype(load_device)
-    model = SubjectModel(vision, dtype, offload_device, comfy.ops.manual_cast).eval()
-    # Of torch's layers, because ComfyUI's may have no weights before a file is read.
-    shell = SubjectModel(vision, dtype, torch.device("meta"), torch.nn)
+    meta = torch.device("meta")
+    model = SubjectModel(vision, dtype, meta, comfy.ops.manual_cast).eval()
+    # torch's layers tell the shapes: ComfyUI's have no weights before a file is read if dynamic VRAM is on.
+    shell = SubjectModel(vision, dtype, meta, torch.nn)
     expected = {name: value.shape for name, value in shell.state_dict().items()}
     require_weights("the subject encoder", expected, {name: value.shape for name, value in weights.items()})
+    assign(model, {name: weights[name] for name in expected}, dtype, offload_device)
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
-    model.load_state_dict({name: weights[name] for name in expected}, assign=patcher.is_dynamic())
     return SubjectEncoder(patcher, vision["projection_dim"], vision["image_size"])
 
 

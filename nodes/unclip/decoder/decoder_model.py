@@ -13,11 +13,10 @@ import comfy.model_sampling
 import comfy.supported_models_base
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 
-from ...files.weight_file import precision
+from ...files.weight_file import assign, precision
 from ..respaced_schedule import squaredcos_cap_v2
-from .decoder_network import CONTEXTS, ContextStore, DecoderNetwork
+from .decoder_network import DecoderNetwork
 from .layouts import Weights
 
 # The cosine schedule's last twenty steps rise from sigma 32 to 20000 and say nothing of the picture: a prediction of noise that
@@ -29,7 +28,7 @@ class CosineSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sam
     """eps prediction on the cosine schedule. Sigmas above the range that schedulers use still find their timesteps."""
 
     def _register_schedule(self, **_: Any) -> None:
-        super()._register_schedule(given_betas=squaredcos_cap_v2().float())
+        super()._register_schedule(given_betas=squaredcos_cap_v2())
 
     def set_sigmas(self, sigmas: torch.Tensor) -> None:
         super().set_sigmas(sigmas)
@@ -54,8 +53,10 @@ class UnCLIPDecoder(comfy.model_base.BaseModel):
     A conditioning without an image embedding, such as CLIP Text Encode's, gets the learned stand-in for one.
     """
 
-    def __init__(self, config: DecoderConfig, device: torch.device | None = None):
-        super().__init__(config, comfy.model_base.ModelType.EPS, device, DecoderNetwork)
+    def __init__(self, config: DecoderConfig, device: torch.device):
+        """The network is on the meta device until it is given its weights. device: where those will be."""
+        super().__init__(config, comfy.model_base.ModelType.EPS, torch.device("meta"), DecoderNetwork)
+        self.device = device
         self.model_sampling = CosineSampling(config)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
@@ -135,25 +136,18 @@ def clipped(args: dict[str, Any]) -> torch.Tensor:
     return args["denoised"].clamp(-1.0, 1.0)
 
 
-def decoder_patcher(weights: Weights, configuration: dict[str, Any], dtype: torch.dtype | None = None) -> ModelPatcher:
-    """Tensors of the network and its arguments -> a MODEL. As core loads a diffusion model: dtype and devices are its choice."""
+def decoder_patcher(
+    weights: Weights, configuration: dict[str, Any], dtype: torch.dtype | None = None, disable_dynamic: bool = False
+) -> ModelPatcher:
+    """The network's tensors and arguments as a MODEL, loaded as core loads a diffusion model. Empties `weights`."""
     config = DecoderConfig(configuration)
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    config.set_inference_dtype(*precision(weights, dtype, load_device))
+    dtype, cast = precision(weights, dtype, load_device)
+    config.set_inference_dtype(dtype, cast)
     model = UnCLIPDecoder(config, offload_device)
-    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
-    model.diffusion_model.load_state_dict(weights, assign=patcher.is_dynamic())
+    assign(model.diffusion_model, weights, dtype, offload_device)
+    kind = ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=load_device, offload_device=offload_device)
     patcher.set_model_sampler_post_cfg_function(clipped)
-    patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, CONTEXTS, with_contexts)
     return patcher
-
-
-def with_contexts(executor, model_wrap, sigmas, extra_args, *args, **kwargs) -> torch.Tensor:
-    """Around a sampler: calls of this one run share what does not change between them. Hooks may change the weights between calls."""
-    conds = [cond for group in model_wrap.conds.values() for cond in group or ()]
-    if not any("hooks" in cond for cond in conds):
-        options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
-        options.setdefault("transformer_options", {})[CONTEXTS] = ContextStore()
-        extra_args = {**extra_args, "model_options": options}
-    return executor(model_wrap, sigmas, extra_args, *args, **kwargs)

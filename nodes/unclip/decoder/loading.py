@@ -13,7 +13,7 @@ import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...files.weight_file import precision, read_tensors, require_weights
+from ...files.weight_file import assign, precision, read_tensors, require_weights
 from .adm_unet import UpsamplerNetwork
 from .decoder_model import decoder_patcher
 from .decoder_network import DecoderNetwork
@@ -55,7 +55,10 @@ class Upsampler:
     last: ModelPatcher | None
 
 
-def load_decoder(path: Path, text_proj: Path | None, dtype: torch.dtype | None = None) -> ModelPatcher:
+def load_decoder(
+    path: Path, text_proj: Path | None, dtype: torch.dtype | None = None, disable_dynamic: bool = False
+) -> ModelPatcher:
+    """disable_dynamic: core asks for it where dynamic VRAM cannot be used, as with LoRA hooks."""
     weights = read_tensors(path, "model_name", DECODER)
     beside = None if text_proj is None else read_tensors(text_proj, "text_proj_name", TEXT_PROJ)
     _require_kind(weights, path.name, "model_name", DECODER)
@@ -78,14 +81,22 @@ def load_decoder(path: Path, text_proj: Path | None, dtype: torch.dtype | None =
         _require_network(own, DecoderNetwork, configuration)
     except ValueError as error:
         raise _refusal("model_name", DECODER, path.name, error) from error
-    return decoder_patcher(own, configuration, dtype)
+    del weights, beside
+    patcher = decoder_patcher(own, configuration, dtype, disable_dynamic)
+    patcher.cached_patcher_init = (load_decoder, (path, text_proj, dtype))
+    return patcher
 
 
 def pixel_vae() -> comfy.sd.VAE:
     """Core's VAE for models that work on pixels: IMAGE in 0 .. 1 to LATENT in -1 .. 1 and back."""
     vae = comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
     vae.throw_exception_if_invalid()
+    vae.patcher.cached_patcher_init = (_pixel_vae_patcher, ())
     return vae
+
+
+def _pixel_vae_patcher(disable_dynamic: bool = False) -> ModelPatcher:
+    return pixel_vae().patcher
 
 
 def load_upsampler(path: Path, last: Path | None, dtype: torch.dtype | None = None) -> Upsampler:
@@ -132,19 +143,20 @@ def _upsampler_network(
             f"last_name: expected the network of the last step beside {file}, which is of Karlo's size and does not finish a picture "
             "alone, got none. Choose diffusers' super_res_last."
         )
+    weights.clear()
     return _upsampler_patcher(own, configuration, dtype)
 
 
 def _upsampler_patcher(weights: Weights, configuration: dict, dtype: torch.dtype | None) -> ModelPatcher:
+    """Empties `weights`."""
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
     dtype, cast = precision(weights, dtype, load_device)
-    shell = {"dtype": dtype, "device": offload_device, "operations": comfy.ops.pick_operations(dtype, cast)}
-    network = UpsamplerNetwork(**configuration, **shell).eval().requires_grad_(False)
+    shell = {"dtype": dtype, "device": torch.device("meta"), "operations": comfy.ops.pick_operations(dtype, cast)}
+    network = UpsamplerNetwork(**configuration, **shell).eval()
     network.compute_dtype = cast or dtype
-    patcher = comfy.model_patcher.CoreModelPatcher(network, load_device=load_device, offload_device=offload_device)
-    network.load_state_dict(weights, assign=patcher.is_dynamic())
-    return patcher
+    assign(network, weights, dtype, offload_device)
+    return comfy.model_patcher.CoreModelPatcher(network, load_device=load_device, offload_device=offload_device)
 
 
 def _prefix(weights: Weights) -> str:

@@ -10,7 +10,7 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ...files.weight_file import precision, read_file, read_tensors, require_weights
+from ...files.weight_file import assign, precision, read_file, read_tensors, require_weights
 from .prior import Prior
 from .transformer import HEAD_WIDTH, TEXT_TOKENS, PriorTransformer
 
@@ -65,10 +65,9 @@ def prior(weights: Weights, file: str, stats: Path | None, dtype: torch.dtype | 
     compute_dtype = cast or dtype
     operations = comfy.ops.pick_operations(dtype, compute_dtype, load_device)
     model = PriorTransformer(width, layers, embedding, dtype, compute_dtype, torch.device("meta"), operations).eval()
-    turned = {name: _converted(weights, names, layout, dtype) for name, names in sources.items()}
-    model.load_state_dict(turned, assign=True)
-    model.requires_grad_(False)
     offload_device = comfy.model_management.unet_offload_device()
+    named = {name: _converted(weights, names, layout) for name, names in sources.items()}
+    assign(model, named, dtype, offload_device)
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
     return Prior(patcher, embedding, mean, std)
 
@@ -136,10 +135,11 @@ def _sources(weights: Weights, layout: int) -> tuple[dict[str, tuple[str, ...]],
     return sources, width, layers, embedding
 
 
-def _converted(weights: Weights, names: tuple[str, ...], layout: int, dtype: torch.dtype) -> torch.Tensor:
-    """A copy, so that the file may change; what it is made from is let go."""
-    value = torch.cat([weights.pop(name) for name in names]).to(dtype)
-    if layout == KARLO and "c_qkv" in names[0]:  # rows are q, k and v of each head in turn
+def _converted(weights: Weights, names: tuple[str, ...], layout: int) -> torch.Tensor:
+    """One of our tensors, from those of the file, which are taken out of `weights`."""
+    parts = [weights.pop(name) for name in names]
+    value = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if layout == KARLO and "c_qkv" in names[0]:  # Karlo orders the rows by head, then by q, k and v
         heads = value.unflatten(0, (-1, 3, HEAD_WIDTH))
         value = heads.transpose(0, 1).reshape(value.shape)
     return value
