@@ -65,9 +65,7 @@ def invalid_choice(socket: str, name: str, suffix: str) -> str | None:
     """What is wrong with a name given to `socket`, if anything is: only files that could be listed are read."""
     if _find(name, suffix) is not None:
         return None
-    return (
-        f"{socket}: expected a saved file, got {name!r:.200}, which is not in the output or input folder. Pick one of the list."
-    )
+    return f"{socket}: expected a saved file, got {name!r:.200}, which is not in the output or input folder. Pick one of the list."
 
 
 def resolve(socket: str, name: str, suffix: str) -> Path:

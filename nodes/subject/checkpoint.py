@@ -125,7 +125,7 @@ def _stable_diffusion(
         expected = {
             name: value.shape for name, value in module.state_dict().items() if name != "text_projection.weight"
         }
-        require_weights(part, expected, {name: value.shape for name, value in found.items()})
+        require_weights(part, expected, found)
     return model, clip, codec
 
 

@@ -67,7 +67,7 @@ def _require_sd1(clip: CLIP) -> None:
     if encoders != ["l"]:
         raise ValueError(
             f"clip: expected SD1.x's text encoder, CLIP ViT-L, which the subject encoder was trained with, got {', '.join(encoders)}. "
-            "Connect `clip` of Load Subject Encoder, or of an SD1.x checkpoint."
+            "Connect `clip` of Load Subject Checkpoint, or of an SD1.x checkpoint."
         )
     require_last_layer(clip, "the subject encoder")
 

@@ -1,4 +1,4 @@
-"""The subject encoder of a checkpoint: CLIP's image encoder and the postfuse network, as one model that ComfyUI manages."""
+"""The subject encoder of a checkpoint: CLIP's image encoder and the postfuse network, in one model that ComfyUI manages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 class SubjectModel(torch.nn.Module):
-    """Both networks under the names they have in published files."""
+    """Both networks, named as in published files."""
 
     def __init__(self, vision: dict, dtype: torch.dtype, device: torch.device, operations: type):
         super().__init__()
@@ -66,16 +66,16 @@ def subject_encoder(weights: dict[str, torch.Tensor], dtype: torch.dtype | None 
     # torch's layers tell the shapes: ComfyUI's have no weights before a file is read if dynamic VRAM is on.
     shell = SubjectModel(vision, dtype, meta, torch.nn)
     expected = {name: value.shape for name, value in shell.state_dict().items()}
-    require_weights("the subject encoder", expected, {name: value.shape for name, value in weights.items()})
+    require_weights("the subject encoder", expected, weights)
     assign(model, {name: weights[name] for name in expected}, dtype, offload_device)
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
     return SubjectEncoder(patcher, vision["projection_dim"], vision["image_size"])
 
 
 def _vision_config(weights: dict[str, torch.Tensor]) -> dict:
-    """What CLIP's image encoder needs to be built, read off its weights."""
+    """The configuration of CLIP's image encoder, read from the shapes of its weights."""
     embeddings = f"{IMAGE_ENCODER}.vision_model.embeddings."
-    layer = re.compile(rf"{IMAGE_ENCODER}\.vision_model\.encoder\.layers\.(\d+)\.")
+    layer = re.compile(rf"{IMAGE_ENCODER}\.vision_model\.encoder\.layers\.(\d{1, 3})\.")
     telling = {
         "patch": f"{embeddings}patch_embedding.weight",
         "positions": f"{embeddings}position_embedding.weight",

@@ -1,4 +1,4 @@
-"""The decoder as a ComfyUI MODEL in pixel space, which core's samplers, guiders, schedulers and masks work on."""
+"""The decoder as a ComfyUI MODEL in pixel space, for core's samplers, guiders, schedulers and masks."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from ..respaced_schedule import squaredcos_cap_v2
 from .decoder_network import DecoderNetwork
 from .layouts import Weights
 
-# The cosine schedule's last twenty steps rise from sigma 32 to 20000 and say nothing of the picture: a prediction of noise that
-# is off by a rounding error is off by thousands of grey levels there. Core's schedulers begin below them.
+# The last twenty steps of the cosine schedule rise from sigma 32 to 20000, where a rounding error of the predicted noise is
+# thousands of grey levels of the picture. Core's schedulers begin below them.
 NOISIEST = 979
 
 
 class CosineSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
-    """eps prediction on the cosine schedule. Sigmas above the range that schedulers use still find their timesteps."""
+    """eps prediction on the cosine schedule. Sigmas above NOISIEST have timesteps too: the published sampler begins there."""
 
     def _register_schedule(self, **_: Any) -> None:
         super()._register_schedule(given_betas=squaredcos_cap_v2())
@@ -48,9 +48,9 @@ class DecoderConfig(comfy.supported_models_base.BASE):
 
 
 class UnCLIPDecoder(comfy.model_base.BaseModel):
-    """Conditions: text states with their mask and embedding, and core's unclip_conditioning for the image embedding.
+    """Reads text states, their mask and pooled output, and core's unclip_conditioning for the image embedding.
 
-    A conditioning without an image embedding, such as CLIP Text Encode's, gets the learned stand-in for one.
+    A conditioning without an image embedding, such as CLIP Text Encode's, gets the one that the decoder learned for this case.
     """
 
     def __init__(self, config: DecoderConfig, device: torch.device):
@@ -80,26 +80,26 @@ class UnCLIPDecoder(comfy.model_base.BaseModel):
 
 
 def text_mask(socket: str, mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
-    """[B, L], 1 for what is seen: everything where a conditioning does not say."""
+    """[B, L], 1 for tokens that are read: all of them if the conditioning has no mask."""
     if mask is None:
         return torch.ones(states.shape[:2])
     if mask.shape[-1] != states.shape[1]:
         raise ValueError(
             f"{socket}: expected a mask for each of the text's {states.shape[1]} tokens, got one for {mask.shape[-1]}. Conditioning Concat "
-            "does not know of it: put both texts into one UnCLIP Conditioning, or use Conditioning Combine."
+            "does not join masks: put both texts into one unCLIP Decoder Conditioning, or use Conditioning Combine."
         )
     return mask.reshape(-1, states.shape[1]).float()
 
 
 def image_embedding(socket: str, unclip_conditioning: list[dict[str, Any]] | None, width: int) -> torch.Tensor | None:
-    """[B, width], the sum of a conditioning's image embeddings, each by its strength."""
+    """[B, width], the sum of a conditioning's image embeddings, weighted by their strengths."""
     if not unclip_conditioning:
         return None
     for entry in unclip_conditioning:
         if entry["noise_augmentation"] > 0:
             raise ValueError(
                 f"noise_augmentation: expected 0, since this decoder was trained without, got {entry['noise_augmentation']}. Use "
-                "UnCLIP Conditioning."
+                "unCLIP Decoder Conditioning."
             )
         require_width(socket, "an image embedding", entry["clip_vision_output"].image_embeds, width)
     return sum(entry["strength"] * entry["clip_vision_output"].image_embeds.float() for entry in unclip_conditioning)
@@ -109,13 +109,13 @@ def require_width(socket: str, what: str, value: torch.Tensor | None, width: int
     if value is None or value.shape[-1] != width:
         got = "none" if value is None else f"one {value.shape[-1]} wide"
         raise ValueError(
-            f"{socket}: expected {what} {width} wide, as the decoder takes it, got {got}. Connect UnCLIP Conditioning with the CLIP "
+            f"{socket}: expected {what} {width} wide, as the decoder takes it, got {got}. Connect unCLIP Decoder Conditioning with the CLIP "
             "that the decoder was trained with."
         )
 
 
 def require_share(socket: str, embeddings: int, pictures: int) -> None:
-    """Core would take what fits of a longer batch of embeddings and leave out the rest."""
+    """Core would cut a longer batch of embeddings to the batch of the latent, without a word."""
     if pictures % embeddings:
         raise ValueError(
             f"{socket}: expected one image embedding, or one for each of the latent's {pictures} pictures, got {embeddings}. Give the latent a "
@@ -127,12 +127,12 @@ def require_picture(shape: torch.Size) -> None:
     if len(shape) != 4 or shape[1] != PixelSpace.latent_channels:
         raise ValueError(
             f"latent_image: expected pictures in pixel space, [batch, {PixelSpace.latent_channels}, height, width], got {list(shape)}. "
-            "Connect EmptyChromaRadianceLatentImage, or VAE Encode with the decoder's own vae."
+            "Connect Empty Latent Image, 64 x 64 for Karlo, or VAE Encode with the decoder's own vae."
         )
 
 
 def clipped(args: dict[str, Any]) -> torch.Tensor:
-    """Pixels lie in -1 .. 1, and so does every published sampler of these models keep its guided prediction of them."""
+    """Every published sampler of these models clips the guided prediction to the range of pixels."""
     return args["denoised"].clamp(-1.0, 1.0)
 
 

@@ -29,7 +29,8 @@ from .layouts import (
 
 DECODER, UPSAMPLER, TEXT_PROJ = "unCLIP's decoder", "an unCLIP upsampler", "the text_proj of unCLIP's decoder"
 FIRST, LAST = "model_first_steps.", "model_last_step."
-# Layers of torch for a network that only tells its tensors' names and shapes: ComfyUI's may have none before a file is read.
+# torch's layers, for a network of which only the tensors' names and shapes are read: ComfyUI's have none before a file is read
+# if dynamic VRAM is on.
 PLAIN = SimpleNamespace(
     Linear=torch.nn.Linear,
     LayerNorm=torch.nn.LayerNorm,
@@ -38,10 +39,10 @@ PLAIN = SimpleNamespace(
     conv_nd=lambda dims, *sizes, **options: torch.nn.Conv2d(*sizes, **options),
 )
 KARLO_UPSAMPLER = (320, 640, 960, 1280)  # widths of Karlo's; one of its two networks alone does not make a picture
-FOREIGN = {  # a tensor that tells another kind of file
-    "prd_emb": "the prior; it goes into Load Prior",
-    "model.prd_emb": "the prior; it goes into Load Prior",
-    "prd_embedding": "the prior; it goes into Load Prior",
+FOREIGN = {  # tensors of other kinds of files
+    "prd_emb": "the prior; it goes into unCLIP Load Prior",
+    "model.prd_emb": "the prior; it goes into unCLIP Load Prior",
+    "prd_embedding": "the prior; it goes into unCLIP Load Prior",
     "first_stage_model.decoder.conv_in.weight": "an ordinary checkpoint; it goes into Load Checkpoint",
     "encoder.conv_in.weight": "a VAE; it goes into Load VAE",
 }
@@ -80,7 +81,8 @@ def load_decoder(
         configuration = decoder_configuration(own)
         _require_network(own, DecoderNetwork, configuration)
     except ValueError as error:
-        raise _refusal("model_name", DECODER, path.name, error) from error
+        files = path.name if text_proj is None else f"{path.name} with text_proj_name {text_proj.name}"
+        raise _refusal("model_name", DECODER, files, error) from error
     del weights, beside
     patcher = decoder_patcher(own, configuration, dtype, disable_dynamic)
     patcher.cached_patcher_init = (load_decoder, (path, text_proj, dtype))
@@ -110,14 +112,16 @@ def load_upsampler(path: Path, last: Path | None, dtype: torch.dtype | None = No
             )
         beside = {name.removeprefix(LAST): value for name, value in weights.items() if name.startswith(LAST)}
         weights = {name.removeprefix(FIRST): value for name, value in weights.items() if name.startswith(FIRST)}
-        last = path
+        last, last_socket = path, "model_name"
+    else:
+        last_socket = "last_name"
     first_network = _upsampler_network(weights, "model_name", path.name, dtype, alone=beside is None)
     if beside is None:
         return Upsampler(first_network, None)
-    last_network = _upsampler_network(beside, "last_name", last.name, dtype, alone=False)
+    last_network = _upsampler_network(beside, last_socket, last.name, dtype, alone=False)
     if _shapes(first_network.model) != _shapes(last_network.model):
         raise ValueError(
-            f"last_name: expected a network of the same size as that of {path.name}, got another in {last.name}. Choose "
+            f"{last_socket}: expected a network of the same size as the first of {path.name}, got another in {last.name}. Choose "
             "diffusers' super_res_first for model_name and super_res_last for last_name."
         )
     return Upsampler(first_network, last_network)
@@ -172,7 +176,7 @@ def _prefix(weights: Weights) -> str:
 def _require_kind(weights: Weights, file: str, socket: str, what: str) -> None:
     foreign = next((kind for name, kind in FOREIGN.items() if name in weights), None)
     if is_text_proj(weights):
-        foreign = f"{TEXT_PROJ}; it goes into text_proj_name of Load UnCLIP Decoder"
+        foreign = f"{TEXT_PROJ}; it goes into text_proj_name of unCLIP Load Decoder"
     if foreign:
         raise ValueError(f"{socket}: expected {what}, got {file}, {foreign}. Choose another file.")
 
@@ -180,7 +184,7 @@ def _require_kind(weights: Weights, file: str, socket: str, what: str) -> None:
 def _require_network(weights: Weights, network: type, configuration: dict) -> None:
     shell = {"dtype": torch.float32, "device": torch.device("meta"), "operations": PLAIN}
     expected = {name: value.shape for name, value in network(**configuration, **shell).state_dict().items()}
-    require_weights("it", expected, {name: value.shape for name, value in weights.items()})
+    require_weights("it", expected, weights)
     unknown = [name for name in weights if name not in expected]
     if unknown:
         raise ValueError(f"it has {unknown[0]}, which no such network has")

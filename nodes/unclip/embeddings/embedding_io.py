@@ -35,7 +35,7 @@ def load_embedding(path: Path) -> torch.Tensor:
         return tensors["image_embeds"]
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise EmbeddingFileError(
-            f"embedding_file: expected a file of Save Embedding, got {path.name}, which this version can't read ({error}). Save the "
+            f"embedding_file: expected a file of unCLIP Save Embedding, got {path.name}, which this version can't read ({error}). Save the "
             "embedding again."
         ) from error
 
