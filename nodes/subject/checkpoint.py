@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 STABLE_DIFFUSION = ("text_encoder", "vae", "unet")
 SUBJECT = (IMAGE_ENCODER, POSTFUSE)
 WHAT = "FastComposer's or Face-diffuser's checkpoint"
-LAYOUT = {  # SD1.x's blocks, of whatever widths; enough to name a UNet's tensors
+LAYOUT = {  # of SD1.x's UNet; its widths do not matter for the names of the tensors
     "num_res_blocks": [2, 2, 2, 2],
     "channel_mult": [1, 2, 4, 4],
     "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
     "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
     "transformer_depth_middle": 1,
 }
-# What core's table of names has and SD1.x has not, or has only where the width changes.
+# Names in core's table that SD1.x does not have, or only where the width changes.
 OPTIONAL = re.compile(r"conv_shortcut|down_blocks\.3\.downsamplers|up_blocks\.3\.upsamplers|(add|class)_embedding")
 TEXT_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 

@@ -23,12 +23,12 @@ class EmbeddingFileError(ValueError):
 
 
 def save_embedding(image_embeds: torch.Tensor, path: Path) -> None:
-    """[batch, width], as CLIP gives it: the norm counts."""
+    """image_embeds: [batch, width], not normalised."""
     checked_file.write(path, HEADER, {"version": VERSION}, {"image_embeds": image_embeds})
 
 
 def load_embedding(path: Path) -> torch.Tensor:
-    """[batch, width] of a file made by `save_embedding`; anything else raises EmbeddingFileError."""
+    """[batch, width] from a file of `save_embedding`; any other file raises EmbeddingFileError."""
     try:
         _, tensors = checked_file.read(path, HEADER, MAX_FILE_BYTES, _check)
         require(bool(torch.isfinite(tensors["image_embeds"]).all()), "it has values that are not finite")
