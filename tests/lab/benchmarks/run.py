@@ -72,7 +72,7 @@ def benchmark(quick: bool, parts: Sequence[str]) -> int:
         passed &= all(bar.passed for bar in report.fusion_bars(measured)) and report.leaves_the_expert_out(measured)
         sections["Fusion"] = report.fusion_section(measured)
     if "prior" in parts:
-        progress("prior: Sample Prior beside diffusers' loop in a process of its own")
+        progress("prior: unCLIP Sample Prior beside diffusers' loop in a process of its own")
         few = ["--layers", "4", "--repetitions", "1"] if quick else []
         prior = json.loads(
             subprocess.check_output([sys.executable, TESTS / "lab" / "benchmarks" / "prior_speed.py", *few])
