@@ -51,30 +51,22 @@ def once_a_level(sampled: Sampled, graph: Graph) -> bool:
 
 
 def every_call_is_eulers(
-    graph: Graph,
-    model: ModelPatcher,
-    positive: Conditioning,
-    negative: Conditioning,
-    sampled: Sampled,
-    row: int | None = None,
+    graph: Graph, model: ModelPatcher, positive: Conditioning, negative: Conditioning, sampled: Sampled
 ) -> None:
-    """Each prediction is that of a run of its own, which takes one Euler step from the same latent and level.
-
-    row: of one picture of the batch, run alone.
-    """
+    """Each prediction is that of a run of its own, which takes one Euler step from the same latent and level."""
     lowest = float(graph.sigmas[-2])
     for i, call in enumerate(sampled.calls):
         below = [float(s) for s in graph.sigmas if float(s) < call.sigma * (1 - SAME_LEVEL)] or [0.0]
-        rows = slice(None) if row is None else slice(row, row + 1)
         alone = replace(
-            graph if row is None else graph.row(row),
+            graph,
+            picture={"samples": torch.zeros_like(call.x).cpu()},
             sigmas=torch.tensor([call.sigma, below[0] if call.sigma > lowest else 0.0]),
             sampler=comfy.samplers.sampler_object("euler"),
         )
-        again = sample(alone, model, positive, negative, noise=Start(alone, call, rows))
+        again = sample(alone, model, positive, negative, noise=Start(alone, call))
         near(
             f"prediction {i + 1} at sigma {call.sigma:.3g}",
-            call.denoised[rows],
+            call.denoised,
             again.calls[0].denoised,
             graph.tolerance,
         )
@@ -85,10 +77,12 @@ class Start:
 
     seed = 3
 
-    def __init__(self, graph: Graph, call: Call, rows: slice = slice(None)):
+    def __init__(self, graph: Graph, call: Call):
         sampling = graph.model.get_model_object("model_sampling")
-        x = call.x[rows].float().cpu()
-        latent = graph.model.model.process_latent_in(graph.picture["samples"].float())
+        x = call.x.float().cpu()
+        latent = graph.picture["samples"].float()
+        if bool(latent.any()):  # core leaves an empty latent as it is
+            latent = graph.model.model.process_latent_in(latent)
         sigma, at_max = torch.tensor(call.sigma), call.sigma >= float(sampling.sigma_max) * (1 - 1e-5)
         offset = sampling.noise_scaling(sigma, torch.zeros_like(x), latent, at_max)
         scale = sampling.noise_scaling(sigma, torch.ones_like(x), torch.zeros_like(x), at_max)

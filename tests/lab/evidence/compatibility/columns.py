@@ -70,6 +70,11 @@ SENSELESS = {
     ("guiders", "Subject Fusion"): "is a guider itself",
     ("BasicGuider", "Null-Text Optimize"): "reads no negative prompt",
     ("CFGGuider at 1", "Null-Text Optimize"): "reads no negative prompt",
+    ("DualCFGGuider, regular", "Null-Text Optimize"): "is not the guidance that the search is for",
+    ("DualCFGGuider, nested", "Null-Text Optimize"): "is not the guidance that the search is for",
+    ("PerpNegGuider", "Null-Text Optimize"): "is not the guidance that the search is for",
+    ("EasyCache", "unCLIP decoder"): "a prediction follows from those before it",
+    ("LazyCache", "unCLIP decoder"): "a prediction follows from those before it",
     ("models", "unCLIP decoder"): "is a model itself",
     ("precisions", "unCLIP decoder"): "is a model itself",
 }

@@ -26,7 +26,8 @@ from palimpsest.nodes.attention.unet_layers import attention_layers
 from palimpsest.nodes.diffusion.trajectory import Trajectory
 from palimpsest.nodes.display.heatmap import heatmap
 from palimpsest.nodes.inversion.nodes import DDIMInvert, SampleTrajectory
-from palimpsest.nodes.null_text.nodes import NullTextOptimize
+from palimpsest.nodes.null_text.optimize import optimize
+from palimpsest.nodes.null_text.solvers import Effort
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
 from palimpsest.nodes.prompt_to_prompt.attention_mask import enlarged
 from palimpsest.nodes.prompt_to_prompt.local_blend import blend_layers
@@ -72,20 +73,20 @@ def sample_trajectory(graph: Graph) -> torch.Tensor:
     expected = recorded(graph, plain, graph.prompt(SOURCE))
     for i, latent in enumerate(made["trajectory"].latents):
         near(f"level {i}", latent, expected.latents[i], 1e-6)
-    return made["trajectory"].latents
+    return made["trajectory"].latents.transpose(0, 1)
 
 
 def null_text(graph: Graph) -> torch.Tensor:
-    """Sampling with the negative it gives comes nearer to the picture than without, and each step has one entry of it."""
+    """Sampling with the negative it gives ends where the search foresaw, nearer to the picture than without; each step has
+    one entry of it."""
     made = invert(graph, method="ddim")
     trajectory, negative = made["trajectory"], graph.prompt(NEGATIVE)
-    found = run(
-        NullTextOptimize, model=graph.model, positive=graph.source(), negative=negative, trajectory=trajectory,
-        cfg=graph.cfg, method="fast",
-    )["negative"]  # fmt: skip
+    effort = Effort(inner_steps=10, learning_rate=1e-2, tolerance=1e-5, constants="code")
+    found, course = optimize(graph.model, graph.source(), negative, trajectory, graph.cfg, effort, "fast")
     with_it = sample(graph, graph.model, graph.prompt(SOURCE), found, noise=made["noise"])
     without = sample(graph, graph.model, graph.prompt(SOURCE), negative, noise=made["noise"])
     if graph.retraces:
+        near("end that the search foresaw", with_it.latent, course.final, 10 * graph.tolerance)
         errors = [relative(sampled.latent, trajectory.latents[-1]) for sampled in (with_it, without)]
         if not errors[0] < errors[1]:
             raise Wrong(f"{errors[0]:.2f} off the picture, {errors[1]:.2f} without it")

@@ -54,9 +54,8 @@ def subject_fusion(graph: Graph) -> torch.Tensor:
 
 
 def decoder(graph: Graph) -> torch.Tensor:
-    """Each prediction a sampler asks for, of each picture of a batch, is what the picture's own run gives there."""
+    """Each prediction that a sampler asks for is what a run of its own gives for the same latent and level."""
     positive, negative = graph.prompt(SOURCE), graph.prompt(NEGATIVE)
     made = sample(graph, graph.model, positive, negative)
-    for row in range(len(graph.noise)):
-        every_call_is_eulers(graph, graph.model, positive, negative, made, row)
+    every_call_is_eulers(graph, graph.model, positive, negative, made)
     return made.latent

@@ -27,7 +27,8 @@ def core(node: str, *args: Any, **inputs: Any) -> Any:
     module, name = node.split(".")
     found = getattr(importlib.import_module(module if module == "nodes" else f"comfy_extras.{module}"), name)
     if hasattr(found, "define_schema"):
-        outputs = found.execute(*args, **inputs).args
+        outputs = found.execute(*args, **inputs)
+        outputs = getattr(outputs, "args", outputs)
     else:
         outputs = getattr(found(), found.FUNCTION)(*args, **inputs)
     return outputs[0] if len(outputs) == 1 else outputs

@@ -14,10 +14,11 @@ from palimpsest.nodes.diffusion.conditioning import Conditioning
 from support.fixtures import tiny_models
 
 GROUP = "latents"
+ADVANCED = "nodes_model_advanced"
 
 
-def row(name: str, change: Callable[[Graph], Graph], beside: str = "", group: str = GROUP) -> Row:
-    return Row(group, name, change, beside=beside)
+def row(name: str, change: Callable[[Graph], Graph], group: str = GROUP, **options) -> Row:
+    return Row(group, name, change, **options)
 
 
 def sized(graph: Graph, height: int, width: int, batch: int = 1) -> Graph:
@@ -88,9 +89,14 @@ def painted(conditioning: Conditioning) -> Conditioning:
     return [[text, {**options, "concat_latent_image": picture, "concat_mask": mask}] for text, options in conditioning]
 
 
-def shifted(graph: Graph) -> Graph:
-    graph = family(tiny_models.flow_dit, name="simple", dress=pooled(48))(graph)
-    return replace(graph, **graph.patched(lambda model: core("nodes_model_advanced.ModelSamplingSD3", model, 2.0)))
+def flow(*patch) -> Callable[[Graph], Graph]:
+    def change(graph: Graph) -> Graph:
+        graph = family(tiny_models.flow_dit, name="simple", dress=pooled(48))(graph)
+        models = graph.patched(lambda model: core(patch[0], model, *patch[1:])) if patch else {}
+        graph = replace(graph, **models)
+        return replace(graph, sigmas=schedule(graph.model, 4, "simple"))
+
+    return change
 
 
 def precision(name: str, dtype: torch.dtype, tolerance: float, compute: str | None = None) -> Row:
@@ -102,9 +108,9 @@ def precision(name: str, dtype: torch.dtype, tolerance: float, compute: str | No
 
 
 ROWS = [
-    row("batch of 2", batch, beside="rows"),
+    row("batch of 2", batch, each_alone=True),
     row("noise mask", masked),
-    row("batch of 2, a noise mask each", lambda graph: masked(graph, 2), beside="rows"),
+    row("batch of 2, a noise mask each", lambda graph: masked(graph, 2), each_alone=True),
     row("noise mask of 5 levels with DifferentialDiffusion", gradient_mask),
     row("batch of 2, a ControlNet hint each", own_hints),
     row("odd size, 15 x 17", lambda graph: sized(graph, 15, 17)),
@@ -118,8 +124,20 @@ ROWS = [
         family(inpainting, "features 0; attention 0-3", dress=painted),
         group="models",
     ),
-    row("SD3, flow", family(tiny_models.flow_dit, name="simple", dress=pooled(48)), group="models"),
-    row("SD3 with ModelSamplingSD3", shifted, group="models"),
+    row("SD3, flow", flow(), group="models"),
+    row("SD3 with ModelSamplingSD3", flow(f"{ADVANCED}.ModelSamplingSD3", 2.0), group="models"),
+    row("SD3 with ModelSamplingFlux", flow(f"{ADVANCED}.ModelSamplingFlux", 1.15, 0.5, 128, 128), group="models"),
+    row("SD3 with ModelNoiseScale", flow(f"{ADVANCED}.ModelNoiseScale", 1.1), group="models"),
+    row(
+        "SD3 with SkipLayerGuidanceSD3",
+        flow("nodes_sd3.SkipLayerGuidanceSD3", "0", 3.0, 0.0, 1.0),
+        group="models",
+    ),
+    row(
+        "SD3 with SkipLayerGuidanceDiT",
+        flow("nodes_slg.SkipLayerGuidanceDiT", "0", "", 3.0, 0.0, 1.0, 0.0),
+        group="models",
+    ),
     precision("fp16", torch.float16, TOLERANCE[torch.float16]),
     precision("bf16", torch.bfloat16, TOLERANCE[torch.bfloat16]),
     precision("fp16 weights, computed in fp32", torch.float16, 1e-3, "fp32"),

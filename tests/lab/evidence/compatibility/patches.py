@@ -81,7 +81,7 @@ SHRINK = {
 }  # fmt: skip
 TILE = {"max_depth": 0, "scale_depth": False}
 WINDOWS = {
-    "context_length": 2, "context_overlap": 1, "context_schedule": "static_standard", "context_stride": 1,
+    "context_length": 2, "context_overlap": 1, "context_schedule": "standard_static", "context_stride": 1,
     "closed_loop": False, "fuse_method": "pyramid", "dim": 0,
 }  # fmt: skip
 
@@ -91,6 +91,8 @@ def perp_neg(model: ModelPatcher) -> ModelPatcher:
 
 
 def sharpened(model: ModelPatcher) -> ModelPatcher:
+    import comfy_extras.nodes_post_processing  # noqa: F401, before nodes_latent, which imports it in a circle
+
     operation = core("nodes_latent.LatentOperationSharpen", 3, 1.0, 0.1)
     return core("nodes_latent.LatentApplyOperationCFG", model, operation)
 
@@ -193,5 +195,4 @@ ROWS = [
         "ModelSamplingContinuousV",
         node("nodes_model_advanced.ModelSamplingContinuousV", sampling="v_prediction", sigma_max=500.0, sigma_min=0.03),
     ),
-    sampling("ModelNoiseScale", node("nodes_model_advanced.ModelNoiseScale", noise_scale=1.1)),
 ]

@@ -8,20 +8,17 @@ from dataclasses import dataclass
 
 from lab.evidence.compatibility.graph import Graph
 
-UNCLIP = "UnCLIP decoder"
-
 
 @dataclass(frozen=True)
 class Row:
     """change: what stands beside the pack's node in the graph. only: the columns it says something about, if not all.
 
-    beside: how the column's result is checked as well: against the same graph without the row ("unchanged"), picture by
-    picture ("rows"), or not ("").
+    each_alone: whether every picture of the batch is checked beside its own run as well.
     """
 
     group: str
     name: str
     change: Callable[[Graph], Graph]
     only: tuple[str, ...] = ()
-    beside: str = ""
+    each_alone: bool = False
     host: Callable[[], AbstractContextManager] = nullcontext

@@ -69,7 +69,7 @@ def _found(row: Row, column: Column) -> tuple[str, str]:
             return "-", f"core alone: {_first(error)}"
         try:
             made = column.check(graph)
-            if row.beside == "rows":
+            if row.each_alone:
                 _same_as_alone(column, graph, made)
         except Wrong as error:
             return "wrong", str(error)
