@@ -6,7 +6,7 @@ The layouts are those of ComfyUI's own model code, from 0.16.3 to 0.30.0.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,8 @@ class Family:
 
     patch: latent pixels along a side of an image token. multiple: image tokens are padded up to a multiple of it, at their end.
     refiners: attention calls without a block number come first and are none of the main blocks.
+    caption_axis: channels of q and k, and the base of their frequencies, that turn with the number of text tokens, because the
+    image's positions begin where the text's end.
     """
 
     name: str
@@ -30,11 +32,30 @@ class Family:
     patch: int = 2
     multiple: int = 1
     refiners: bool = False
+    caption_axis: tuple[int, float] | None = None
 
     def grid(self, x: torch.Tensor) -> tuple[int, int, int]:
         """Frames, rows and columns of image tokens for a latent [B, C, H, W] or [B, C, T, H, W]."""
         frames = x.shape[2] if x.ndim == 5 else 1
         return frames, math.ceil(x.shape[-2] / self.patch), math.ceil(x.shape[-1] / self.patch)
+
+    def text_tokens(self, columns: int) -> int:
+        """Tokens that a prompt's columns take in an attention call."""
+        return -(-columns // self.multiple) * self.multiple
+
+    def turned(self, values: torch.Tensor, tokens: int) -> torch.Tensor:
+        """q or k of image tokens [rows, heads, n, D] as they would be with `tokens` more text tokens before the image."""
+        if self.caption_axis is None or tokens == 0:
+            return values
+        channels, base = self.caption_axis
+        pairs = torch.arange(0, channels, 2, dtype=torch.float64) / channels
+        angles = (tokens / base**pairs).to(torch.float32)
+        cos, sin = (part.to(values.device) for part in (angles.cos(), angles.sin()))
+        even, odd = values[..., 0:channels:2].float(), values[..., 1:channels:2].float()
+        new = values.clone()
+        new[..., 0:channels:2] = (even * cos - odd * sin).to(values)
+        new[..., 1:channels:2] = (even * sin + odd * cos).to(values)
+        return new
 
 
 FLUX = Family("Flux.1", TEXT_FIRST)
@@ -64,6 +85,8 @@ def family_of(model: ModelPatcher) -> Family | None:
     if names[0] in OTHER_LAYOUTS:
         return None
     name = next((name for name in names if name in FAMILIES), None)
-    if name == "Lumina2" and getattr(model.get_model_object("diffusion_model"), "pad_tokens_multiple", None):
-        return Z_IMAGE
-    return FAMILIES.get(name)
+    if name != "Lumina2":
+        return FAMILIES.get(name)
+    network = model.get_model_object("diffusion_model")
+    family = Z_IMAGE if getattr(network, "pad_tokens_multiple", None) else FAMILIES[name]
+    return replace(family, caption_axis=(network.axes_dims[0], network.rope_embedder.theta))

@@ -19,6 +19,7 @@ from .families import CROSS, IMAGE_FIRST, Family
 OVERRIDE = "optimized_attention_override"
 KEY = "palimpsest.joint_attention"
 VALUES = ("query", "key", "value")
+TEXT_TOKENS = ("text tokens",)
 Kernel = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 NOTHING = slice(0, 0)
 
@@ -82,6 +83,7 @@ def record_values(model_options: ModelOptions, family: Family, sites: Sites, rec
 
     def read(call: Attention) -> None:
         if not call.is_cross:
+            record.setdefault(TEXT_TOKENS, torch.tensor(call.text.stop))
             for name, values in zip(VALUES, (call.q, call.k, call.v), strict=True):
                 if call.place[0] in sites.get(name, ()):
                     record[(name, *call.place)] = values[:, :, call.image].clone()
@@ -94,18 +96,23 @@ def inject_values(model_options: ModelOptions, family: Family, sites: Sites, rec
 
     def overwrite(call: Attention) -> torch.Tensor | None:
         wanted = [name for name in VALUES if call.place[0] in sites.get(name, ())]
-        if call.is_cross or not wanted or is_source_pass(call.options):
-            return None
         chunks = chunks_of(call.options)
-        if not any(chunk in records for chunk in chunks):
+        recorded = [chunk for chunk in chunks if chunk in records]
+        if call.is_cross or not wanted or not recorded or is_source_pass(call.options):
             return None
-        new = []
-        for name, values in zip(VALUES, (call.q, call.k, call.v), strict=True):
+        qkv = []
+        for name, own in zip(VALUES, (call.q, call.k, call.v), strict=True):
             if name in wanted:
-                values = values.clone()
-                values[:, :, call.image] = inject_rows(values[:, :, call.image], records, (name, *call.place), chunks)
-            new.append(values)
-        return call.run(*new)
+                place = (name, *call.place)
+                source = {chunk: {place: records[chunk][place]} for chunk in recorded}
+                if name != "value":
+                    for chunk in recorded:
+                        more = call.text.stop - int(records[chunk][TEXT_TOKENS])
+                        source[chunk][place] = family.turned(source[chunk][place], more)
+                own = own.clone()
+                own[:, :, call.image] = inject_rows(own[:, :, call.image], source, place, chunks)
+            qkv.append(own)
+        return call.run(*qkv)
 
     on_attention(model_options, family, overwrite)
 
@@ -193,7 +200,7 @@ class _Tap:
         if self.family.order == IMAGE_FIRST:
             text, image = slice(network.tokens, m), image
         else:
-            start = -(-network.text // self.family.multiple) * self.family.multiple
+            start = self.family.text_tokens(network.text)
             text, image = slice(0, start), slice(start, start + network.tokens)
         if image.stop > n or n == network.tokens:  # no text: the second attention of SD3.5 Medium's blocks
             network.call += 1
