@@ -82,16 +82,9 @@ class FlowEditGuider(comfy.samplers.CFGGuider):
                 f"sigmas: expected a schedule that ends at 0, got {float(sigmas[-1]):.4g} at the end. Connect the scheduler itself."
             )
         mask = self.mask
-        if (
-            denoise_mask is not None
-        ):  # the sampler would mix noise into the source; here a mask says where the picture may change
-            self.mask = (
-                denoise_mask
-                if mask is None
-                else torch.minimum(
-                    *torch.broadcast_tensors(_fitted(mask, latent_image), _fitted(denoise_mask, latent_image))
-                )
-            )
+        if denoise_mask is not None:  # a sampler would mix noise into the source there
+            both = [_fitted(each, latent_image) for each in (mask, denoise_mask) if each is not None]
+            self.mask = torch.minimum(*torch.broadcast_tensors(both[0], both[-1]))
         try:
             result = super().sample(
                 noise, latent_image, sampler, sigmas, None, callback and self._showing(callback), disable_pbar, seed
