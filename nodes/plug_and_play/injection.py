@@ -9,7 +9,8 @@ from ..attention.calls import Chunk, ModelOptions, Record
 from ..attention.features import inject_features
 from ..attention.self_attention import inject_queries
 from ..diffusion.conditioning import Conditioning
-from ..diffusion.source_run import SourceRuns
+from ..diffusion.context_window import Part, taken
+from ..diffusion.source_run import SourceRuns, exact_retracing
 from ..diffusion.trajectory import Trajectory
 from .features import Features
 from .windows import Windows, record_sites
@@ -26,12 +27,15 @@ def plug_and_play(
     windows: Windows,
     features: Features | None = None,
     source: Conditioning | None = None,
+    exact: bool = False,
 ) -> ModelPatcher:
-    """A clone of `model` whose every sampling run along `trajectory`'s levels keeps the source's structure."""
+    """A clone of `model` whose every sampling run along `trajectory`'s levels keeps the source's structure.
+
+    exact: retrace the trajectory exactly, also behind the windows.
+    """
     trajectory.model.require_match(model)
-    patched = model.clone()
     if windows.last == 0:
-        return patched
+        return exact_retracing(model, trajectory) if exact else model.clone()
     if features is not None:
         if source is not None:
             raise ValueError(
@@ -39,12 +43,11 @@ def plug_and_play(
                 "conditioning. Disconnect one of the two."
             )
         features.model.require_match(model)
-        features.require_match(trajectory, windows)
+        features.require_match(trajectory, windows, exact)
     elif source is None:
         source = trajectory.positive
     edit = _Edit(windows, features)
-    SourceRuns(KEY, trajectory, source, lambda guider, sigmas, options: edit).add_to(patched)
-    return patched
+    return SourceRuns(KEY, trajectory, source, lambda run: edit, exact).patched(model)
 
 
 @dataclass(frozen=True)
@@ -56,20 +59,25 @@ class _Edit:
     def last(self) -> int:
         return self.windows.last
 
-    def concerns(self, cond: dict[str, Any]) -> bool:
+    def concerns(self, step: int, cond: dict[str, Any]) -> bool:
         return True
 
-    def record(self, step: int, options: ModelOptions) -> Record:
-        if self.features is None:
-            return record_sites(options, self.windows.at(step))
+    def record(self, step: int, options: ModelOptions, part: Part) -> Record:
         sites = self.windows.at(step)
+        if self.features is None:
+            return record_sites(options, sites)
+        if part[0] != 0:
+            raise ValueError(
+                f"features: expected context windows over pictures (dim 0), got some over dim {part[0]}, for parts of which nothing was "
+                "captured. Disconnect `features`, so that the source is evaluated in these windows too."
+            )
         return {
-            key: value
+            key: taken(part, value)
             for key, value in self.features.records[step].items()
             if (key[2] in sites.features if key[0] == "feature" else key[1:] in sites.layers)
         }
 
-    def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record]) -> None:
+    def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record], part: Part) -> None:
         sites = self.windows.at(step)
         inject_queries(options, sites.layers, records)
         inject_features(options, sites.features, records)

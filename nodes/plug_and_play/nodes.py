@@ -13,7 +13,18 @@ from .negative_schedule import SCHEDULES, negative_schedule
 from .windows import Windows
 
 CATEGORY = "palimpsest/plug_and_play"
-ALIASES = ["pnp", "plug and play", "tumanyan", "image to image", "structure", "diffusion features"]
+ALIASES = [
+    "pnp",
+    "plug and play",
+    "tumanyan",
+    "image to image",
+    "structure",
+    "diffusion features",
+    "pnp_f_t",
+    "pnp_attn_t",
+    "tau_f",
+    "tau_A",
+]
 PAPER = "Plug-and-Play diffusion features (Tumanyan 2022, arXiv 2211.12572)"
 
 
@@ -26,7 +37,7 @@ def _trajectory_input() -> io.Input:
     return TrajectoryIO.Input(
         "trajectory",
         tooltip="The source picture, from DDIM Invert or Sample Trajectory. Its steps must be the sampler's: same scheduler, "
-        "steps and denoise.",
+        "steps and denoise. Any sampler will do that asks the model at these steps only, with noise of its own or without.",
     )
 
 
@@ -39,7 +50,8 @@ def _window_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             tooltip="Share of the steps, from the noisy end, that take the source's features: 0.8 of 50 is the first 40. "
-            "Higher keeps more of the shapes and lets more of the old look through. 0 turns it off.",
+            "Higher keeps more of the shapes and lets more of the old look through. 0 turns it off; any other value is at least one "
+            "step. Published as pnp_f_t or tau_f.",
         ),
         io.Float.Input(
             "attention_end",
@@ -48,7 +60,7 @@ def _window_inputs() -> list[io.Input]:
             max=1.0,
             step=0.01,
             tooltip="Share of the steps, from the noisy end, that take the source's self-attention: 0.5 of 50 is the first 25. "
-            "Higher keeps more of the layout. 0 turns it off.",
+            "Higher keeps more of the layout. 0 turns it off; any other value is at least one step. Published as pnp_attn_t or tau_A.",
         ),
         io.String.Input(
             "blocks",
@@ -58,6 +70,17 @@ def _window_inputs() -> list[io.Input]:
             "(features 1; attention 1-5). Or name output blocks yourself in that form; leave a part out to inject none of it.",
         ),
     ]
+
+
+def _exact_input(what: str) -> io.Input:
+    return io.Boolean.Input(
+        "exact_retracing",
+        default=False,
+        optional=True,
+        advanced=True,
+        tooltip=f"{what} Needs a trajectory by method ddim, and euler or ddim as sampler. The source then comes back to rounding at one "
+        "model call a step. It keeps more of the source and lets fewer edits through.",
+    )
 
 
 def _source_input() -> io.Input:
@@ -90,6 +113,7 @@ class PlugAndPlay(io.ComfyNode):
                 ),
                 _trajectory_input(),
                 *_window_inputs(),
+                _exact_input("Corrects every step so that sampling goes back exactly the way the inversion came."),
                 FeaturesIO.Input(
                     "features",
                     optional=True,
@@ -103,14 +127,25 @@ class PlugAndPlay(io.ComfyNode):
                     tooltip="Connect to a sampler or guider. Start it from the inversion's noise or latent.",
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
-        cls, model, trajectory, feature_end, attention_end, blocks, features=None, source=None
+        cls,
+        model,
+        trajectory,
+        feature_end,
+        attention_end,
+        blocks,
+        exact_retracing=False,
+        features=None,
+        source=None,
     ) -> io.NodeOutput:
         windows = _windows(model, trajectory, feature_end, attention_end, blocks)
-        return io.NodeOutput(plug_and_play(model, trajectory, windows, features, source))
+        patched = plug_and_play(model, trajectory, windows, features, source, exact_retracing)
+        show_on_node(cls, f"{windows}, of {trajectory.steps}")
+        return io.NodeOutput(patched)
 
 
 class CaptureFeatures(io.ComfyNode):
@@ -134,6 +169,7 @@ class CaptureFeatures(io.ComfyNode):
                     advanced=True,
                     tooltip="How the values are kept in memory. fp32 takes twice as much and loses nothing.",
                 ),
+                _exact_input("As in the Plug-and-Play that the features are for."),
                 _source_input(),
             ],
             outputs=[
@@ -145,10 +181,20 @@ class CaptureFeatures(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, trajectory, feature_end, attention_end, blocks, dtype, source=None) -> io.NodeOutput:
+    def execute(
+        cls,
+        model,
+        trajectory,
+        feature_end,
+        attention_end,
+        blocks,
+        dtype,
+        exact_retracing=False,
+        source=None,
+    ) -> io.NodeOutput:
         windows = _windows(model, trajectory, feature_end, attention_end, blocks)
-        features = capture(model, trajectory, windows, DTYPES[dtype], source)
-        show_on_node(cls, f"{features.nbytes / 2**20:.1f} MB, {windows.last} steps")
+        features = capture(model, trajectory, windows, DTYPES[dtype], source, exact_retracing)
+        show_on_node(cls, f"{features.nbytes / 2**20:.1f} MB; {windows}, of {trajectory.steps}")
         return io.NodeOutput(features)
 
 
@@ -161,19 +207,19 @@ class NegativeSchedule(io.ComfyNode):
             category=CATEGORY,
             description="Fades from an empty prompt to a negative prompt over the steps, as Plug-and-Play does to push the old "
             f"look away late. {PAPER}.",
-            search_aliases=[*ALIASES, "negative prompt", "prompt schedule"],
+            search_aliases=[*ALIASES, "negative prompt", "prompt schedule", "negative_prompt_alpha"],
             inputs=[
                 io.Conditioning.Input(
                     "negative",
                     tooltip="The negative prompt: what the picture must not look like. The paper uses words for the source picture.",
                 ),
                 io.Conditioning.Input(
-                    "negative_source",
+                    "empty",
                     tooltip="The empty prompt that the negative one is faded in from.",
                 ),
                 io.Sigmas.Input("sigmas", tooltip="The sampler's own sigmas: one weight is set for each of its steps."),
                 io.Float.Input(
-                    "alpha",
+                    "empty_weight",
                     default=1.0,
                     min=0.0,
                     max=1.0,
@@ -197,8 +243,8 @@ class NegativeSchedule(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, negative, negative_source, sigmas, alpha, schedule) -> io.NodeOutput:
-        return io.NodeOutput(negative_schedule(negative, negative_source, sigmas, alpha, schedule))
+    def execute(cls, negative, empty, sigmas, empty_weight, schedule) -> io.NodeOutput:
+        return io.NodeOutput(negative_schedule(negative, empty, sigmas, empty_weight, schedule))
 
 
 NODES = [PlugAndPlay, CaptureFeatures, NegativeSchedule]

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from ..attention.calls import ModelOptions, Record
 from ..attention.features import record_features
 from ..attention.self_attention import record_queries
+from ..attention.unet_layers import leave_behind
 from ..attention.unet_sites import Sites
-from ..diffusion.schedule import first_steps
+from ..diffusion.schedule import window_steps
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,16 @@ class Windows:
         """Windows of `steps` steps; a kind without sites has none."""
         return cls(
             sites,
-            feature=first_steps(feature_end, steps) if sites.features else 0,
-            attention=first_steps(attention_end, steps) if sites.attention else 0,
+            feature=window_steps(feature_end, steps) if sites.features else 0,
+            attention=window_steps(attention_end, steps) if sites.attention else 0,
         )
 
     @property
     def last(self) -> int:
         return max(self.feature, self.attention)
+
+    def __str__(self) -> str:
+        return f"features in {self.feature} steps, attention in {self.attention}"
 
     def at(self, step: int) -> Sites:
         return Sites(
@@ -39,15 +43,10 @@ class Windows:
         )
 
 
-def record_sites(options: ModelOptions, sites: Sites, *, to_the_end: bool = False) -> Record:
-    """Read features and self-attention of the sites. to_the_end: run the network whole, which previews need."""
+def record_sites(options: ModelOptions, sites: Sites) -> Record:
+    """Read features and self-attention of the sites, and nothing behind them."""
     record: Record = {}
-
-    def all_seen() -> bool:
-        # Not behind an attention site: a patch that prepared the attention may wait for its output.
-        seen = sum(key[0] != "key" for key in record)
-        return not to_the_end and seen == len(sites.attention) + len(sites.features)
-
     record_queries(options, sites.layers, record)
-    record_features(options, sites.features, record, all_seen)
+    record_features(options, sites.features, record)
+    leave_behind(options, sites.layers, sites.features)
     return record
