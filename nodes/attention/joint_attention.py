@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from .calls import Chunk, ModelOptions, Record, chunks_of, inject_rows, is_source_pass
+from .calls import AllSeen, Chunk, ModelOptions, Record, chunks_of, inject_rows, is_source_pass
 from .families import CROSS, IMAGE_FIRST, Family
 
 OVERRIDE = "optimized_attention_override"
@@ -69,9 +69,12 @@ class Attention:
 Use = Callable[[Attention], torch.Tensor | None]
 
 
-def on_attention(model_options: ModelOptions, family: Family, use: Use) -> None:
-    """Let `use` see every attention call of the main blocks, after all other patches. The options are the caller's own."""
-    tap = _Tap(family, use)
+def on_attention(model_options: ModelOptions, family: Family, use: Use, leave: bool = False) -> None:
+    """Let `use` see every attention call of the main blocks, after all other patches. The options are the caller's own.
+
+    leave: end each call of the network by AllSeen, because its output is not wanted.
+    """
+    tap = _Tap(family, use, leave)
     add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, tap.apply_model, model_options, is_model_options=True)
 
 
@@ -79,16 +82,19 @@ Sites = Mapping[str, Set[int]]  # by "query", "key" or "value" the blocks
 
 
 def record_values(model_options: ModelOptions, family: Family, sites: Sites, record: Record) -> None:
-    """Keep ("query", block, call) and so on: image tokens [rows, heads, n, D]."""
+    """Keep ("query", block, call) and so on: image tokens [rows, heads, n, D]. The call ends, by AllSeen, behind the last of them."""
+    last = max(block for blocks in sites.values() for block in blocks)
 
     def read(call: Attention) -> None:
+        if call.place[0] > last:
+            raise AllSeen
         if not call.is_cross:
             record.setdefault(TEXT_TOKENS, torch.tensor(call.text.stop))
             for name, values in zip(VALUES, (call.q, call.k, call.v), strict=True):
                 if call.place[0] in sites.get(name, ()):
                     record[(name, *call.place)] = values[:, :, call.image].clone()
 
-    on_attention(model_options, family, read)
+    on_attention(model_options, family, read, leave=True)
 
 
 def inject_values(model_options: ModelOptions, family: Family, sites: Sites, records: dict[Chunk, Record]) -> None:
@@ -129,9 +135,10 @@ class _Network:
 
 
 class _Tap:
-    def __init__(self, family: Family, use: Use):
+    def __init__(self, family: Family, use: Use, leave: bool):
         self.family = family
         self.use = use
+        self.leave = leave
         self.key = f"{KEY}.{id(self)}"
 
     def apply_model(
@@ -155,6 +162,8 @@ class _Tap:
                 f"model: expected a transformer that lets its attention be read, got {self.family.name}, of whose blocks none "
                 "was seen. Another node may skip or replace them: connect the model from before it."
             )
+        if self.leave:
+            raise AllSeen
         return output
 
     def override(self, func, q, k, v, *args, **kwargs):

@@ -9,6 +9,7 @@ import comfy.sampler_helpers
 import comfy.samplers
 import pytest
 import torch
+from palimpsest.nodes.attention.calls import AllSeen
 from palimpsest.nodes.attention.families import family_of
 from palimpsest.nodes.attention.joint_attention import Attention, inject_values, on_attention, record_values
 from support.fixtures.tiny_transformers import KINDS, Kind
@@ -46,7 +47,8 @@ class Evaluated:
         record = {}
         options = self.options()
         record_values(options, self.family, sites, record)
-        self.predict(x, options)
+        with pytest.raises(AllSeen):
+            self.predict(x, options)
         return record
 
     def injected(self, x, record, chunks, before=lambda options: None, after=lambda options: None):
