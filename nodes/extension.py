@@ -8,6 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 log = logging.getLogger("palimpsest")
 
 SLICES = (
+    "flow_edit",
     "inversion",
     "retracing",
     "null_text",

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..attention.calls import ModelOptions, Record
+from ..attention.structure import structure_of
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.source import visit
 from ..diffusion.source_run import exact_retracing
 from ..diffusion.trajectory import ModelFingerprint, Trajectory
-from .windows import Windows, record_sites
+from .windows import Windows
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -75,13 +76,17 @@ def capture(
     exact: bool = False,
 ) -> Features:
     """Run the source pass of 2211.12572 over every step in `windows`; `source` defaults to the trajectory's conditioning."""
+    structure = structure_of(model)
     records: list[Record] = []
 
     def read(step: int, options: ModelOptions) -> None:
-        records.append(record_sites(options, windows.at(step)))
+        records.append(structure.record(options, windows.at(step)))
 
     def keep(step: int) -> None:
-        records[-1] = {site: tensor.to("cpu", dtype) for site, tensor in records[-1].items()}
+        records[-1] = {
+            site: tensor.to("cpu", dtype if tensor.is_floating_point() else None)
+            for site, tensor in records[-1].items()
+        }
 
     source = trajectory.positive if source is None else source
     visit(exact_retracing(model, trajectory) if exact else model, trajectory, source, range(windows.last), read, keep)

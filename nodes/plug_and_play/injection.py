@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..attention.calls import Chunk, ModelOptions, Record
-from ..attention.features import inject_features
-from ..attention.self_attention import inject_queries
+from ..attention.structure import Structure, structure_of
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.context_window import Part, taken
 from ..diffusion.source_run import SourceRuns, exact_retracing
 from ..diffusion.trajectory import Trajectory
 from .features import Features
-from .windows import Windows, record_sites
+from .windows import Windows
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -46,12 +45,13 @@ def plug_and_play(
         features.require_match(trajectory, windows, exact)
     elif source is None:
         source = trajectory.positive
-    edit = _Edit(windows, features)
+    edit = _Edit(structure_of(model), windows, features)
     return SourceRuns(KEY, trajectory, source, lambda run: edit, exact).patched(model)
 
 
 @dataclass(frozen=True)
 class _Edit:
+    structure: Structure
     windows: Windows
     features: Features | None
 
@@ -65,19 +65,14 @@ class _Edit:
     def record(self, step: int, options: ModelOptions, part: Part) -> Record:
         sites = self.windows.at(step)
         if self.features is None:
-            return record_sites(options, sites)
+            return self.structure.record(options, sites)
         if part[0] != 0:
             raise ValueError(
                 f"features: expected context windows over pictures (dim 0), got some over dim {part[0]}, for parts of which nothing was "
                 "captured. Disconnect `features`, so that the source is evaluated in these windows too."
             )
-        return {
-            key: taken(part, value)
-            for key, value in self.features.records[step].items()
-            if (key[2] in sites.features if key[0] == "feature" else key[1:] in sites.layers)
-        }
+        chosen = self.structure.chosen(self.features.records[step], sites)
+        return {key: taken(part, value) for key, value in chosen.items()}
 
     def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record], part: Part) -> None:
-        sites = self.windows.at(step)
-        inject_queries(options, sites.layers, records)
-        inject_features(options, sites.features, records)
+        self.structure.inject(options, self.windows.at(step), records)

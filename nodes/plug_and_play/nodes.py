@@ -3,7 +3,7 @@ from __future__ import annotations
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
-from ..attention.unet_sites import decoder_depths, parse_sites
+from ..attention.structure import structure_of
 from ..diffusion.sockets import TrajectoryIO
 from ..diffusion.trajectory import Trajectory
 from ..display.feedback import show_on_node
@@ -45,21 +45,23 @@ def _window_inputs() -> list[io.Input]:
     return [
         io.Float.Input(
             "feature_end",
-            default=0.8,
-            min=0.0,
+            default=-1.0,
+            min=-1.0,
             max=1.0,
             step=0.01,
             tooltip="Share of the steps, from the noisy end, that take the source's features: 0.8 of 50 is the first 40. "
+            "-1 chooses what suits the model: 0.8 for SD1.x, SD2.x and SDXL, 0.1 for transformers. "
             "Higher keeps more of the shapes and lets more of the old look through. 0 turns it off; any other value is at least one "
             "step. Published as pnp_f_t or tau_f.",
         ),
         io.Float.Input(
             "attention_end",
-            default=0.5,
-            min=0.0,
+            default=-1.0,
+            min=-1.0,
             max=1.0,
             step=0.01,
             tooltip="Share of the steps, from the noisy end, that take the source's self-attention: 0.5 of 50 is the first 25. "
+            "-1 chooses what suits the model: 0.5 for SD1.x, SD2.x and SDXL, 0.2 for transformers. "
             "Higher keeps more of the layout. 0 turns it off; any other value is at least one step. Published as pnp_attn_t or tau_A.",
         ),
         io.String.Input(
@@ -67,7 +69,8 @@ def _window_inputs() -> list[io.Input]:
             default="auto",
             advanced=True,
             tooltip="auto: the published places for SD1.x and SD2.x (features 4; attention 4-11) and their equals in SDXL "
-            "(features 1; attention 1-5). Or name output blocks yourself in that form; leave a part out to inject none of it.",
+            "(features 1; attention 1-5), or those that suit a transformer. Or name blocks yourself in that form, for transformers also "
+            "as 'double 0-18' and 'single 0-37'; leave a part out to inject none of it.",
         ),
     ]
 
@@ -95,7 +98,10 @@ def _source_input() -> io.Input:
 def _windows(
     model: ModelPatcher, trajectory: Trajectory, feature_end: float, attention_end: float, blocks: str
 ) -> Windows:
-    return Windows.of(parse_sites(blocks, decoder_depths(model)), feature_end, attention_end, trajectory.steps)
+    structure = structure_of(model)
+    feature_end = structure.feature_end if feature_end < 0 else feature_end
+    attention_end = structure.attention_end if attention_end < 0 else attention_end
+    return Windows.of(structure.sites(blocks), feature_end, attention_end, trajectory.steps)
 
 
 class PlugAndPlay(io.ComfyNode):
@@ -109,7 +115,9 @@ class PlugAndPlay(io.ComfyNode):
             search_aliases=[*ALIASES, "style transfer"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="SD1.x, SD2.x or SDXL: the kind of model the trajectory was made with."
+                    "model",
+                    tooltip="The kind of model the trajectory was made with: SD1.x, SD2.x, SDXL, or a transformer such as Flux, SD3.5, "
+                    "Qwen-Image or Z-Image.",
                 ),
                 _trajectory_input(),
                 *_window_inputs(),

@@ -1,13 +1,9 @@
-"""Where the source's values are read and injected, and for how long."""
+"""Where the source's structure is read and injected, and for how long."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..attention.calls import ModelOptions, Record
-from ..attention.features import record_features
-from ..attention.self_attention import record_queries
-from ..attention.unet_layers import leave_behind
 from ..attention.unet_sites import Sites
 from ..diffusion.schedule import window_steps
 
@@ -41,12 +37,3 @@ class Windows:
             features=self.sites.features if step < self.feature else (),
             attention=self.sites.attention if step < self.attention else (),
         )
-
-
-def record_sites(options: ModelOptions, sites: Sites) -> Record:
-    """Read features and self-attention of the sites, and nothing behind them."""
-    record: Record = {}
-    record_queries(options, sites.layers, record)
-    record_features(options, sites.features, record)
-    leave_behind(options, sites.layers, sites.features)
-    return record
