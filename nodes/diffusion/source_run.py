@@ -86,8 +86,10 @@ class SourceRuns:
         if not isinstance(executor.class_obj, InsideSampler):
             require_deterministic(executor.class_obj)
         self.trajectory.model.require_match(model_wrap.model_patcher)
-        self.trajectory.require_steps(sigmas.cpu())
+        self.trajectory.require_steps(sigmas.cpu(), sampler=sampler_name(executor.class_obj))
         self._require_latent(noise)
+        if not isinstance(executor.class_obj, InsideSampler):
+            self._require_start(model_wrap, executor.class_obj, sigmas, noise, latent_image)
         batch = self.trajectory.batch
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         edit = self.begin(model_wrap, sigmas.cpu(), options)
@@ -117,6 +119,12 @@ class SourceRuns:
             )
         finally:
             comfy.sampler_helpers.cleanup_models(conds, [])
+
+    def _require_start(self, model_wrap, sampler, sigmas, noise, latent_image) -> None:
+        sampling = model_wrap.inner_model.model_sampling
+        at_maximum = sampler.max_denoise(model_wrap, sigmas)
+        x = sampling.noise_scaling(sigmas[0], noise, latent_image, at_maximum)
+        self.trajectory.require_start(x, float(sigmas[0]))
 
     def _require_latent(self, noise: torch.Tensor) -> None:
         shape = self.trajectory.latents.shape[1:]

@@ -14,6 +14,7 @@ import torch
 
 from ..diffusion.conditioning import Conditioning, require_timeless, with_own_controls
 from ..diffusion.evaluation import Inside, run_inside
+from ..diffusion.patched_model import require_unedited
 from ..diffusion.schedule import MADE_FOR, step_interval
 from ..diffusion.trajectory import Trajectory
 from .gradients import PROMPT_CONDS, Denoiser, Evaluations, Pullback, differentiable, with_embedding
@@ -62,6 +63,7 @@ def optimize(
     trajectory.model.require_match(model)
     if method == "negative_prompt":
         return [[embedding, dict(options)] for embedding, options in positive], Course()
+    require_unedited(model)
     _require_plain(model, positive, negative, trajectory, cfg, method)
     if method == "null_text":
         search = _Text(negative, trajectory.batch, effort)

@@ -32,7 +32,7 @@ def test_stock_samplers_retrace_the_trajectory_from_noise_and_from_latent(kind: 
     # A flow model's first level is sigma 1, where a latent counts nothing: its latent output starts one level lower.
     sigmas = schedule(model, steps, scheduler)[1 if kind == "flow" else 0 :]
     positive, picture = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2, batch=2, height=8, width=16)
-    trajectory, noise, latent = DDIMInvert.execute(model, positive, picture, sigmas, "ddim", 1).args
+    trajectory, noise, latent, _ = DDIMInvert.execute(model, positive, picture, sigmas, "ddim", 1).args
     guider = core.BasicGuider.execute(model, positive)[0]
     euler = core.KSamplerSelect.execute("euler")[0]
     fmt = model.get_model_object("latent_format")
@@ -101,7 +101,7 @@ def test_samplers_that_leave_the_deterministic_path_are_refused(name: str):
 def test_trajectory_start_gives_the_same_start_as_the_inversion():
     model = tiny_models.sd15()
     picture = tiny_models.latent(model, 2)
-    trajectory, noise, latent = DDIMInvert.execute(
+    trajectory, noise, latent, _ = DDIMInvert.execute(
         model, tiny_models.conditioning(model, 1), picture, schedule(model, 4), "ddim", 1
     ).args
     again, start, sigmas = TrajectoryStart.execute(model, trajectory).args
@@ -160,7 +160,7 @@ def test_a_plug_and_play_edit_can_be_recorded():
     """The patched model asks which sampler runs; the recorder must not hide it."""
     model = tiny_models.sd15()
     positive, picture = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2, height=8, width=8)
-    trajectory, noise, _ = DDIMInvert.execute(model, positive, picture, schedule(model, 4), "ddim", 1).args
+    trajectory, noise, *_ = DDIMInvert.execute(model, positive, picture, schedule(model, 4), "ddim", 1).args
     edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "auto")[0]
     guider = core.CFGGuider.execute(edited, tiny_models.conditioning(model, 3), positive, 4.0)[0]
     euler = core.KSamplerSelect.execute("euler")[0]
