@@ -16,6 +16,7 @@ import torch
 from .context_window import Part, taken
 from .trajectory import Trajectory
 
+ROUNDING = 1e-5  # of the highest value of a latent: what float32 steps may be off the trajectory by
 TINY = 1e-6  # of the upper level: where the slope at sigma 0, which is a limit, is taken
 
 
@@ -71,7 +72,10 @@ class Retracing:
     def asked(self, x: torch.Tensor, step: int, part: Part) -> torch.Tensor:
         """Where the model is asked for x at this step: exactly where the inversion asked it, when x is the source's own."""
         lower, upper = (taken(part, self.trajectory.latents[i]).to(x) for i in (step + 1, step))
-        return lower * self._step(step).scale + (x - upper)
+        away = x - upper
+        # A difference that is rounding must not grow: from step to step a network can multiply it.
+        away = away.where(away.abs() > ROUNDING * upper.abs().amax(), 0.0)
+        return lower * self._step(step).scale + away
 
     def denoised(self, answer: torch.Tensor, asked: torch.Tensor, x: torch.Tensor, step: int) -> torch.Tensor:
         """What the answer there means for x, so that Euler's step takes the inversion's slope."""

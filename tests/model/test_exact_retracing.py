@@ -51,8 +51,9 @@ def test_retraces_every_latent(kind):
     picture = model.model.process_latent_out(trajectory.latents[-1])
     assert relative(sample_back(model, trajectory, picture).latents[-1], trajectory.latents[-1]) > 1e-2
     path = sample_back(exact(model, trajectory), trajectory, picture).latents
-    for ours, source in zip(path, trajectory.latents, strict=True):
-        assert relative(ours, source) < 1e-4
+    # The step down from a sigma of 4500 to one of 15 or so is a difference of large numbers: float32 has no more places.
+    bar = 3e-4 if kind == "zsnr v" else 1e-4
+    assert max(relative(ours, source) for ours, source in zip(path, trajectory.latents, strict=True)) < bar
 
 
 @pytest.mark.parametrize("name", TRANSFORMERS)
@@ -114,7 +115,8 @@ def test_edits_retrace_too_and_once():
 
     once = back(edit(model), trajectory)
     assert relative(once[-1], trajectory.latents[-1]) < 1e-4
-    start = trajectory.start.flip(-1)  # off the source's path
+    noise = torch.randn(trajectory.start.shape, generator=torch.Generator().manual_seed(8))
+    start = noise * trajectory.sigmas[0]  # off the source's path
     free = back(edit(model), trajectory, start)[-1]
     assert same(back(exact(edit(model), trajectory), trajectory, start)[-1], free)
     assert same(back(edit(exact(model, trajectory)), trajectory, start)[-1], free)
