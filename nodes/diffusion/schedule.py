@@ -66,6 +66,11 @@ def first_steps(share: float, steps: int) -> int:
     return math.floor(share * steps + 1e-6)  # 0.29 * 100 is 28.999999999999996
 
 
+def window_steps(share: float, steps: int) -> int:
+    """As `first_steps`, but at least one step unless the share is 0."""
+    return max(first_steps(share, steps), 1 if share > 0 else 0)
+
+
 def require_descending_to_zero(sigmas: torch.Tensor, socket: str = "sigmas") -> None:
     """Raise ValueError unless `sigmas` is a schedule a whole trajectory can have: finite, strictly descending, ending at 0."""
     if sigmas.ndim != 1 or len(sigmas) < 2:
