@@ -81,7 +81,7 @@ def null_text(graph: Graph) -> torch.Tensor:
     one entry of it."""
     made = invert(graph, method="ddim")
     trajectory, negative = made["trajectory"], graph.prompt(NEGATIVE)
-    effort = Effort(inner_steps=10, learning_rate=1e-2, tolerance=1e-5, constants="code")
+    effort = Effort()
     found, course = optimize(graph.model, graph.source(), negative, trajectory, graph.cfg, effort, "fast")
     with_it = sample(graph, graph.model, graph.prompt(SOURCE), found, noise=made["noise"])
     without = sample(graph, graph.model, graph.prompt(SOURCE), negative, noise=made["noise"])
