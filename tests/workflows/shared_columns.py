@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from workflows.author import Group, NodeSpec
-from workflows.style import CHECKPOINT, CYAN, PICTURE
+from workflows.description import Group, NodeSpec
+from workflows.files_and_colours import CHECKPOINT, CYAN, PICTURE
 
 Links = list[tuple[str, str | int, str, str]]
 

@@ -1,17 +1,18 @@
-"""Build a workflow in the real frontend from a short description and save it as the frontend writes it.
+"""Build a described workflow in the real frontend and save it as the frontend writes it.
 
 with Server(...) as server, launch() as browser, open_frontend(browser, server.address) as frontend:
-    save_workflow(frontend, Workflow("Name", nodes=[...], links=[...]), folder, api_folder)
+    save_workflow(frontend, Workflow("Name", nodes=[...], links=[...]), folder)
 """
 
 from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 from support.host.frontend import Frontend
+from workflows.description import Workflow
 
 NAMESPACE = uuid.UUID("7d0c9b1e-6d5f-4c0e-9a53-1f1f0f5a2b7c")
 
@@ -68,59 +69,13 @@ BUILD = """workflow => {
 }"""
 
 
-@dataclass(frozen=True)
-class NodeSpec:
-    """One node: `widgets` by name; `size` only where the node's own choice will not do."""
-
-    key: str
-    type: str
-    pos: tuple[int, int]
-    widgets: dict[str, object] = field(default_factory=dict)
-    size: tuple[int, int] | None = None
-    title: str | None = None
-    color: str | None = None
-    muted: bool = False
-
-
-@dataclass(frozen=True)
-class Note:
-    """A word to the artist, in Markdown."""
-
-    text: str
-    pos: tuple[int, int]
-    size: tuple[int, int] = (320, 160)
-    title: str = "Note"
-
-
-@dataclass(frozen=True)
-class Group:
-    title: str
-    pos: tuple[int, int]
-    size: tuple[int, int]
-    color: str = "#3f789e"
-
-
-@dataclass(frozen=True)
-class Workflow:
-    """`links`: (key of the source, its output's name or index, key of the target, its input's name or index)."""
-
-    name: str
-    nodes: list[NodeSpec]
-    links: list[tuple[str, str | int, str, str | int]]
-    notes: list[Note] = field(default_factory=list)
-    groups: list[Group] = field(default_factory=list)
-
-
 def build(frontend: Frontend, workflow: Workflow) -> dict[str, int]:
     """Replace what the canvas shows by the described workflow; returns the node's number by its key."""
     return frontend.page.evaluate(BUILD, asdict(workflow))
 
 
-def save_workflow(frontend: Frontend, workflow: Workflow, folder: Path, api_folder: Path) -> Path:
-    """Write `<name>.json` and its thumbnail `<name>.jpg` to `folder`, and the API format to `api_folder`.
-
-    The same description gives the same files.
-    """
+def save_workflow(frontend: Frontend, workflow: Workflow, folder: Path) -> Path:
+    """Write `<name>.json` and its thumbnail `<name>.jpg` to `folder`. The same description gives the same files."""
     page = frontend.page
     build(frontend, workflow)
     saved = json.loads(page.evaluate("() => JSON.stringify(app.graph.serialize())"))
@@ -130,7 +85,6 @@ def save_workflow(frontend: Frontend, workflow: Workflow, folder: Path, api_fold
         raise ValueError(f"The frontend does not know {', '.join(unknown)}.")
     file = folder / f"{workflow.name}.json"
     write_json(file, saved)
-    write_json(api_folder / file.name, frontend.api_format())
     picture = {"clip": frontend.frame_graph(), "style": MENU_HIDDEN, "type": "jpeg", "quality": 85}
     page.screenshot(path=file.with_suffix(".jpg"), **picture)
     return file

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import uuid
-from dataclasses import dataclass
 from pathlib import Path
 
 from playwright.sync_api import Request
 from support.host.frontend import Frontend
-from workflows.author import NAMESPACE, Workflow, build, write_json
+from workflows.description import Blueprint
+from workflows.saving import NAMESPACE, build, write_json
 
 SELECT_ALL = "() => app.canvas.selectItems([...app.graph.nodes, ...app.graph.groups])"
 CONVERT = "() => app.extensionManager.command.execute('Comfy.Graph.ConvertToSubgraph')"
@@ -60,23 +60,6 @@ IS_PUBLISHED = """async name => {
     const published = await fetch('/userdata?dir=subgraphs')
     return published.ok && (await published.json()).includes(`${name}.json`)
 }"""
-
-
-@dataclass(frozen=True)
-class Blueprint:
-    """`inside`: its nodes, links and groups become the inside of the box.
-
-    inputs: by the name the box shows, (key of an inner node, its socket or widget), several where one value feeds several.
-    outputs: by the name the box shows, (key of an inner node, its output).
-    """
-
-    name: str
-    description: str
-    category: str
-    inside: Workflow
-    inputs: dict[str, list[tuple[str, str]]]
-    outputs: dict[str, tuple[str, str]]
-    width: int = 360
 
 
 def save_blueprint(frontend: Frontend, blueprint: Blueprint, folder: Path) -> Path:

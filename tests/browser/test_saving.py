@@ -2,11 +2,12 @@ import json
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
 from support.host.client import Client
-from support.host.frontend import open_frontend
+from support.host.frontend import Frontend
 from support.host.server import Server
-from workflows.author import Group, NodeSpec, Note, Workflow, save_workflow
+from workflows.api_format import api_format
+from workflows.description import Group, NodeSpec, Note, Workflow
+from workflows.saving import save_workflow
 
 pytestmark = pytest.mark.browser
 
@@ -38,19 +39,16 @@ STOCK = Workflow(
 
 
 def test_a_described_workflow_is_saved_reopened_and_run(
-    browser: Browser, server: Server, client: Client, sd15: str, tmp_path: Path, screenshots: Path
+    canvas: Frontend, server: Server, client: Client, sd15: str, tmp_path: Path, screenshots: Path
 ):
-    api = tmp_path / "api"
-    api.mkdir()
-    with open_frontend(browser, server.address) as frontend:
-        file = save_workflow(frontend, STOCK, tmp_path, api)
-        written = file.read_bytes()
-        assert save_workflow(frontend, STOCK, tmp_path, api).read_bytes() == written
-        file.with_suffix(".jpg").replace(screenshots / f"{file.stem}.jpg")
-        assert frontend.load(json.loads(written)) == []
-        graph = frontend.api_format()
+    file = save_workflow(canvas, STOCK, tmp_path)
+    written = file.read_bytes()
+    assert save_workflow(canvas, STOCK, tmp_path).read_bytes() == written
+    file.with_suffix(".jpg").replace(screenshots / f"{file.stem}.jpg")
+    assert canvas.load(json.loads(written)) == []
+    graph = canvas.api_format()
 
-    assert graph == json.loads((api / file.name).read_text())
+    assert graph == api_format(STOCK, client.object_info())
     assert {node["class_type"] for node in graph.values()} == {node.type for node in STOCK.nodes}
     [sampler] = [node["inputs"] for node in graph.values() if node["class_type"] == "KSampler"]
     assert (sampler["seed"], sampler["steps"]) == (7, 2)
@@ -58,7 +56,7 @@ def test_a_described_workflow_is_saved_reopened_and_run(
     assert loader.pop("ckpt_name") == "my checkpoint.safetensors"
     loader["ckpt_name"] = sd15
     assert client.run(graph).status == "success"
-    assert frontend.outside == []
+    assert canvas.outside == []
 
 
 @pytest.mark.parametrize(
@@ -69,20 +67,19 @@ def test_a_described_workflow_is_saved_reopened_and_run(
         (Workflow("x", STOCK.nodes, [("model", "VAE", "sampler", "model")]), "model.VAE does not fit sampler.model"),
     ],
 )
-def test_a_wrong_description_is_said(browser: Browser, server: Server, tmp_path: Path, broken: Workflow, message: str):
-    with open_frontend(browser, server.address) as frontend, pytest.raises(Exception, match=message):
-        save_workflow(frontend, broken, tmp_path, tmp_path)
+def test_a_wrong_description_is_said(canvas: Frontend, tmp_path: Path, broken: Workflow, message: str):
+    with pytest.raises(Exception, match=message):
+        save_workflow(canvas, broken, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_workflow_keeps_nothing_of_the_one_before(browser: Browser, server: Server, tmp_path: Path):
+def test_a_workflow_keeps_nothing_of_the_one_before(canvas: Frontend, tmp_path: Path):
     def sampler(widgets: dict) -> Workflow:
         return Workflow("x", [NodeSpec("sampler", "KSampler", (0, 0), widgets)], [])
 
-    with open_frontend(browser, server.address) as frontend:
-        save_workflow(frontend, sampler({}), tmp_path, tmp_path)
-        written = (tmp_path / "x.json").read_bytes()
-        save_workflow(frontend, sampler({"steps": 2, "cfg": 1.5}), tmp_path, tmp_path)
-        assert (tmp_path / "x.json").read_bytes() != written
-        save_workflow(frontend, sampler({}), tmp_path, tmp_path)
+    save_workflow(canvas, sampler({}), tmp_path)
+    written = (tmp_path / "x.json").read_bytes()
+    save_workflow(canvas, sampler({"steps": 2, "cfg": 1.5}), tmp_path)
+    assert (tmp_path / "x.json").read_bytes() != written
+    save_workflow(canvas, sampler({}), tmp_path)
     assert (tmp_path / "x.json").read_bytes() == written

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from workflows.author import Group, NodeSpec, Note, Workflow
-from workflows.notes import (
+from workflows.description import Group, NodeSpec, Note, Workflow
+from workflows.files_and_colours import BLUE, CYAN, GOLD, GREEN, NEGATIVE, POSITIVE, RED
+from workflows.photo_notes import (
     BLEND_NOTE,
     BY_WORDS_NOTE,
     MASK_NOTE,
@@ -12,8 +13,7 @@ from workflows.notes import (
     REWEIGHT_NOTE,
     SWAP_NOTE,
 )
-from workflows.parts import load_picture, sample_back
-from workflows.style import BLUE, CYAN, GOLD, GREEN, NEGATIVE, POSITIVE, RED
+from workflows.shared_columns import load_picture, sample_back
 
 SOURCE = "a drawing of a girl in a pink dress on a green hill under a blue sky"
 

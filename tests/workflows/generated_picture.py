@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from workflows.author import Group, NodeSpec, Note, Workflow
-from workflows.notes import GENERATED_NOTE, SAVED_PATH_NOTE
-from workflows.style import BLUE, CHECKPOINT, CYAN, GREEN, NEGATIVE, POSITIVE, RED
+from workflows.description import Group, NodeSpec, Note, Workflow
+from workflows.files_and_colours import BLUE, CHECKPOINT, CYAN, GREEN, NEGATIVE, POSITIVE, RED
+from workflows.photo_notes import GENERATED_NOTE, SAVED_PATH_NOTE
 
 
 def edit_a_generated_picture() -> Workflow:
