@@ -12,7 +12,7 @@ from support.fixtures.tiny_models import conditioning, sd15
 from support.fixtures.tiny_models import control_net as tiny_control_net
 from support.fixtures.unet_probe import UNetProbe, rows_equal, same
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 CFG = 7.5
 STEPS = 2

@@ -111,7 +111,10 @@ def test_reweighted_refinement_acts_on_the_refined_maps(model, clip):
     assert_equal(model, clip, texts, published, 0.8, 0.4, 16, reweight="fluffy: 3, cat: 0.5")
 
 
-@pytest.mark.parametrize(("size", "steps"), [(32, STEPS), (64, 3)])
+@pytest.mark.parametrize(
+    ("size", "steps"),
+    [(32, 5), pytest.param(32, STEPS, marks=pytest.mark.long), pytest.param(64, 3, marks=pytest.mark.long)],
+)
 def test_local_blend(model, clip, size, steps):
     """64 is the published size, with its literal limit of 32 x 32 pixels for self-attention."""
     texts = "a red cat on the grass", "a red dog on the grass"

@@ -13,7 +13,7 @@ from support.fixtures.sampling import random_trajectory, sample
 from support.fixtures.tiny_models import conditioning, control_net, sd15
 from support.fixtures.unet_probe import UNetProbe, rows_equal, same
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 CFG = 7.5
 STEPS = 2

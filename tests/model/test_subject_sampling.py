@@ -11,7 +11,7 @@ from support.fixtures.twin_subject import MARKER, tiny
 
 from nodes import CLIPTextEncode, ConditioningCombine, ConditioningSetTimestepRange
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 STEPS = 6
 CFG = 5.0

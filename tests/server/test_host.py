@@ -15,6 +15,7 @@ pytestmark = pytest.mark.server
 TESTS = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.compat
 def test_the_pack_loads_and_the_log_has_nothing_else_to_say_of_it(server: Server):
     # Later tests make nodes fail on purpose, and the log tells of it.
     start = server.log.partition("Starting server")[0]
@@ -53,6 +54,7 @@ def test_the_server_talks_to_this_machine_only(server: Server, client: Client):
         assert not connection.raddr or connection.raddr.ip == "127.0.0.1", connection
 
 
+@pytest.mark.compat
 def test_shutdown_leaves_nothing_behind(comfyui: Path, tmp_path: Path):
     server = Server(comfyui, tmp_path)
     server.start()
