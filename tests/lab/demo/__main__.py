@@ -340,8 +340,8 @@ def main() -> None:
     sheet = contact_sheet(results, fused, model, settings)
     for row in unclip:
         sheet.add([(tensor(picture), label) for picture, label in row])
-    sheet.save(OUTPUT / "sheet.png")
-    print(f"{time.monotonic() - started:.0f} s. Pictures: {OUTPUT}, all of them on {OUTPUT / 'sheet.png'}")
+    sheet.save(OUTPUT / "sheet.webp")
+    print(f"{time.monotonic() - started:.0f} s. Pictures: {OUTPUT}, all of them on {OUTPUT / 'sheet.webp'}")
 
 
 if __name__ == "__main__":

@@ -146,7 +146,9 @@ def run_pip(command: list[str | Path]) -> str:
 def require_space() -> None:
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < SPACE_NEEDED:
-        raise Missing(f"{SPACE_NEEDED} GB of disk are needed to install the tests and {free:.1f} GB are free at {ROOT}.")
+        raise Missing(
+            f"{SPACE_NEEDED} GB of disk are needed to install the tests and {free:.1f} GB are free at {ROOT}."
+        )
 
 
 def make_venv() -> None:
