@@ -25,8 +25,8 @@ def repository_files() -> list[str]:
 
 def packed_files() -> list[str]:
     """As comfy-cli's `node pack` chooses them: what .comfyignore does not name."""
-    from pathspec import PathSpec  # of no use to those who only want the list of files
+    from pathspec import GitIgnoreSpec  # of no use to those who only want the list of files
 
     lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
-    ignored = PathSpec.from_lines("gitwildmatch", [line for line in lines if line.strip() and line[0] != "#"])
+    ignored = GitIgnoreSpec.from_lines(lines)
     return [name for name in repository_files() if not ignored.match_file(name)]
