@@ -3,9 +3,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from playwright.sync_api import Browser
-from skimage import data
 from support.host.frontend import HOW_TO_GET_ONE, Frontend, find_browser, launch, open_frontend
 from support.host.server import Server
 
@@ -50,14 +48,6 @@ def nodes2(nodes2_page: Frontend) -> Frontend:
 def frontend(request: pytest.FixtureRequest) -> Frontend:
     """Either page: the test runs once in each renderer."""
     return request.getfixturevalue(request.param)
-
-
-@pytest.fixture(scope="session")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A photograph of 64x64 pixels, quick to edit with the random checkpoint."""
-    file = tmp_path_factory.mktemp("photo") / "photo.png"
-    Image.fromarray(data.astronaut()).resize((64, 64)).save(file)
-    return file
 
 
 @pytest.fixture(scope="session")

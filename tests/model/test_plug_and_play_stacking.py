@@ -8,7 +8,7 @@ from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.plug_and_play.windows import Windows
 from support.fixtures.other_packs import OTHERS, hyper_tile, perturbed_attention, reference_tokens, with_control
 from support.fixtures.sampling import random_trajectory, sample
-from support.fixtures.tiny_models import conditioning, sd15
+from support.fixtures.tiny_models import conditioning
 from support.fixtures.tiny_models import control_net as tiny_control_net
 from support.fixtures.unet_probe import UNetProbe, rows_equal, same
 
@@ -16,11 +16,6 @@ pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 CFG = 7.5
 STEPS = 2
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
 
 
 @pytest.fixture(scope="module")

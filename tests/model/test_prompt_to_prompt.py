@@ -9,7 +9,6 @@ from palimpsest.nodes.prompt_to_prompt.local_blend import blend_layers
 from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.text.tokens import tokenize
-from support.fixtures import tiny_clip
 from support.fixtures.sampling import random_trajectory, sample, schedule
 from support.fixtures.tiny_models import conditioning, flow_dit, sd15, sd21_v, sdxl
 from support.fixtures.unet_probe import UNetProbe, fingerprint, rows_equal, same
@@ -19,16 +18,6 @@ pytestmark = pytest.mark.model
 CFG = 7.5
 STEPS = 4
 SIZE = (8, 8)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from palimpsest.nodes.subject.nodes import SubjectConditioning
-from support.fixtures import tiny_clip, tiny_models
 from support.fixtures.sampling import sample, schedule
 from support.fixtures.twin_subject import MARKER, tiny
 
@@ -18,11 +17,6 @@ CFG = 5.0
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
-
-
-@pytest.fixture(scope="module")
 def conditionings(clip):
     encoder, _ = tiny(clip)
     pictures = torch.rand(2, 60, 80, 3, generator=torch.Generator().manual_seed(3))
@@ -30,11 +24,6 @@ def conditionings(clip):
     positive_subject, positive = SubjectConditioning.execute(clip, encoder, pictures, text).args
     [negative] = CLIPTextEncode().encode(clip, "")
     return positive_subject, positive, negative
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_models.sd15()
 
 
 def start(model, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

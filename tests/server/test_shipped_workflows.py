@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from support.fixtures.server_runs import photo_file
 from support.fixtures.shipped import FOLDERS, StandIns, provide, quick, stand_ins
 from support.host.client import Client
 from support.host.server import Server
@@ -38,10 +37,10 @@ def test_the_shipped_files_are_those_that_are_described():
 @pytest.mark.compat
 @EACH
 def test_a_shipped_workflow_runs(
-    server: Server, client: Client, tmp_path: Path, files: StandIns, object_info: dict, workflow: Workflow
+    server: Server, client: Client, photo: Path, files: StandIns, object_info: dict, workflow: Workflow
 ):
     graph = api_format(workflow, object_info)
-    provide(graph, server, client, photo_file(tmp_path), files)
+    provide(graph, server, client, photo, files)
     run = client.run(quick(graph))
     assert run.status == "success", run.error
     shown = {key for key, node in graph.items() if object_info[node["class_type"]]["output_node"]}
