@@ -15,6 +15,8 @@ from typing import Any, ClassVar
 
 import torch
 
+from ..diffusion.retracing import DDIMStep
+
 Denoiser = Callable[[torch.Tensor, float], torch.Tensor]  # (x [B, ...], sigma) -> denoised [B, ...]
 
 
@@ -40,43 +42,15 @@ def euler_step(denoise: Denoiser, x: torch.Tensor, level: Level) -> torch.Tensor
     return x + slope(x, denoise(x, sigma), sigma) * level.width
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How a model is read at one level: the network gets input * x, and denoised is skip * x + output * its answer."""
-
-    input: float
-    skip: float
-    output: float
-
-    @classmethod
-    def at(cls, sigma: float, sampling: Any) -> Reading:
-        """From the functions of the model's sampling object, which are linear in x and in the answer for every prediction type."""
-        level = torch.tensor(sigma, dtype=torch.float64)
-        zero, one = torch.zeros_like(level), torch.ones_like(level)
-        return cls(
-            float(sampling.calculate_input(level, one)),
-            float(sampling.calculate_denoised(level, zero, one)),
-            float(sampling.calculate_denoised(level, one, zero)),
-        )
-
-
 def ddim_step(denoise: Denoiser, x: torch.Tensor, level: Level, sampling: Any) -> torch.Tensor:
     """d from the source latent at the target timestep, as null-text inversion, pnp-diffusers and diffusers' DDIMInverseScheduler do.
 
     The network sees exactly the input it would see at `low`, with the timestep of `high`; its answer is then read at `low`.
+    sampling: the model's sampling object.
     """
-    at_low, at_high = Reading.at(level.low, sampling), Reading.at(level.high, sampling)
-    x_high = x * (at_low.input / at_high.input)
-    denoised = denoise(x_high, level.high)
-    low = level.low
-    if low == 0:
-        if at_low.output != 0:  # a network that predicts the picture itself: at sigma 0 its answer says nothing about d
-            return x + slope(x_high, denoised, level.high) * level.width
-        low = level.high * 1e-6  # d at sigma 0 is a limit
-        at_low = Reading.at(low, sampling)
-    output = (denoised - at_high.skip * x_high) / at_high.output
-    d = x * ((1.0 - at_low.skip) / low) - output * (at_low.output / low)
-    return x + d * level.width
+    step = DDIMStep(level.low, level.high, sampling)
+    asked = x * step.scale
+    return x + step.slope(asked, denoise(asked, level.high)) * level.width
 
 
 @dataclass(frozen=True)
