@@ -107,7 +107,7 @@ def edit_a_generated_picture() -> Workflow:
             ("edit_guider", "GUIDER", "sample", "guider"),
             ("euler", "SAMPLER", "sample", "sampler"),
             ("start", "sigmas", "sample", "sigmas"),
-            ("start", "latent", "sample", "latent_image"),
+            ("start", "noised_latent", "sample", "latent_image"),
             ("sample", "output", "edit_decode", "samples"),
             ("model", "VAE", "edit_decode", "vae"),
             ("edit_decode", "IMAGE", "save", "images"),
