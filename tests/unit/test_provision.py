@@ -92,6 +92,9 @@ def test_a_failed_installation_is_told_and_tried_again(elsewhere: Path):
     ],
 )
 def test_what_stopped_pip_is_one_line(monkeypatch: pytest.MonkeyPatch, said: str, told: str):
+    python = provision.python_of(provision.VENV)
+    python.parent.mkdir(parents=True)
+    python.touch()
     monkeypatch.setattr(
         provision, "pip", lambda python: [sys.executable, "-c", f"print({said!r}); raise SystemExit(1)"]
     )
