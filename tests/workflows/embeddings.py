@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from workflows.author import Group, NodeSpec, Note, Workflow
-from workflows.parts import Links
-from workflows.style import BLUE, CLIP_L, CYAN, GOLD, GREEN, PICTURE, POSITIVE, RED
+from workflows.description import Group, NodeSpec, Note, Workflow
+from workflows.files_and_colours import BLUE, CLIP_L, CYAN, GOLD, GREEN, PICTURE, POSITIVE, RED
+from workflows.shared_columns import Links
 from workflows.unclip import FIXED, draw_published, load_clip, load_karlo, upsample
 from workflows.unclip_notes import (
     AGAIN_NOTE,
