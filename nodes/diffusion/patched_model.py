@@ -10,10 +10,14 @@ if TYPE_CHECKING:
 STEP_CACHES = ("easycache", "lazycache")  # keys of core's EasyCache and LazyCache
 
 
-def require_unedited(model: ModelPatcher, socket: str = "model") -> None:
-    """Raise ValueError if `model` carries an edit of this pack, which only a sampler can follow."""
+def require_unedited(model: ModelPatcher, *besides: str, socket: str = "model") -> None:
+    """Raise ValueError if `model` carries an edit of this pack, which only a sampler can follow, with a key other than those `besides`."""
     keys = {key for by_key in model.wrappers.values() for key in by_key if key is not None}
-    edits = sorted(key for key in keys if key.startswith("palimpsest.") and not key.startswith("palimpsest.unclip"))
+    edits = sorted(
+        key
+        for key in keys
+        if key.startswith("palimpsest.") and not key.startswith("palimpsest.unclip") and key not in besides
+    )
     if edits:
         name = edits[0].removeprefix("palimpsest.").replace("_", " ")
         raise ValueError(

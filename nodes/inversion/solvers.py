@@ -46,6 +46,7 @@ def ddim_step(denoise: Denoiser, x: torch.Tensor, level: Level, sampling: Any) -
     """d from the source latent at the target timestep, as null-text inversion, pnp-diffusers and diffusers' DDIMInverseScheduler do.
 
     The network sees exactly the input it would see at `low`, with the timestep of `high`; its answer is then read at `low`.
+    sampling: the model's sampling object.
     """
     step = DDIMStep(level.low, level.high, sampling)
     asked = x * step.scale

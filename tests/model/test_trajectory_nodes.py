@@ -21,7 +21,7 @@ from support.fixtures.inversions import KINDS, relative, sample_back, schedule
 
 import nodes as core_nodes
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 
 @pytest.mark.parametrize("kind", KINDS)
