@@ -227,7 +227,7 @@ class TestSparing:
     def test_records_are_freed_when_the_window_ends(self, model, trajectory, edit):
         def held():
             return sum(
-                isinstance(value, dict)
+                type(value) is dict
                 and any(isinstance(key, tuple) and key[:1] in {("query",), ("cross",)} for key in value)
                 for value in gc.get_objects()
             )
