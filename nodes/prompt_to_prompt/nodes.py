@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from comfy_api.latest import io
@@ -8,11 +7,10 @@ from comfy_api.latest import io
 from ..diffusion.sockets import TrajectoryIO
 from ..display.feedback import show_on_node
 from ..display.heatmap import heatmap
-from ..text.prompt_tokens import PromptTokens
 from ..text.tokens import tokenize
-from .attention_mask import enlarged, mask_of, require_picture, word_map
+from .attention_mask import enlarged, mask_of, require_picture, word_map, words_of
 from .control import prompt_to_prompt, require_prompt
-from .prompt_edit import MODES, PROMPT, PromptEdit, columns_of, phrases, prompt_edit, tokenize_prompt
+from .prompt_edit import MODES, PROMPT, PromptEdit, prompt_edit
 from .settings import Settings, window
 
 CATEGORY = "palimpsest/prompt_to_prompt"
@@ -314,7 +312,7 @@ class AttentionMask(io.ComfyNode):
     def execute(
         cls, model, clip, trajectory, text, words, start, end, threshold, positive=None, edit=None, image=None
     ) -> io.NodeOutput:
-        prompt, columns = _words_of(partial(tokenize, clip), text, words, edit)
+        prompt, columns = words_of(partial(tokenize, clip), text, words, edit)
         steps = window(start, end, trajectory.steps)
         if not steps:
             raise ValueError(
@@ -335,25 +333,6 @@ class AttentionMask(io.ComfyNode):
         mask = mask_of(maps, threshold)
         show_on_node(cls, f"{100 * float(mask.mean()):.1f} % of the picture, {len(steps)} steps read")
         return io.NodeOutput(mask, heatmap(maps, image))
-
-
-def _words_of(
-    read: Callable[[str], PromptTokens], text: str, words: str, edit: PromptEdit | None
-) -> tuple[PromptTokens, tuple[int, ...]]:
-    """The prompt and the columns of the words in it."""
-    if edit is not None:
-        if not edit.source_blend:
-            raise ValueError(
-                "edit: expected one with blend_words of its source_text, got none of them. Write them in Encode Prompt Edit, or "
-                "disconnect the edit and use words."
-            )
-        return edit.source, edit.source_blend
-    prompt = tokenize_prompt(read, text, "text")
-    wanted = phrases(words)
-    if not wanted:
-        raise ValueError("words: expected at least one word of the text, got none. Write what the mask is to cover.")
-    found = [columns_of(read, phrase, "words", text=prompt) for phrase in wanted]
-    return prompt, tuple(sorted({column for columns in found for column in columns}))
 
 
 NODES = [EncodePromptEdit, PromptToPrompt, AttentionMask]

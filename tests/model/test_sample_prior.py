@@ -42,11 +42,6 @@ def model() -> Prior:
     return made()
 
 
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
-
-
 @torch.inference_mode()
 def run(model: Prior, clip, **changed):
     inputs = {"text": "a red cube", "negative_text": "", "steps": 7, "cfg": 4.0, "seed": 5, "candidates": 1}
