@@ -34,7 +34,7 @@ def image_embeds(value: comfy.clip_vision.Output | torch.Tensor, socket: str) ->
         raise ValueError(f"{socket}: expected finite numbers, got nan or inf. Encode the picture again.")
     if bool((embeds == 0).all(dim=-1).any()):
         raise ValueError(
-            f"{socket}: expected an embedding of a picture, got one of zeros only. Encode a picture; to sample without one, disconnect it."
+            f"{socket}: expected an embedding of a picture, got an embedding of zeros. Encode a picture; to sample without one, disconnect it."
         )
     return embeds
 

@@ -92,7 +92,7 @@ def test_the_vae_is_the_file_s(loaded, weights):
 
 
 def test_the_text_encoder_is_the_file_s(loaded, weights):
-    _, _, _, clip = loaded
+    _, clip, _, _ = loaded
     twin = CLIPTextModel(text_config(1)).eval()
     twin.load_state_dict(of(weights, "text_encoder"))
     tokens = clip.tokenize("a man and a dog")

@@ -66,7 +66,8 @@ def test_the_training_runs_the_prior_as_sampling_does(world, scenes) -> None:
         together = answer(model, z, read, timesteps)
         reading = model.read(read.states, read.pooled, read.mask)
         times = model.read_times(reading, timesteps)
-        apart = torch.stack([model(z, reading, times, i)[i, i] for i in range(2)])
+        mask = model.mask(reading, len(z))
+        apart = torch.stack([model(z, reading, times, i, mask)[i, i] for i in range(2)])
     assert torch.allclose(together, apart, atol=1e-4)
 
 
