@@ -127,7 +127,7 @@ def test_a_box_is_found_dropped_wired_and_draws_what_its_workflow_draws_and_inve
         same = with_values(flat, blueprint, values, twin, picture)
         assert {spec["class_type"] for spec in graph.values()} <= {spec["class_type"] for spec in same.values()}
         if frontend.renderer == "canvas":
-            assert drawn(client, same) == drawn(client, graph)
+            assert drawn(client, hurried(same)) == drawn(client, hurried(graph))
     if frontend.renderer == "canvas":
         other_words(graph)
         run = client.run(graph)
@@ -139,6 +139,14 @@ def test_a_box_is_found_dropped_wired_and_draws_what_its_workflow_draws_and_inve
 
 def show(frontend: Frontend, file: Path) -> None:
     frontend.page.screenshot(path=file, clip=frontend.frame_graph())
+
+
+def hurried(graph: dict[str, dict]) -> dict[str, dict]:
+    """With two steps also where the box has no widget for their number."""
+    for spec in graph.values():
+        if spec["class_type"] == "BasicScheduler":
+            spec["inputs"]["steps"] = min(spec["inputs"]["steps"], QUICK["steps"])
+    return graph
 
 
 def other_words(graph: dict[str, dict]) -> None:
