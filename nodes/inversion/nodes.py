@@ -7,7 +7,7 @@ from comfy_api.latest import io, ui
 
 from ..diffusion.schedule import schedule_mismatch
 from ..diffusion.sockets import TrajectoryIO
-from ..display.feedback import show_on_node
+from ..display.feedback import RESENDS_RESULT, result
 from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
 from . import comparison
 from .ddim import METHODS, convergence_report, invert
@@ -79,18 +79,17 @@ class DDIMInvert(io.ComfyNode):
                     tooltip="The same start as a latent, for KSampler (Advanced) with add_noise disabled.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
     def execute(cls, model, positive, latent_image, sigmas, method, iterations) -> io.NodeOutput:
         trajectory = invert(model, positive, latent_image["samples"], sigmas, method, iterations)
         report, converged = convergence_report(trajectory)
-        show_on_node(cls, report)
         if not converged:
             log.warning("DDIM Invert: %s", report)
         latent = {**latent_image, "samples": trajectory_latent(model, trajectory)}
-        return io.NodeOutput(trajectory, trajectory_noise(model, trajectory), latent)
+        return io.NodeOutput(trajectory, trajectory_noise(model, trajectory), latent, ui=result(report))
 
 
 class SampleTrajectory(io.ComfyNode):
@@ -116,7 +115,7 @@ class SampleTrajectory(io.ComfyNode):
                 io.Latent.Output("latent", tooltip="The sampled latent, the same as SamplerCustomAdvanced gives."),
                 TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -124,7 +123,6 @@ class SampleTrajectory(io.ComfyNode):
         mismatch = schedule_mismatch(guider.original_conds.get("negative", []), sigmas, guider.cfg)
         if mismatch is not None:
             log.warning("Sample Trajectory: %s", mismatch)
-            show_on_node(cls, mismatch)
         samples = comfy.sample.fix_empty_latent_channels(
             guider.model_patcher, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
         )
@@ -133,7 +131,7 @@ class SampleTrajectory(io.ComfyNode):
         disable_pbar = not comfy.utils.PROGRESS_BAR_ENABLED
         samples, trajectory = sample_trajectory(guider, noise, sampler, sigmas, latent, disable_pbar)
         latent["samples"] = samples.to(comfy.model_management.intermediate_device())
-        return io.NodeOutput(latent, trajectory)
+        return io.NodeOutput(latent, trajectory, ui=result(*[mismatch] if mismatch else []))
 
 
 class TrajectoryStart(io.ComfyNode):
@@ -282,7 +280,6 @@ class CompareImages(io.ComfyNode):
                 io.Float.Output("ssim", tooltip="Structural similarity, 1 when equal."),
                 io.Image.Output("error", tooltip="Absolute difference, brightened by gain."),
             ],
-            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -291,8 +288,7 @@ class CompareImages(io.ComfyNode):
         a, b = comparison.match(image_a, image_b)
         psnr, ssim, error = comparison.psnr(a, b), comparison.ssim(a, b), comparison.error_image(a, b, gain)
         text = f"PSNR {psnr:.2f} dB   SSIM {ssim:.4f}"
-        show_on_node(cls, text)
-        return io.NodeOutput(psnr, ssim, error, ui={**ui.PreviewImage(error, cls=cls).as_dict(), "text": (text,)})
+        return io.NodeOutput(psnr, ssim, error, ui={**ui.PreviewImage(error, cls=cls).as_dict(), **result(text)})
 
 
 NODES = [

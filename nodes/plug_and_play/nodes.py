@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..attention.unet_sites import decoder_depths, parse_sites
 from ..diffusion.sockets import TrajectoryIO
 from ..diffusion.trajectory import Trajectory
-from ..display.feedback import show_on_node
+from ..display.feedback import RESENDS_RESULT, result
 from .features import DTYPES, Features, capture
 from .injection import plug_and_play
 from .negative_schedule import SCHEDULES, negative_schedule
@@ -141,15 +141,14 @@ class CaptureFeatures(io.ComfyNode):
                     display_name="features", tooltip="Connect to Plug-and-Play, with the same trajectory and blocks."
                 )
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
     def execute(cls, model, trajectory, feature_end, attention_end, blocks, dtype, source=None) -> io.NodeOutput:
         windows = _windows(model, trajectory, feature_end, attention_end, blocks)
         features = capture(model, trajectory, windows, DTYPES[dtype], source)
-        show_on_node(cls, f"{features.nbytes / 2**20:.1f} MB, {windows.last} steps")
-        return io.NodeOutput(features)
+        return io.NodeOutput(features, ui=result(f"{features.nbytes / 2**20:.1f} MB, {windows.last} steps"))
 
 
 class NegativeSchedule(io.ComfyNode):

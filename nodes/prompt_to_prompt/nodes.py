@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from ..diffusion.schedule import first_steps
 from ..diffusion.sockets import TrajectoryIO
-from ..display.feedback import show_on_node
+from ..display.feedback import RESENDS_RESULT, result
 from ..display.heatmap import heatmap
 from ..text.prompt_tokens import PromptTokens
 from ..text.tokens import tokenize
@@ -86,7 +86,7 @@ class EncodePromptEdit(io.ComfyNode):
                 ),
                 PromptEditIO.Output(display_name="edit", tooltip="For Prompt-to-Prompt, and for Attention Mask."),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -96,8 +96,8 @@ class EncodePromptEdit(io.ComfyNode):
             clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict={PROMPT: text})
             for text in (source_text, target_text)
         )
-        show_on_node(cls, f"{edit.mode}, {len(edit.source.words)} and {len(edit.target.words)} words")
-        return io.NodeOutput(source, target, edit)
+        words = f"{edit.mode}, {len(edit.source.words)} and {len(edit.target.words)} words"
+        return io.NodeOutput(source, target, edit, ui=result(words))
 
 
 class PromptToPrompt(io.ComfyNode):
@@ -245,7 +245,7 @@ class AttentionMask(io.ComfyNode):
                     display_name="heatmap", tooltip="The attention as colours, over the image if there is one."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -272,8 +272,8 @@ class AttentionMask(io.ComfyNode):
         size = tuple(image.shape[1:3]) if image is not None else tuple(8 * n for n in trajectory.latents.shape[-2:])
         maps = enlarged(maps, size)
         mask = mask_of(maps, threshold)
-        show_on_node(cls, f"{100 * float(mask.mean()):.1f} % of the picture, {len(steps)} steps read")
-        return io.NodeOutput(mask, heatmap(maps, image))
+        share = f"{100 * float(mask.mean()):.1f} % of the picture, {len(steps)} steps read"
+        return io.NodeOutput(mask, heatmap(maps, image), ui=result(share))
 
 
 def _words_of(
