@@ -2,7 +2,8 @@
 
 from dataclasses import fields
 
-from comfy_api.latest import io
+import torch
+from comfy_api.latest import io, ui
 from server import PromptServer
 
 RESULT = "palimpsest_result"  # the key that js/result_line.mjs reads
@@ -21,3 +22,11 @@ def show_progress(node: type[io.ComfyNode], text: str) -> None:
 def result(*lines: str) -> dict[str, list[str]]:
     """The `ui` of a node: lines that stay on it until its next run. No lines take away those of the run before."""
     return {RESULT: list(lines)}
+
+
+def temporary_pictures(images: torch.Tensor, node: type[io.ComfyNode]) -> list[str]:
+    """Names of files in ComfyUI's temp folder that hold these images [N, H, W, C].
+
+    They are names, not the entries core makes of saved files: those would count as results of the job.
+    """
+    return [saved["filename"] for saved in ui.PreviewImage(images, cls=node).as_dict()["images"]]

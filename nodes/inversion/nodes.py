@@ -3,16 +3,17 @@ import logging
 import comfy.model_management
 import comfy.sample
 import comfy.utils
+import torch
 from comfy_api.latest import io, ui
 
 from ..diffusion.schedule import schedule_mismatch
 from ..diffusion.sockets import TrajectoryIO
-from ..display.feedback import RESENDS_RESULT, result
+from ..display.feedback import RESENDS_RESULT, result, temporary_pictures
 from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
 from . import comparison
 from .ddim import METHODS, convergence_report, invert
 from .noise import trajectory_latent, trajectory_noise
-from .preview import preview_strip
+from .preview import preview_frames, preview_steps, strip
 from .recording import sample_trajectory
 from .trajectory_io import SUFFIX, load_trajectory, save_trajectory
 
@@ -248,8 +249,14 @@ class PreviewTrajectory(io.ComfyNode):
 
     @classmethod
     def execute(cls, trajectory, frames, vae=None) -> io.NodeOutput:
-        strip = preview_strip(trajectory, frames, vae.decode if vae is not None else None)
-        return io.NodeOutput(strip, ui=ui.PreviewImage(strip, cls=cls))
+        steps = preview_steps(trajectory, frames)
+        states = preview_frames(trajectory, steps, vae.decode if vae is not None else None)
+        labels = [f"step {step} of {trajectory.steps}, sigma {trajectory.sigmas[step]:.3g}" for step in steps.tolist()]
+        # A batch stands side by side in each frame.
+        pictures = temporary_pictures(torch.cat(states.unbind(0), dim=2), cls)
+        shown = [{"picture": name, "label": label} for name, label in zip(pictures, labels, strict=True)]
+        image = strip(states)
+        return io.NodeOutput(image, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "palimpsest_frames": shown})
 
 
 class CompareImages(io.ComfyNode):
@@ -288,7 +295,11 @@ class CompareImages(io.ComfyNode):
         a, b = comparison.match(image_a, image_b)
         psnr, ssim, error = comparison.psnr(a, b), comparison.ssim(a, b), comparison.error_image(a, b, gain)
         text = f"PSNR {psnr:.2f} dB   SSIM {ssim:.4f}"
-        return io.NodeOutput(psnr, ssim, error, ui={**ui.PreviewImage(error, cls=cls).as_dict(), **result(text)})
+        names = zip(temporary_pictures(a, cls), temporary_pictures(b, cls), strict=True)
+        pairs = {"palimpsest_pairs": [{"a": before, "b": after} for before, after in names]}
+        return io.NodeOutput(
+            psnr, ssim, error, ui={**ui.PreviewImage(error, cls=cls).as_dict(), **pairs, **result(text)}
+        )
 
 
 NODES = [

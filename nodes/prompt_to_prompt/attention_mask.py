@@ -27,39 +27,48 @@ if TYPE_CHECKING:
 BINS = 256
 
 
-def word_map(
+def word_maps(
     model: ModelPatcher,
     trajectory: Trajectory,
     source: Conditioning,
-    columns: Sequence[int],
+    words: Sequence[Sequence[int]],
     prompt_columns: int,
     steps: range,
 ) -> torch.Tensor:
-    """[B, h, w] in 0..1 at the layers' size: attention to these columns of a prompt that has `prompt_columns`."""
+    """[B, words, h, w] at the layers' size: attention to the columns of each word, as a multiple of its mean over the picture."""
     size = tuple(trajectory.latents.shape[-2:])
-    total = _WordMap(blend_layers(attention_layers(model), size), columns, prompt_columns)
+    total = _WordMaps(blend_layers(attention_layers(model), size), words, prompt_columns)
     visit(model, trajectory, source, steps, lambda step, options: total.read(options))
-    maps = total.sum.cpu()
+    return total.sum.cpu() / total.count
+
+
+def stretched(maps: torch.Tensor) -> torch.Tensor:
+    """Maps [B, h, w], each from 0 at its lowest to 1 at its highest."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return (maps - low) / (high - low).clamp_min(1e-12)
 
 
-class _WordMap:
-    """Sums over steps, layers, heads and words, each map relative to its mean: [B, h, w]."""
+class _WordMaps:
+    """Sums over steps and layers of maps [B, words, h, w], each relative to its mean."""
 
-    def __init__(self, layers: tuple[Layer, ...], columns: Sequence[int], prompt_columns: int):
+    def __init__(self, layers: tuple[Layer, ...], words: Sequence[Sequence[int]], prompt_columns: int):
         self.layers = layers
-        self.columns = list(columns)
+        self.members = torch.zeros(prompt_columns, len(words))  # 1 where a column is of a word
+        for number, columns in enumerate(words):
+            self.members[list(columns), number] = 1.0
         self.prompt_columns = prompt_columns
         self.sum: torch.Tensor | float = 0.0
+        self.count = 0
 
     def read(self, model_options: ModelOptions) -> None:
         on_cross_attention(model_options, self.layers, self._add)
 
     def _add(self, call: CrossCall) -> torch.Tensor:
-        maps = call.probabilities(slice(None), self.prompt_columns)[..., self.columns].sum((1, 3))
-        maps = maps / maps.mean(1, keepdim=True).clamp_min(1e-12)
+        attention = call.probabilities(slice(None), self.prompt_columns).sum(1)
+        maps = (attention @ self.members.to(attention)).mT
+        maps = maps / maps.mean(-1, keepdim=True).clamp_min(1e-12)
         self.sum = self.sum + maps.unflatten(-1, call.size)
+        self.count += 1
         return call.output
 
 

@@ -4,15 +4,18 @@ from collections.abc import Callable
 from functools import partial
 
 from comfy_api.latest import io
+from server import PromptServer
 
 from ..diffusion.schedule import first_steps
 from ..diffusion.sockets import TrajectoryIO
-from ..display.feedback import RESENDS_RESULT, result
+from ..display.feedback import RESENDS_RESULT, result, temporary_pictures
 from ..display.heatmap import heatmap
 from ..text.prompt_tokens import PromptTokens
 from ..text.tokens import tokenize
-from .attention_mask import enlarged, mask_of, word_map
+from .attention_mask import enlarged, mask_of, stretched, word_maps
 from .control import Settings, prompt_to_prompt, require_prompt
+from .live_edit import ROUTE, answer
+from .on_the_node import described_edit, word_heat
 from .prompt_edit import MODES, PROMPT, PromptEdit, columns_of, phrases, prompt_edit, tokenize_prompt
 
 CATEGORY = "palimpsest/prompt_to_prompt"
@@ -97,7 +100,7 @@ class EncodePromptEdit(io.ComfyNode):
             for text in (source_text, target_text)
         )
         words = f"{edit.mode}, {len(edit.source.words)} and {len(edit.target.words)} words"
-        return io.NodeOutput(source, target, edit, ui=result(words))
+        return io.NodeOutput(source, target, edit, ui={**result(words), **described_edit(edit)})
 
 
 class PromptToPrompt(io.ComfyNode):
@@ -268,12 +271,14 @@ class AttentionMask(io.ComfyNode):
             positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
         else:
             require_prompt(positive, prompt, "positive", "an encoding of the text")
-        maps = word_map(model, trajectory, positive, columns, len(prompt.ids), steps)
+        found = word_maps(model, trajectory, positive, [columns, *prompt.words], len(prompt.ids), steps)
         size = tuple(image.shape[1:3]) if image is not None else tuple(8 * n for n in trajectory.latents.shape[-2:])
-        maps = enlarged(maps, size)
+        maps = enlarged(stretched(found[:, 0]), size)
         mask = mask_of(maps, threshold)
         share = f"{100 * float(mask.mean()):.1f} % of the picture, {len(steps)} steps read"
-        return io.NodeOutput(mask, heatmap(maps, image), ui=result(share))
+        [picture] = temporary_pictures(image[:1], cls) if image is not None else [None]
+        words_shown = word_heat(prompt, found[0, 1:], picture, chosen_by="words" if edit is None else "edit")
+        return io.NodeOutput(mask, heatmap(maps, image), ui={**result(share), **words_shown})
 
 
 def _words_of(
@@ -296,3 +301,6 @@ def _words_of(
 
 
 NODES = [EncodePromptEdit, PromptToPrompt, AttentionMask]
+
+if hasattr(PromptServer, "instance"):
+    PromptServer.instance.routes.post(ROUTE)(answer)

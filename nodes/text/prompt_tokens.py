@@ -13,12 +13,14 @@ class PromptTokens:
     ids: the token of each column, or anything hashable that stands for a textual inversion's vector.
     words: the columns of each word of the text, in order; all other columns are special tokens.
     chunk: columns in a chunk.
+    spelled_words: the words as one reads them, without weights.
     """
 
     text: str
     ids: tuple[Hashable, ...]
     words: tuple[tuple[int, ...], ...]
     chunk: int
+    spelled_words: tuple[str, ...] = ()
 
     @property
     def content(self) -> tuple[int, ...]:

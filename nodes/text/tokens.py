@@ -32,7 +32,8 @@ def tokenize(clip: CLIP, text: str) -> PromptTokens:
         )
     name = next(iter(encoders))
     ids = tuple(_identity(token) for token, *_ in layouts[name])
-    return PromptTokens(text, ids, _words(clip, text, ids, columns[name]), chunk)
+    words, spelled = _words(clip, text, ids, columns[name])
+    return PromptTokens(text, ids, words, chunk, spelled)
 
 
 def _identity(token: object) -> Hashable:
@@ -40,11 +41,11 @@ def _identity(token: object) -> Hashable:
     return token if isinstance(token, int) else token.detach().cpu().float().numpy().tobytes()
 
 
-def _words(clip: CLIP, text: str, ids: tuple[Hashable, ...], columns: list[int]) -> tuple[tuple[int, ...], ...]:
+def _words(clip: CLIP, text: str, ids: tuple[Hashable, ...], columns: list[int]) -> tuple[tuple, tuple]:
     """Columns of each word between spaces of the text without its weights."""
     segments = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
     plain = "".join(comfy.sd1_clip.unescape_important(segment) for segment, _ in segments)
-    words, rest = [], columns
+    words, spelled, rest = [], [], columns
     for word in plain.split():
         alone = next(iter(clip.tokenize(word, return_word_ids=True, disable_weights=True).values()))
         tokens = [_identity(token) for chunk in alone for token, _, number in chunk if number]
@@ -54,5 +55,6 @@ def _words(clip: CLIP, text: str, ids: tuple[Hashable, ...], columns: list[int])
             )
         if tokens:
             words.append(tuple(rest[: len(tokens)]))
+            spelled.append(word.lower())
         rest = rest[len(tokens) :]
-    return tuple(words)
+    return tuple(words), tuple(spelled)
