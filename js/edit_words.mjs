@@ -14,7 +14,7 @@ const SAYS = {
 
 /** Encode Prompt Edit: the words of both prompts, above each other where one follows the other. */
 export class EditWords {
-  minHeight = 96;
+  minHeight = 150;
   grows = true;
 
   constructor(node, root) {
