@@ -71,6 +71,14 @@ def test_results_stay_when_the_job_has_ended_N3(drawn: Frontend):
     expect(drawn.page.locator(".palimpsest-result:not(:empty)")).to_have_count(3)
 
 
+def test_a_run_without_a_result_takes_the_line_away_N3(drawn: Frontend):
+    show = """lines => app.graph.nodes.find(node => node.type === 'PAL_PromptToPrompt').onExecuted({palimpsest_result: lines})"""
+    drawn.page.evaluate(show, ["one thing", "another"])
+    expect(line(drawn, "one thing")).to_have_text("one thing\nanother", use_inner_text=True)
+    drawn.page.evaluate(show, [])
+    expect(line(drawn, "one thing")).to_have_count(0)
+
+
 def test_words_show_their_place_and_are_chosen_by_a_click(drawn: Frontend):
     page = drawn.page
     heat, chips = page.locator("canvas.palimpsest-picture"), page.locator(".palimpsest-chips .palimpsest-chip")
