@@ -117,7 +117,7 @@ def test_the_preview_tints_each_expert_s_part(sampled, monkeypatch):
     plain_calls = []
     clock = iter([10.0, 10.1, 10.13, 10.2, 10.5, 10.53])
     monkeypatch.setattr(preview, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    show = with_mask(lambda *state: plain_calls.append(state), guider)
+    show = with_mask(lambda *state: plain_calls.append(state), guider.model_patcher, lambda: guider.decision)
     x0 = torch.zeros(2, 4, 8, 12)
     show(0, x0, x0, 4)  # nothing was decided
     assert shown == [] and len(plain_calls) == 1
