@@ -1,5 +1,5 @@
 // @ts-check
-import { part, passWheel, stayHere } from "./parts.mjs";
+import { chain, part, passWheel, stayHere } from "./parts.mjs";
 
 const GAP = 6; // around the panel and between its parts, in pixels; palimpsest.css has it too
 const LINE = 16; // the height of a line of the result
@@ -54,14 +54,4 @@ export class Panel {
     this.view?.show?.(output);
     this.node.setDirtyCanvas?.(true, true);
   }
-}
-
-/** Call `after` whenever the node calls its method of that name. */
-export function chain(node, name, after) {
-  const before = node[name];
-  node[name] = function (...args) {
-    const answer = before?.apply(this, args);
-    after(...args);
-    return answer;
-  };
 }

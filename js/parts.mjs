@@ -2,6 +2,8 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
+const LOOK = 200; // milliseconds between two looks at a widget's value
+
 /** An element of that class, put into its parent. */
 export function part(tag, name, parent, text) {
   const made = /** @type {any} */ (document.createElement(tag));
@@ -51,30 +53,34 @@ export function setWidget(node, name, value) {
 }
 
 /**
- * Call `changed` with the values of these widgets now and whenever they are different, while the node is in a graph.
- * Values change by typing, undo, a link, a subgraph's own widget: not all of these call a widget's callback.
+ * Call `changed` whenever the values of these widgets are different, while the node is in a graph. Values change by typing,
+ * by undo, by the widget that a subgraph shows for them: not all of these call a widget's callback.
  */
 export function follow(node, names, changed) {
-  let before;
+  let before, timer;
   const look = () => {
-    if (!node.graph) return;
     const values = names.map((name) => widgetNamed(node, name)?.value);
     if (before && values.every((value, i) => value === before[i])) return;
     before = values;
-    changed(...values);
+    changed();
   };
-  let timer = setInterval(look, 200);
-  const { onAdded, onRemoved } = node;
-  node.onRemoved = function (...args) {
+  const start = () => (timer ??= setInterval(look, LOOK));
+  chain(node, "onAdded", start);
+  chain(node, "onRemoved", () => {
     clearInterval(timer);
-    timer = 0;
-    return onRemoved?.apply(this, args);
+    timer = undefined;
+  });
+  if (node.graph) start();
+}
+
+/** Call `after` whenever the node calls its method of that name. */
+export function chain(node, name, after) {
+  const before = node[name];
+  node[name] = function (...args) {
+    const answer = before?.apply(this, args);
+    after(...args);
+    return answer;
   };
-  node.onAdded = function (...args) {
-    timer ||= setInterval(look, 200);
-    return onAdded?.apply(this, args);
-  };
-  return look;
 }
 
 /** The classic canvas drags a node, and Nodes 2.0 too, from wherever a press gets through to it. The middle button pans. */

@@ -4,11 +4,11 @@ import { follow, isLinked, part, setWidget, widgetNamed } from "./parts.mjs";
 const ROW = 20; // pixels, as in palimpsest.css
 const NUDGE = 0.01;
 
-/** What happens from which share of the steps to which: the name of a number widget, or a fixed share. */
+/** What happens from which share of the steps to which: the name of a number widget, or a fixed share. A start that a node lacks is 0. */
 const WINDOWS = [
-  { label: "features", from: 0, to: "feature_end" },
-  { label: "attention", from: 0, to: "attention_end" },
-  { label: "cross-attention", from: 0, to: "cross_end" },
+  { label: "features", from: "feature_start", to: "feature_end" },
+  { label: "attention", from: "attention_start", to: "attention_end" },
+  { label: "cross-attention", from: "cross_start", to: "cross_end" },
   { label: "self-attention", from: "self_start", to: "self_end" },
   { label: "local blend", from: "blend_start", to: 1 },
   { label: "scene alone", from: 0, to: "scene_end" },
@@ -28,8 +28,7 @@ export class StepWindows {
     );
     this.minHeight = this.rows.length * ROW;
     const names = this.rows.flatMap(({ from, to }) => [from, to]).filter((edge) => typeof edge === "string");
-    this.draw = this.draw.bind(this);
-    follow(node, names, this.draw);
+    follow(node, names, () => this.draw());
     this.draw();
   }
 
