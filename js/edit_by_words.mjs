@@ -8,7 +8,7 @@ const BESIDE = 60; // pixels between the node and the box
 /** An entry in the menu of nodes that show a picture: the blueprint, dropped beside the node and wired to it. */
 export function editByWords(node) {
   if (!showsPicture(node) || !sourceOf(node, "IMAGE")) return [];
-  return [{ content: "Edit this picture by words", callback: () => drop(node) }];
+  return [{ content: "Edit this picture by words", callback: () => drop(node).catch(tell) }];
 }
 
 function showsPicture(node) {
@@ -48,9 +48,9 @@ function makerOf(node, type) {
 }
 
 async function drop(node) {
-  const [id] = Object.entries(await api.getGlobalSubgraphs()).find(([, { name }]) => name === BLUEPRINT) ?? [];
-  if (!id) throw new Error(`Palimpsest: ComfyUI does not list the blueprint ${BLUEPRINT}.`);
-  const { nodes, definitions } = JSON.parse(await api.getGlobalSubgraphData(id));
+  const [id] = Object.entries(await answerOf("/global_subgraphs")).find(([, { name }]) => name === BLUEPRINT) ?? [];
+  if (!id) throw new Error(`This ComfyUI does not list the blueprint "${BLUEPRINT}".`);
+  const { nodes, definitions } = JSON.parse((await answerOf(`/global_subgraphs/${id}`)).data);
   const [left, top, width] = node.boundingRect ?? [...node.pos, ...node.size];
   const sources = { image: sourceOf(node, "IMAGE") };
   for (const type of ["MODEL", "CLIP", "VAE"]) sources[type.toLowerCase()] = makerOf(node, type);
@@ -61,4 +61,12 @@ async function drop(node) {
   for (const [name, source] of Object.entries(sources))
     if (source) source[0].connect(source[1], box, box.inputs.findIndex((input) => input.name === name));
   app.canvas.selectItems([box]);
+}
+
+async function answerOf(route) {
+  return (await api.fetchApi(route)).json();
+}
+
+function tell(error) {
+  app.extensionManager.toast.add({ severity: "error", summary: "Palimpsest", detail: error.message, life: 8000 });
 }
