@@ -3,7 +3,7 @@ import { api } from "../../scripts/api.js";
 import { button, follow, isLinked, part, setWidget, widgetNamed } from "./parts.mjs";
 import { bare, covering, phrasesIn, toggled } from "./phrases.mjs";
 
-const FIELDS = ["source_text", "target_text", "mode", "reweight", "blend_words"];
+const FIELDS = ["source_text", "target_text", "mode", "reweight", "blend_words", "keep_words", "word_windows"];
 const TYPING = 250; // milliseconds without a change before the server is asked
 const SAYS = {
   kept: "stays, with the source's attention",

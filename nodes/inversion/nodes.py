@@ -6,7 +6,7 @@ import comfy.utils
 import torch
 from comfy_api.latest import io, ui
 
-from ..diffusion.schedule import schedule_mismatch
+from ..diffusion.schedule import require_whole_picture, schedule_mismatch
 from ..diffusion.sockets import TrajectoryIO
 from ..display.feedback import RESENDS_RESULT, result, temporary_pictures
 from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
@@ -121,6 +121,7 @@ class SampleTrajectory(io.ComfyNode):
 
     @classmethod
     def execute(cls, noise, guider, sampler, sigmas, latent_image) -> io.NodeOutput:
+        require_whole_picture(guider.original_conds)
         mismatch = schedule_mismatch(guider.original_conds.get("negative", []), sigmas, guider.cfg)
         if mismatch is not None:
             log.warning("Sample Trajectory: %s", mismatch)

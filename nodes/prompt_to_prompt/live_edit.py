@@ -18,7 +18,7 @@ from .on_the_node import described_edit
 from .prompt_edit import MODES, prompt_edit
 
 ROUTE = "/palimpsest/prompt_edit"
-FIELDS = ("source_text", "target_text", "mode", "reweight", "blend_words")
+FIELDS = ("source_text", "target_text", "mode", "reweight", "blend_words", "keep_words", "word_windows")
 LONGEST = 8_000  # characters of one text
 LARGEST = 256 * 1024  # bytes of a request
 

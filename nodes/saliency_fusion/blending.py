@@ -25,13 +25,9 @@ class Mask:
                 f"mask: expected [pictures, height, width], got {tuple(self.values.shape)}. Connect a mask of one channel."
             )
 
-    @property
-    def keeps_everything_out(self) -> bool:
-        return self.use != "force" and not bool((self.values > 0.0).any())
-
     def resized(self, latent: torch.Tensor) -> torch.Tensor:
         """[B, ..., H, W] for a latent [B, C, ..., H, W]."""
-        values = self.values.to(latent.device, torch.float32).clamp(0.0, 1.0)
+        values = self.values.to(torch.float32).clamp(0.0, 1.0)
         values = values[None, None] if values.ndim == 2 else values[:, None]
         if len(values) not in (1, len(latent)):
             raise ValueError(
@@ -54,6 +50,13 @@ class Decision:
 
 # A mask at the latent's size: its use and its values [B, ..., H, W]; None where an expert has none.
 Resized = tuple[str, torch.Tensor] | None
+
+
+def keeps_out(mask: Resized, hard: bool) -> bool:
+    """Whether an expert with this mask has no place anywhere. A hard mode rounds masks."""
+    if mask is None or mask[0] == "force":
+        return False
+    return not bool((mask[1] >= 0.5 if hard else mask[1] > 0.0).any())
 
 
 def hard_weights(log_maps: torch.Tensor, masks: Sequence[Resized]) -> torch.Tensor:

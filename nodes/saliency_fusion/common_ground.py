@@ -61,8 +61,8 @@ def require_levels(expert: ModelPatcher, window: Window, sigmas: torch.Tensor, s
     highest = float(expert.get_model_object("model_sampling").sigma_max)
     if first > highest * (1.0 + 10 * TOLERANCE):
         raise ValueError(
-            f"{socket}: expected a model for sigma {first:.4g}, at which it would start, got one for up to {highest:.4g}. "
-            "Let it start later, or use the sigmas of a scheduler that has this model connected."
+            f"{socket}: expected a model for sigma {first:.4g}, where it is asked first, got one for up to {highest:.4g}. "
+            "Let it start later (at a lower sigma), or use the sigmas of a scheduler that has this model connected."
         )
 
 

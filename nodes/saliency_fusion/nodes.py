@@ -5,12 +5,13 @@ from comfy_api.latest import io
 from ..diffusion.sockets import TrajectoryIO
 from ..display.feedback import RESENDS_RESULT, result
 from ..display.heatmap import heatmap
-from .blending import MASK_USES, Mask
+from .blending import Mask
 from .common_ground import require_different
-from .guider import Blending, Expert, FusionGuider, Prompted
+from .expert import Expert, Prompted
+from .guider import Blending, FusionGuider
 from .saliency import BLURS
 from .saliency_map import decide_along, decide_at, mask_of, saliency_of
-from .sockets import FusionExpertIO
+from .sockets import FusionExpertIO, cfg_input, expert_inputs, mask_inputs, saliency_input, sharpness_of
 from .stages import SubjectFusionGuider
 
 CATEGORY = "palimpsest/saliency_fusion"
@@ -19,71 +20,12 @@ PAPER = "MagicFusion (Zhao 2023, arXiv 2303.13126)"
 MAX_EXPERTS = 8
 
 
-def _cfg_input(name: str, tooltip: str, default: float = 7.5) -> io.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=100.0, step=0.1, round=0.01, tooltip=tooltip)
-
-
-def _k_input(name: str, tooltip: str, optional: bool = False) -> io.Input:
-    return io.Float.Input(
-        name, default=1.0, min=0.01, max=1000.0, step=0.1, round=0.01, optional=optional, tooltip=tooltip
-    )
-
-
-def _expert_inputs() -> list[io.Input]:
-    return [
-        io.Model.Input(
-            "model_expert",
-            tooltip="A model for the same latents that knows something the general one does not: a fine-tune, or the same checkpoint "
-            "with a LoRA, which takes no second copy of the weights.",
-        ),
-        io.Conditioning.Input(
-            "positive_expert",
-            tooltip="What the expert is to paint, encoded by its own CLIP. Usually the same words as for the general model.",
-        ),
-        io.Conditioning.Input("negative_expert", tooltip="The expert's negative prompt, encoded by its own CLIP."),
-        _cfg_input("cfg_expert", "The expert's guidance. Stronger guidance also makes it more salient."),
-        _k_input(
-            "k_expert", "How sharply the expert's saliency stands out. Higher gives it fewer, more certain places."
-        ),
-        *(
-            io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.001, round=0.0001, tooltip=tooltip)
-            for name, default, tooltip in (
-                (
-                    "start_percent",
-                    0.0,
-                    "When the expert begins to take part, in sampling percent. Before that the general model samples alone and the "
-                    "expert is not evaluated.",
-                ),
-                (
-                    "end_percent",
-                    1.0,
-                    "When the expert stops taking part. Equal to start_percent: never.",
-                ),
-            )
-        ),
-    ]
-
-
-def _mask_inputs() -> list[io.Input]:
-    return [
-        io.Mask.Input("mask", optional=True, tooltip="Where mask_use says something about the expert. Any size."),
-        io.Combo.Input(
-            "mask_use",
-            options=list(MASK_USES),
-            default="restrict",
-            optional=True,
-            tooltip="restrict: the expert may only act inside the mask. force: inside the mask it always acts, outside saliency "
-            "decides. decide: the mask alone decides.",
-        ),
-    ]
-
-
 def _expert(
-    model_expert, positive_expert, negative_expert, cfg_expert, k_expert, start_percent, end_percent, mask=None,
+    model_expert, positive_expert, negative_expert, cfg_expert, saliency, start_percent, end_percent, mask=None,
     mask_use="restrict",
 ) -> Expert:  # fmt: skip
     return Expert(
-        *(model_expert, positive_expert, negative_expert, cfg_expert, k_expert),
+        *(model_expert, positive_expert, negative_expert, cfg_expert, sharpness_of(saliency, "expert")),
         socket="model_expert",
         span=(start_percent, end_percent),
         mask=None if mask is None else Mask(mask, mask_use),
@@ -106,10 +48,9 @@ class SaliencyFusionGuider(io.ComfyNode):
                     "positive", tooltip="What the general model is to paint, encoded by its own CLIP."
                 ),
                 io.Conditioning.Input("negative", tooltip="The general model's negative prompt."),
-                _cfg_input("cfg", "The general model's guidance."),
-                *_expert_inputs()[:4],
-                _k_input("k_general", "How sharply the general model's saliency stands out. 1 is the published value."),
-                *_expert_inputs()[4:],
+                cfg_input("cfg", "The general model's guidance."),
+                *expert_inputs(),
+                saliency_input("general", "expert"),
                 io.Combo.Input(
                     "blur",
                     options=list(BLURS),
@@ -126,22 +67,28 @@ class SaliencyFusionGuider(io.ComfyNode):
                     tooltip="Which unconditional prediction the expert's saliency is counted from: its own, as in the paper, or the "
                     "general model's, as in the published code, which makes every difference between the models salient.",
                 ),
-                io.Combo.Input(
+                io.DynamicCombo.Input(
                     "mode",
-                    options=["hard", "soft"],
-                    default="hard",
+                    options=[
+                        io.DynamicCombo.Option("hard", []),
+                        io.DynamicCombo.Option(
+                            "soft",
+                            [
+                                io.Float.Input(
+                                    "temperature",
+                                    default=0.5,
+                                    min=0.0,
+                                    max=1000.0,
+                                    step=0.05,
+                                    round=0.001,
+                                    tooltip="0 is the hard mask, 1 mixes in proportion to saliency, high values come to the plain average.",
+                                )
+                            ],
+                        ),
+                    ],
                     tooltip="hard: each place is one model's, as published. soft: the models are mixed by their saliency.",
                 ),
-                io.Float.Input(
-                    "temperature",
-                    default=0.5,
-                    min=0.0,
-                    max=1000.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="For soft: 0 is the hard mask, 1 mixes in proportion to saliency, high values come to the plain average.",
-                ),
-                *_mask_inputs(),
+                *mask_inputs(),
                 io.Autogrow.Input(
                     "experts",
                     io.Autogrow.TemplatePrefix(
@@ -164,12 +111,12 @@ class SaliencyFusionGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, cfg, k_general, blur, expert_uncond, mode, temperature, experts=None, **first
+        cls, model, positive, negative, cfg, saliency, blur, expert_uncond, mode, experts=None, **first
     ) -> io.NodeOutput:
-        everyone = [_expert(**first), *(experts or {}).values()]
+        everyone = [_expert(saliency=saliency, **first), *(experts or {}).values()]
         require_different([model, *(expert.model for expert in everyone)])
-        general = Prompted(model, positive, negative, cfg, k_general)
-        blending = Blending(blur, expert_uncond == "general", temperature if mode == "soft" else None)
+        general = Prompted(model, positive, negative, cfg, sharpness_of(saliency, "general"))
+        blending = Blending(blur, expert_uncond == "general", mode.get("temperature"))
         return io.NodeOutput(FusionGuider(general, everyone, blending))
 
 
@@ -182,7 +129,7 @@ class FusionExpert(io.ComfyNode):
             category=CATEGORY,
             description=f"One more model for Saliency Fusion Guider, with its own prompts, window and mask. {PAPER}.",
             search_aliases=[*ALIASES, "three models"],
-            inputs=[*_expert_inputs(), *_mask_inputs()],
+            inputs=[*expert_inputs(), saliency_input("expert"), *mask_inputs()],
             outputs=[
                 FusionExpertIO.Output(
                     display_name="expert", tooltip="Connect to the experts of a Saliency Fusion Guider."
@@ -221,7 +168,7 @@ class SubjectFusion(io.ComfyNode):
                     tooltip="The same prompt with the subjects put in, from Subject Conditioning.",
                 ),
                 io.Conditioning.Input("negative", tooltip="The negative prompt of the scene model. Published: empty."),
-                _cfg_input(
+                cfg_input(
                     "cfg", "Guidance of both models. The subject model is guided away from the plain prompt.", 5.0
                 ),
                 io.Float.Input(
@@ -236,12 +183,7 @@ class SubjectFusion(io.ComfyNode):
                     tooltip="Until here both models share the picture; from here on the subject model samples alone.",
                     **border,
                 ),
-                _k_input("k_scene", "How sharply the scene's saliency stands out. 1 is the published value.", True),
-                _k_input(
-                    "k_subject",
-                    "The same for the subject. Raise it if its places, shown while sampling, lie elsewhere.",
-                    True,
-                ),
+                saliency_input("scene", "subject"),
             ],
             outputs=[
                 io.Guider.Output(
@@ -253,12 +195,11 @@ class SubjectFusion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model_scene, model_subject, positive, positive_subject, negative, cfg, scene_end, fusion_end, k_scene=1.0,
-        k_subject=1.0,
-    ) -> io.NodeOutput:  # fmt: skip
-        models = model_scene, model_subject
-        prompts = positive, positive_subject, negative
-        return io.NodeOutput(SubjectFusionGuider(*models, *prompts, cfg, scene_end, fusion_end, k_scene, k_subject))
+        cls, model_scene, model_subject, positive, positive_subject, negative, cfg, scene_end, fusion_end, saliency
+    ) -> io.NodeOutput:
+        models, prompts = (model_scene, model_subject), (positive, positive_subject, negative)
+        sharpness = [sharpness_of(saliency, model) for model in ("scene", "subject")]
+        return io.NodeOutput(SubjectFusionGuider(*models, *prompts, cfg, scene_end, fusion_end, *sharpness))
 
 
 class SaliencyMap(io.ComfyNode):
@@ -305,7 +246,7 @@ class SaliencyMap(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Mask.Output(display_name="mask", tooltip="1 where the expert acts, at 8 times the latent's size."),
+                io.Mask.Output(display_name="mask", tooltip="1 where the expert acts, at the picture's size."),
                 io.Image.Output(
                     display_name="heatmap",
                     tooltip="Saliency as colours: the general model, then each expert, side by side.",
@@ -342,9 +283,9 @@ class SaliencyMap(io.ComfyNode):
             raise ValueError(
                 "trajectory: expected one, or latent_image and sigmas, got neither. Connect what to look at."
             )
-        mask = mask_of(decision, expert - 1)
+        mask = mask_of(guider, decision, expert - 1)
         share = f"expert {expert}: {100 * float(mask.mean()):.1f} % of the picture"
-        return io.NodeOutput(mask, heatmap(saliency_of(decision), None), ui=result(share))
+        return io.NodeOutput(mask, heatmap(saliency_of(guider, decision), None), ui=result(share))
 
 
 NODES = [SaliencyFusionGuider, FusionExpert, SubjectFusion, SaliencyMap]

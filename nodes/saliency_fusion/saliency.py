@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 
@@ -9,6 +11,8 @@ BOX_WIDTH = 4
 # The standard deviation of a box four pixels wide.
 GAUSSIAN_SIGMA = ((BOX_WIDTH**2 - 1) / 12) ** 0.5
 GAUSSIAN_RADIUS = 4
+# Of a response in eps units: what half precision rounds. A model whose mean response is below it has nothing to say.
+QUIET = 1e-3
 
 
 def box_blur(x: torch.Tensor) -> torch.Tensor:
@@ -37,9 +41,29 @@ def strength(response: torch.Tensor, blur: str) -> torch.Tensor:
     return BLURS[blur](sizes.reshape(-1, *sizes.shape[-3:])).mean(1).view(*sizes.shape[:-3], *sizes.shape[-2:])
 
 
-def log_saliency(strengths: torch.Tensor, k: float) -> torch.Tensor:
-    """Logarithm of softmax(k L) over the H x W pixels of each row's map [..., H, W].
+@dataclass(frozen=True)
+class Sharpness:
+    """How sharply a model's saliency stands out.
 
-    The logarithm orders two maps as the softmax does, also where large k makes the softmax zero.
+    relative: `value` counts the response in multiples of its mean over the picture, so that guidance does not change the
+    saliency. Otherwise the response itself is multiplied, guidance and all: the published k.
     """
-    return torch.log_softmax(k * strengths.flatten(-2), -1).view_as(strengths)
+
+    value: float
+    relative: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.value > 0.0:
+            name = "sharpness" if self.relative else "k"
+            raise ValueError(f"{name}: expected a number above 0, got {self.value:g}. 1 is a good start.")
+
+
+def log_saliency(strengths: torch.Tensor, sharpness: Sharpness, cfg: float) -> torch.Tensor:
+    """Logarithm of a model's saliency: a softmax over the H x W pixels of each map [..., H, W].
+
+    strengths: of what its guidance would add at guidance 2. The logarithm orders two maps as the softmax does, also where a
+    high sharpness makes the softmax zero.
+    """
+    flat = strengths.flatten(-2)
+    scale = 1.0 / flat.mean(-1, keepdim=True).clamp_min(QUIET) if sharpness.relative else cfg
+    return torch.log_softmax(sharpness.value * (scale * flat), -1).view_as(strengths)

@@ -13,8 +13,7 @@ from ..diffusion.evaluation import Inside, run_inside
 from ..diffusion.trajectory import Trajectory
 from .blending import Decision
 from .guider import FusionGuider
-
-PIXELS = 8  # of a picture, for each of a latent
+from .windows import Window
 
 
 def decide_along(guider: FusionGuider, trajectory: Trajectory, step: int) -> Decision:
@@ -28,7 +27,8 @@ def decide_along(guider: FusionGuider, trajectory: Trajectory, step: int) -> Dec
 def decide_at(guider: FusionGuider, latent: dict, noise, sigmas: torch.Tensor, step: int) -> Decision:
     """At a LATENT under that step's amount of `noise`, or, where that is None, at one that is already as noisy."""
     _require_step(step, sigmas, "sigmas")
-    samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"])
+    ratios = {key: latent[key] for key in ("downscale_ratio_spacial", "downscale_ratio_temporal") if key in latent}
+    samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"], **ratios)
     added = torch.zeros_like(samples) if noise is None else noise.generate_noise({**latent, "samples": samples})
 
     def noised(inside: Inside) -> torch.Tensor:
@@ -55,8 +55,10 @@ def _decide(
     noise: torch.Tensor | None = None,
     seed: int = 0,
 ) -> Decision:
-    experts = [replace(own.expert, span=(0.0, 1.0), takes_over=False) for own in guider.experts]
-    looking = FusionGuider(guider.general, experts, guider.blending)
+    experts = [replace(own.expert, takes_over=False) for own in guider.experts]
+    looking = FusionGuider(guider.general, experts, guider.blending, maps_everything=True)
+    for own in looking.experts:
+        own.window = Window.around(float(sigmas[step]))
     decisions: list[Decision | None] = []
 
     def look(inside: Inside) -> None:
@@ -73,19 +75,20 @@ def _decide(
     return decisions[0]
 
 
-def mask_of(decision: Decision, expert: int) -> torch.Tensor:
-    """[B, 8 H, 8 W]: the part of the guider's expert, counted from 0; none of it where its own mask keeps it out."""
+def mask_of(guider: FusionGuider, decision: Decision, expert: int) -> torch.Tensor:
+    """[B, H, W] in pixels of the picture: the part of the guider's expert, counted from 0; none of it where its own mask keeps it out."""
     if expert not in decision.experts:
-        return torch.zeros_like(_enlarged(decision.weights[0]))
-    return _enlarged(decision.weights[1 + decision.experts.index(expert)])
+        return torch.zeros_like(_in_pixels(guider, decision.weights[0]))
+    return _in_pixels(guider, decision.weights[1 + decision.experts.index(expert)])
 
 
-def saliency_of(decision: Decision) -> torch.Tensor:
-    """[B, 8 H, M x 8 W] in 0..1: every model's map side by side, the general one's first, on one scale."""
-    maps = torch.cat([_enlarged(log_map.exp()) for log_map in decision.log_maps], -1)
+def saliency_of(guider: FusionGuider, decision: Decision) -> torch.Tensor:
+    """[B, H, M x W] in 0..1, in pixels of the picture: every model's map side by side, the general one's first, on one scale."""
+    maps = torch.cat([_in_pixels(guider, log_map.exp()) for log_map in decision.log_maps], -1)
     return maps / maps.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
 
-def _enlarged(maps: torch.Tensor) -> torch.Tensor:
-    """Pixels [B, ..., H, W] as squares [B, 8 H, 8 W], frames one after another."""
-    return F.interpolate(maps.float().cpu().flatten(0, -3)[:, None], scale_factor=PIXELS, mode="nearest")[:, 0]
+def _in_pixels(guider: FusionGuider, maps: torch.Tensor) -> torch.Tensor:
+    """Places [B, ..., H, W] of a latent as squares of the picture, frames one after another."""
+    factor = guider.model_patcher.get_model_object("latent_format").spacial_downscale_ratio
+    return F.interpolate(maps.float().cpu().flatten(0, -3)[:, None], scale_factor=factor, mode="nearest")[:, 0]

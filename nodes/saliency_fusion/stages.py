@@ -12,7 +12,9 @@ import torch
 
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.samplers import require_deterministic
-from .guider import Blending, Expert, FusionGuider, Prompted
+from .expert import Expert, Prompted
+from .guider import Blending, FusionGuider
+from .saliency import Sharpness
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -31,21 +33,21 @@ class SubjectFusionGuider(FusionGuider):
         cfg: float,
         scene_end: float,
         fusion_end: float,
-        k_scene: float = 1.0,
-        k_subject: float = 1.0,
+        sharpness_scene: Sharpness,
+        sharpness_subject: Sharpness,
     ):
         if scene_end > fusion_end:
             raise ValueError(
                 f"scene_end: expected at most fusion_end, got {scene_end:g} after {fusion_end:g}. The scene comes first; make "
                 "them equal to go over to the subject without fusing."
             )
-        scene = Prompted(model_scene, positive, negative, cfg, k_scene, socket="model_scene")
+        scene = Prompted(model_scene, positive, negative, cfg, sharpness_scene, socket="model_scene")
         subject = Expert(
             model_subject,
             positive_subject,
             positive,
             cfg,
-            k_subject,
+            sharpness_subject,
             socket="model_subject",
             span=(scene_end, fusion_end),
             takes_over=True,

@@ -30,6 +30,11 @@ class Window:
         sampling = model.get_model_object("model_sampling")
         return cls(*(float(sampling.percent_to_sigma(percent)) for percent in (start_percent, end_percent)))
 
+    @classmethod
+    def around(cls, sigma: float) -> Window:
+        """That level alone."""
+        return cls(sigma, sigma * (1.0 - 4.0 * TOLERANCE))
+
     def holds(self, sigma: float) -> bool:
         return not self.is_over_at(sigma) and sigma <= self.start * (1.0 + TOLERANCE)
 

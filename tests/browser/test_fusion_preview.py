@@ -57,8 +57,8 @@ def left_half(seed: int) -> Graph:
     }
     guider = graph.add(
         "PAL_SaliencyFusionGuider", model=general[0], model_expert=expert[0], **texts, cfg=3.0, cfg_expert=3.0,
-        k_general=1.0, k_expert=1.0, start_percent=0.0, end_percent=1.0, blur="box", expert_uncond="own", mode="hard",
-        temperature=0.5, mask=mask[0], mask_use="decide",
+        start_percent=0.0, end_percent=1.0, blur="box", expert_uncond="own", mode="hard", mask=mask[0], mask_use="decide",
+        **{"saliency": "sharpness", "saliency.sharpness_general": 1.0, "saliency.sharpness_expert": 3.0},
     )  # fmt: skip
     sampled = graph.add(
         "SamplerCustomAdvanced",

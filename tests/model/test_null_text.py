@@ -9,18 +9,18 @@ import torch
 from palimpsest.nodes.diffusion.schedule import MADE_FOR
 from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.inversion.nodes import SampleTrajectory
-from palimpsest.nodes.inversion.noise import trajectory_latent, trajectory_noise
+from palimpsest.nodes.inversion.noise import trajectory_latent
 from palimpsest.nodes.null_text.nodes import NullTextOptimize
 from palimpsest.nodes.null_text.optimize import optimize
 from palimpsest.nodes.null_text.solvers import Effort
 from support.fixtures import tiny_models
 from support.fixtures.inversions import relative, schedule
+from support.fixtures.null_text_runs import CFG, sampled
 
 import nodes as core_nodes
 
 pytestmark = pytest.mark.model
 
-CFG = 7.5
 STEPS = 5
 QUICK = Effort(inner_steps=3)
 
@@ -43,16 +43,6 @@ def inverted(model, batch=1, steps=STEPS, positive=None, iterations=12):
     latent = tiny_models.latent(model, 2, batch=batch, height=8, width=8)["samples"]
     scheduler = "simple" if latent.shape[1] == 16 else "ddim_uniform"
     return positive, invert(model, positive, latent, schedule(model, steps, scheduler), "fixed_point", iterations)
-
-
-def sampled(model, trajectory, positive, negative, cfg=CFG):
-    """Latents in the model's sampling space, through stock SamplerCustomAdvanced."""
-    guider = core.CFGGuider.execute(model, positive, negative, cfg)[0]
-    euler = core.KSamplerSelect.execute("euler")[0]
-    latent = {"samples": torch.zeros_like(trajectory.start)}
-    noise = trajectory_noise(model, trajectory)
-    out = core.SamplerCustomAdvanced.execute(noise, guider, euler, trajectory.sigmas, latent)[0]["samples"]
-    return model.model.process_latent_in(out)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +285,7 @@ def test_the_node_shows_its_progress_and_draws_a_report():
     comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, **_: progress.append((value, total)))
     try:
         result, report = NullTextOptimize.execute(
-            model, positive, tiny_models.conditioning(model, 3), trajectory, CFG, 2, 1e-2, 1e-5, "null_text", "code"
+            model, tiny_models.conditioning(model, 3), trajectory, CFG, 2, 1e-2, 1e-5, "null_text", "code", positive
         ).args
     finally:
         comfy.utils.set_progress_bar_global_hook(None)

@@ -35,7 +35,7 @@ def edit():
 
 
 def prompt_to_prompt(model, trajectory, edit):
-    return PromptToPrompt.execute(model, trajectory, trajectory.positive, edit, 1.0, 1.0, 0.5, 0.3)[0]
+    return PromptToPrompt.execute(model, trajectory, edit, 1.0, 1.0, 0.5, 0.3)[0]
 
 
 def run(model, trajectory, positive=None, negative=None):
@@ -62,6 +62,15 @@ def test_keeps_its_effect_and_ours_in_either_order(model, trajectory, edit, othe
     assert torch.equal(after, run(other(prompt_to_prompt(model, trajectory, edit)), trajectory))
     assert not same(after, run(prompt_to_prompt(model, trajectory, edit), trajectory), 1e-3)
     assert not same(after, run(other(model), trajectory), 1e-3)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (18, 16)])
+def test_deep_shrink_with_blend_words(model, edit, size):
+    """Fault E8: layers' maps of other sizes, in a step and between steps, could not be added."""
+    trajectory = random_trajectory(model, conditioning(model, 1), 4, size=size, scheduler="normal")
+    shrunk = other_packs.deep_shrink(model)
+    result = run(prompt_to_prompt(shrunk, trajectory, edit), trajectory)
+    assert bool(torch.isfinite(result).all()) and not same(result, run(shrunk, trajectory), 1e-3)
 
 
 def test_an_attention_that_replaces_nothing_changes_nothing(model, trajectory, edit):

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from palimpsest.nodes.saliency_fusion.saliency import Sharpness
 from support.fixtures.fusion import expert, fuse, general, run, start_for
 from support.fixtures.sampling import schedule
 from support.fixtures.tiny_models import sd15
@@ -23,7 +24,11 @@ def twins(models):
 
 
 def role(twin, side, batch):
-    return Role(twin, torch.cat([rows[0][0].repeat(batch, 1, 1) for rows in (side.negative, side.positive)]), side.k)
+    return Role(
+        twin,
+        torch.cat([rows[0][0].repeat(batch, 1, 1) for rows in (side.negative, side.positive)]),
+        side.sharpness.value,
+    )
 
 
 WINDOWS = {
@@ -44,7 +49,9 @@ WINDOWS = {
 )
 def test_equals_the_published_loop_over_diffusers_scheduler(models, twins, batch, general_uncond, mode, k):
     span, fused = WINDOWS[mode]
-    one, other = general(models[0], CFG, k=k[0]), expert(models[1], CFG, k=k[1], span=span)
+    sharpness = [Sharpness(value, relative=False) for value in k]
+    one = general(models[0], CFG, sharpness=sharpness[0])
+    other = expert(models[1], CFG, sharpness=sharpness[1], span=span)
     sigmas = schedule(models[0], STEPS)
     start = start_for(models[0], sigmas, batch)
     ours = run(fuse(one, other, general_uncond=general_uncond), start, sigmas)

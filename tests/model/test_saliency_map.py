@@ -1,7 +1,9 @@
 from types import SimpleNamespace
 
+import comfy.latent_formats
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as core
+import comfy_extras.nodes_model_advanced as advanced
 import pytest
 import torch
 from palimpsest.nodes.diffusion.trajectory import ModelFingerprint, Trajectory
@@ -9,9 +11,8 @@ from palimpsest.nodes.saliency_fusion import preview
 from palimpsest.nodes.saliency_fusion.blending import Mask
 from palimpsest.nodes.saliency_fusion.nodes import SaliencyMap
 from palimpsest.nodes.saliency_fusion.preview import COLOURS, with_mask
-from palimpsest.nodes.saliency_fusion.stages import SubjectFusionGuider
 from PIL import Image
-from support.fixtures.fusion import expert, fuse, general, run, start_for
+from support.fixtures.fusion import expert, fuse, fuse_subject, general, run, start_for
 from support.fixtures.sampling import schedule
 from support.fixtures.tiny_models import conditioning, latent, sd15
 
@@ -71,7 +72,7 @@ def test_reads_a_picture_under_noise_and_a_latent_that_is_noisy(sampled, models)
 
 def test_shows_a_subject_fusion_at_any_stage(models):
     null, text, augmented = (conditioning(models[0], seed) for seed in (1, 2, 3))
-    guider = SubjectFusionGuider(*models[:2], text, augmented, null, 5.0, 0.3, 0.6)
+    guider = fuse_subject(models[:2], [null, text, augmented], (0.3, 0.6))
     picture = latent(models[0], 3, 1, 8, 8)
     mask, heat = SaliencyMap.execute(guider, 0, 1, latent_image=picture, sigmas=schedule(models[0], 4)).result
     assert mask.shape == (1, 64, 64) and heat.shape == (1, 64, 128, 3)
@@ -86,6 +87,51 @@ def test_an_expert_that_its_mask_keeps_out_has_nothing(sampled, models):
     assert float(SaliencyMap.execute(guider, 0, 2, trajectory=path)[0].max()) == 1.0
     with pytest.raises(ValueError, match="guider: expected one with an expert that its mask lets in"):
         SaliencyMap.execute(fuse(general(models[0]), expert(models[1], mask=nowhere)), 0, 1, trajectory=path)
+
+
+def test_only_the_step_that_is_looked_at_has_to_be_one_of_the_expert_s_F10(models):
+    """A general model with zero terminal SNR starts far above the highest level of its expert, which joins later."""
+    from_far = advanced.ModelSamplingDiscrete().patch(models[0], "v_prediction", True)[0]
+    sigmas = schedule(from_far, 10)
+    noise, picture = core.RandomNoise.execute(5)[0], latent(models[0], 3, 1, 8, 12)
+    guider = fuse(general(from_far), expert(models[1], span=(0.4, 1.0)), expert(models[2], span=(0.5, 1.0), seed=6))
+    for step in (2, 7, 9):
+        for number in (1, 2):
+            mask = SaliencyMap.execute(guider, step, number, latent_image=picture, sigmas=sigmas, noise=noise)[0]
+            assert mask.shape == (1, 64, 96)
+    with pytest.raises(ValueError, match="model_expert: expected a model for sigma"):
+        SaliencyMap.execute(guider, 0, 1, latent_image=picture, sigmas=sigmas, noise=noise)
+
+
+def test_the_map_shows_saliency_also_where_a_mask_decides(sampled, models):
+    _, _, path = sampled
+    left = torch.zeros(1, 8, 12)
+    left[..., :6] = 1.0
+    guider = fuse(general(models[0], 1.0), expert(models[1], 1.0, mask=Mask(left, "decide")))
+    mask, heat = SaliencyMap.execute(guider, 0, 1, trajectory=path).result
+    assert torch.equal(mask, enlarged(left).expand(2, -1, -1)) and float(heat.std()) > 0.01
+
+
+@pytest.mark.parametrize("ratio", [1, 4, 16])
+def test_pixels_are_counted_by_the_latent_format_F11(models, ratio):
+    """Of a latent that is as large as the picture, or of another factor than 8, also if ComfyUI's empty latent comes of another one."""
+
+    class Format(comfy.latent_formats.SD15):
+        spacial_downscale_ratio = ratio
+
+    def reads(model):
+        patched = model.clone()
+        patched.add_object_patch("latent_format", Format())
+        return patched
+
+    guider = fuse(general(reads(models[0])), expert(reads(models[1])))
+    empty = {"samples": torch.zeros(1, 4, 16, 16), "downscale_ratio_spacial": 8}
+    noise = core.RandomNoise.execute(5)[0]
+    sigmas = schedule(models[0], 4)
+    mask, heat = SaliencyMap.execute(guider, 1, 1, latent_image=empty, sigmas=sigmas, noise=noise).result
+    assert mask.shape == (1, 128, 128) and heat.shape == (1, 128, 256, 3)
+    step = torch.nn.functional.max_pool2d(mask[None], ratio) - (-torch.nn.functional.max_pool2d(-mask[None], ratio))
+    assert float(step.abs().max()) == 0.0 and 0 < float(mask.mean()) < 1
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Sample Prior on a small random prior in the published layout, with ComfyUI's own CLIP, memory management and interruption."""
+"""unCLIP Sample Prior on a small random prior in the published layout, with ComfyUI's own CLIP, memory management and interruption."""
 
 from __future__ import annotations
 

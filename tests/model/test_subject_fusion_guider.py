@@ -2,9 +2,10 @@ import comfy.samplers
 import pytest
 import torch
 from palimpsest.nodes.inversion.recording import sample_trajectory
-from palimpsest.nodes.saliency_fusion.guider import Prompted
+from palimpsest.nodes.saliency_fusion.expert import Prompted
+from palimpsest.nodes.saliency_fusion.saliency import Sharpness
 from palimpsest.nodes.saliency_fusion.stages import staged_function
-from support.fixtures.fusion import fuse_subject, plain, run, start_for
+from support.fixtures.fusion import PUBLISHED, fuse_subject, plain, run, start_for
 from support.fixtures.sampling import schedule
 from support.fixtures.tiny_models import conditioning, sd15
 from support.fixtures.twin_fusion import subject_fusion
@@ -66,13 +67,13 @@ def test_k_sharpens_each_model_s_own_saliency(models, prompts):
     sigmas = schedule(models[0], 2)
     x = start_for(models[0], sigmas, size=(8, 8))
     plain_maps, sharp_maps = (
-        run(fuse_subject(models, prompts, (0.0, 1.0), CFG, sharpness), x, sigmas).decisions[0].log_maps
-        for sharpness in ((1.0, 1.0), (2.0, 5.0))
+        run(fuse_subject(models, prompts, (0.0, 1.0), CFG, [Sharpness(k, False) for k in ks]), x, sigmas)
+        .decisions[0]
+        .log_maps
+        for ks in ((1.0, 1.0), (2.0, 5.0))
     )
     for plain_map, sharp_map, k in zip(plain_maps, sharp_maps, (2.0, 5.0), strict=True):
         assert torch.allclose(sharp_map, torch.log_softmax(k * plain_map.flatten(-2), -1).view_as(sharp_map), atol=1e-4)
-    with pytest.raises(ValueError, match="k: expected a number above 0 for `model_subject`, got 0"):
-        fuse_subject(models, prompts, (0.0, 1.0), CFG, (1.0, 0.0))
 
 
 @pytest.mark.parametrize("borders, alone", [((1.0, 1.0), "scene"), ((0.0, 0.0), "subject")])
@@ -81,7 +82,11 @@ def test_one_stage_over_the_whole_picture_is_that_model_alone(models, prompts, b
     sigmas = schedule(models[0], 2)
     x = start_for(models[0], sigmas, size=(8, 8))
     made, rows = rows_of(models, lambda: run(guider(models, prompts, borders), x, sigmas))
-    side = Prompted(models[0], text, null, CFG) if alone == "scene" else Prompted(models[1], augmented, text, CFG)
+    side = (
+        Prompted(models[0], text, null, CFG, PUBLISHED)
+        if alone == "scene"
+        else Prompted(models[1], augmented, text, CFG, PUBLISHED)
+    )
     assert torch.equal(made.result, run(plain(side), x, sigmas).result)
     assert rows == ([[2, 2], []] if alone == "scene" else [[], [2, 2]])
 
@@ -95,7 +100,7 @@ def test_without_a_subject_the_response_is_none_and_the_mask_is_where_the_scene_
     assert torch.allclose(maps[1], torch.full((1, 8, 8), 1 / 64))
     assert torch.equal(made.decisions[0].weights[1], (maps[0] < maps[1]).float())
     alone = run(guider(models, prompts, (0.0, 0.0), augmented=1), x, sigmas[:2]).result
-    text = Prompted(models[1], prompts[1], prompts[1], 1.0)
+    text = Prompted(models[1], prompts[1], prompts[1], 1.0, PUBLISHED)
     assert same(alone, run(plain(text), x, sigmas[:2]).result, 1e-6)
 
 
@@ -113,7 +118,10 @@ def test_a_sampler_s_history_ends_with_a_stage(models, prompts, sampler):
     x = start_for(models[0], sigmas, size=(8, 8))
     made = run(guider(models, prompts, (0.45, 0.45)), x, sigmas, sampler)  # t = 997, 831, 665 | 499, ..., 1
     null, text, augmented = prompts
-    scene, subject = Prompted(models[0], text, null, CFG), Prompted(models[1], augmented, text, CFG)
+    scene, subject = (
+        Prompted(models[0], text, null, CFG, PUBLISHED),
+        Prompted(models[1], augmented, text, CFG, PUBLISHED),
+    )
     border = 3
     timesteps = models[0].get_model_object("model_sampling").timestep(sigmas[:-1])
     assert int(timesteps[border - 1]) > 549.45 >= int(timesteps[border])

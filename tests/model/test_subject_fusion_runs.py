@@ -4,8 +4,8 @@ import comfy.model_management
 import pytest
 import torch
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
-from palimpsest.nodes.saliency_fusion.guider import Prompted
-from support.fixtures.fusion import fuse_subject, plain, run, start_for
+from palimpsest.nodes.saliency_fusion.expert import Prompted
+from support.fixtures.fusion import PUBLISHED, fuse_subject, plain, run, start_for
 from support.fixtures.other_packs import OTHERS, free_u, lora, with_control
 from support.fixtures.sampling import random_trajectory, schedule
 from support.fixtures.tiny_models import conditioning, control_net, sd15
@@ -93,7 +93,7 @@ def require_both_in_place(models, prompts, x, sigmas, tolerance=1e-6):
     """Scene and subject stages are their models alone, and each place of a fused step is one model's own prediction."""
     step = sigmas[[0, -1]]
     null, text, augmented = prompts
-    sides = Prompted(models[0], text, null, CFG), Prompted(models[1], augmented, text, CFG)
+    sides = Prompted(models[0], text, null, CFG, PUBLISHED), Prompted(models[1], augmented, text, CFG, PUBLISHED)
     scene, subject = (run(plain(side), x, step).result for side in sides)
     for borders, expected in (((1.0, 1.0), scene), ((0.0, 0.0), subject)):
         assert same(run(fuse_subject(models, prompts, borders), x, step).result, expected, tolerance)
@@ -101,6 +101,21 @@ def require_both_in_place(models, prompts, x, sigmas, tolerance=1e-6):
     chosen = made.decisions[0].weights[1][:, None].bool()
     assert 0 < float(chosen.float().mean()) < 1
     assert same(made.result, torch.where(chosen, subject, scene), tolerance)
+
+
+def test_a_run_of_the_last_stage_does_not_load_the_scene_model_F17(models, prompts, x):
+    comfy.model_management.unload_all_models()
+    late = schedule(models[0], 10)[7:]
+    null, text, augmented = prompts
+    loaded = []
+
+    def on_step(step):
+        loaded.append([each.model.model for each in comfy.model_management.current_loaded_models])
+
+    made = run(fuse_subject(models, prompts, STAGES), x, late, on_step=on_step).result
+    assert loaded == [[models[1].model]] * 3
+    subject = Prompted(models[1], augmented, text, CFG, PUBLISHED)
+    assert torch.equal(made, run(plain(subject), x, late).result)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -146,9 +146,8 @@ BAD = {
         "other steps": (otherwise(sigmas=lambda made: made.schedule(STEPS + 1)[0]), "sigmas", "3 steps with"),
         "another scheduler": (otherwise(sigmas=lambda made: made.schedule(STEPS, "karras")[0]), "sigmas", "2 steps with"),
         "another size": (otherwise(latent_image=other_latent, noise=noise), "latent_image", "8 x 16"),
-        "an ancestral sampler": (sampled("euler_ancestral"), "sampler", "euler_ancestral"),
-        "an SDE sampler": (sampled("dpmpp_2m_sde"), "sampler", "dpmpp_2m_sde"),
         "a sampler between the levels": (sampled("dpm_2"), "sampler", "dpm_2"),
+        "an SDE sampler between the levels": (sampled("dpmpp_sde"), "sampler", "dpmpp_sde"),
     },
     "mask": {
         "words that are not in the text": (mask(words="circle, dog"), "words", "'dog'"),

@@ -66,8 +66,9 @@ def test_a_checkpoint_and_its_lora_and_neutral_settings(client: Client, sd15: st
         name: made.sample(made.graph.add("PAL_SaliencyFusionGuider", **{**inputs, **changed}))
         for name, changed in {
             "never": {"start_percent": 0.3, "end_percent": 0.3},
-            "soft": {"mode": "soft", "temperature": 1.0},
+            "soft": {"mode": "soft", "mode.temperature": 1.0},
             "general uncond": {"expert_uncond": "general", "blur": "gaussian"},
+            "published": {"saliency": "published", "saliency.k_general": 1.0, "saliency.k_expert": 1.0},
         }.items()
     }
     mask = made.graph.add("SolidMask", value=1.0, width=SIZE, height=SIZE)
@@ -81,6 +82,7 @@ def test_a_checkpoint_and_its_lora_and_neutral_settings(client: Client, sd15: st
     assert (pictures["never"] == general).all()
     assert np.abs(pictures["everywhere"].astype(int) - expert).max() <= 1
     assert (pictures["soft"] != fused).any() and (pictures["general uncond"] != fused).any()
+    assert (pictures["published"] != fused).any()
 
 
 def test_a_third_model_comes_from_a_fusion_expert(client: Client, sd15: str, second: str, lora: str):
@@ -91,9 +93,9 @@ def test_a_third_model_comes_from_a_fusion_expert(client: Client, sd15: str, sec
     third = made.graph.add(
         "PAL_FusionExpert",
         model_expert=other[0],
-        k_expert=5.0,
         mask_use="restrict",
         **{name: inputs[name] for name in own},
+        **{"saliency": "published", "saliency.k_expert": 5.0},
     )
     both = made.graph.add("PAL_SaliencyFusionGuider", **inputs, **{"experts.expert0": third[0]})
     shown = made.sample(both)

@@ -99,7 +99,8 @@ def zero_terminal_snr(made: Fusion) -> dict:
 
 
 def third(made: Fusion, model: list) -> dict:
-    own = ("positive_expert", "negative_expert", "cfg_expert", "k_expert", "start_percent", "end_percent")
+    prompts, numbers = ("positive_expert", "negative_expert"), ("cfg_expert", "start_percent", "end_percent")
+    own = (*prompts, *numbers, "saliency", "saliency.sharpness_expert")
     inputs = {name: made.graph[made.guider.id]["inputs"][name] for name in own}
     node = made.graph.add("PAL_FusionExpert", model_expert=model, mask_use="restrict", **inputs)
     return {"experts.expert0": node[0]}
@@ -175,7 +176,7 @@ def queue(server: Server, sd15: str) -> Queue:
         before = pixels(client, client.run(made.graph), made.shown)
         built = {name: build(sd15) for name, (build, *_) in CASES.items()}
         ids = {name: client.queue(graph) for name, (graph, _) in built.items()}
-        made.graph[made.guider.id]["inputs"]["temperature"] = 0.6  # which a hard mask does not read
+        made.graph[made.guider.id]["inputs"]["mask_use"] = "force"  # which says nothing without a mask
         last = client.queue(made.graph)
         runs = {name: (client.follow(ids[name]), *built[name]) for name in CASES}
         run = client.follow(last)
@@ -196,8 +197,9 @@ def test_what_is_queued_behind_it_runs_on_the_same_models(queue: Queue):
 @pytest.mark.parametrize(
     ("socket", "value", "message"),
     [
-        ("k_expert", 0.0, "smaller than min"),
-        ("k_general", 0.0, "smaller than min"),
+        ("saliency.sharpness_expert", 0.0, "smaller than min"),
+        ("saliency.sharpness_general", 0.0, "smaller than min"),
+        ("saliency", None, "Required input is missing"),
         ("end_percent", 1.5, "bigger than max"),
         ("model_expert", None, "Required input is missing"),
         ("positive_expert", None, "Required input is missing"),

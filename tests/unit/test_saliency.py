@@ -3,8 +3,16 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from palimpsest.nodes.saliency_fusion.blending import Mask, blend, hard_weights, soft_weights
-from palimpsest.nodes.saliency_fusion.saliency import BLURS, box_blur, gaussian_blur, log_saliency, strength
+from palimpsest.nodes.saliency_fusion.blending import Mask, blend, hard_weights, keeps_out, soft_weights
+from palimpsest.nodes.saliency_fusion.saliency import (
+    BLURS,
+    QUIET,
+    Sharpness,
+    box_blur,
+    gaussian_blur,
+    log_saliency,
+    strength,
+)
 from palimpsest.nodes.saliency_fusion.windows import Window
 
 pytestmark = pytest.mark.unit
@@ -14,6 +22,14 @@ SIZES = [(64, 64), (16, 16), (7, 12), (2, 2)]
 
 def response(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def published(strengths, k, cfg=1.0):
+    return log_saliency(strengths, Sharpness(k, relative=False), cfg)
+
+
+def relative(strengths, sharpness, cfg=1.0):
+    return log_saliency(strengths, Sharpness(sharpness), cfg)
 
 
 def published_box(x):
@@ -69,10 +85,10 @@ def test_gaussian_keeps_a_constant_everywhere_and_is_as_wide_as_the_box():
 @pytest.mark.parametrize("size", SIZES)
 def test_maps_sum_to_one_per_row_and_rows_do_not_mix(blur, size):
     responses = response(2, 4, *size)
-    maps = log_saliency(strength(responses, blur), 2.0).exp()
+    maps = published(strength(responses, blur), 2.0).exp()
     assert maps.shape == (2, *size)
     assert torch.allclose(maps.sum((1, 2)), torch.ones(2))
-    alone = [log_saliency(strength(row[None], blur), 2.0).exp() for row in responses]
+    alone = [published(strength(row[None], blur), 2.0).exp() for row in responses]
     assert torch.allclose(maps, torch.cat(alone), rtol=1e-6, atol=0)
 
 
@@ -86,7 +102,7 @@ def test_strength_is_the_mean_over_channels_of_the_blurred_sizes():
 
 
 def logs(*seeds, k=1.0, size=(16, 16), batch=2):
-    maps = [log_saliency(strength(response(batch, 4, *size, seed=seed), "box"), k) for seed in seeds]
+    maps = [published(strength(response(batch, 4, *size, seed=seed), "box"), k) for seed in seeds]
     return torch.stack(maps)
 
 
@@ -104,7 +120,7 @@ def test_swapping_two_models_complements_the_mask():
 
 def test_with_k_near_zero_an_expert_has_what_the_general_model_leaves_below_the_mean():
     general, expert = (strength(response(1, 4, 16, 16, seed=seed), "box") for seed in (1, 2))
-    maps = torch.stack([log_saliency(general, 1.0), log_saliency(expert, 1e-7)])
+    maps = torch.stack([published(general, 1.0), published(expert, 1e-7)])
     assert torch.equal(hard_weights(maps, [None])[1], (maps[0].exp() < 1 / 256).float())
 
 
@@ -112,7 +128,7 @@ def test_scaling_both_responses_by_sigma_would_change_the_mask():
     """Why responses are divided by sigma: the softmax is not linear."""
     general, expert = (strength(response(1, 4, 16, 16, seed=seed), "box") for seed in (1, 2))
     masks = [
-        hard_weights(torch.stack([log_saliency(scale * general, 1.0), log_saliency(scale * expert, 1.0)]), [None])[1]
+        hard_weights(torch.stack([published(scale * general, 1.0), published(scale * expert, 1.0)]), [None])[1]
         for scale in (1.0, 14.6)
     ]
     assert not torch.equal(*masks)
@@ -156,11 +172,58 @@ def test_masks_are_resized_and_broadcast():
     mask = Mask(torch.ones(128, 256), "force")
     assert mask.resized(torch.zeros(3, 4, 16, 32)).shape == (3, 16, 32)
     assert mask.resized(torch.zeros(3, 16, 5, 16, 32)).shape == (3, 5, 16, 32)
-    assert not mask.keeps_everything_out
-    assert Mask(torch.zeros(1, 8, 8), "restrict").keeps_everything_out
-    assert not Mask(torch.zeros(1, 8, 8), "force").keeps_everything_out
     with pytest.raises(ValueError, match="mask: expected one for all pictures"):
         Mask(torch.ones(2, 8, 8), "force").resized(torch.zeros(3, 4, 16, 16))
+
+
+@pytest.mark.parametrize(
+    ("use", "values", "hard", "soft"),
+    [
+        ("restrict", 0.0, True, True),
+        ("decide", 0.0, True, True),
+        ("restrict", 0.3, True, False),
+        ("decide", 0.3, True, False),
+        ("force", 0.0, False, False),
+        ("force", 0.3, False, False),
+        ("restrict", 0.5, False, False),
+    ],
+)
+def test_a_mask_that_rounds_to_nothing_keeps_its_expert_out_F17(use, values, hard, soft):
+    mask = (use, torch.full((1, 8, 8), values))
+    assert (keeps_out(mask, True), keeps_out(mask, False)) == (hard, soft)
+    never = bool((hard_weights(logs(1, 2, size=(8, 8)), [mask])[1] == 0).all())
+    assert never == hard or use == "force"
+
+
+def test_relative_sharpness_is_not_changed_by_guidance_or_by_the_number_of_pixels_F12():
+    strengths = strength(response(2, 4, 16, 16), "box")
+    assert torch.equal(relative(strengths, 3.0, cfg=5.0), relative(strengths, 3.0, cfg=10.0))
+    assert torch.allclose(relative(strengths, 3.0), relative(7.0 * strengths, 3.0), atol=1e-5)
+    assert not torch.allclose(published(strengths, 3.0, 5.0), published(strengths, 3.0, 10.0), atol=1e-2)
+    one, other = strength(response(1, 4, 16, 16, seed=1), "box"), strength(response(1, 4, 16, 16, seed=2), "box")
+    coarse, fine = (
+        hard_weights(torch.stack([relative(side, 3.0) for side in sides]), [None])
+        for sides in ((one, other), [side.repeat_interleave(4, -1).repeat_interleave(4, -2) for side in (one, other)])
+    )
+    assert torch.equal(coarse.repeat_interleave(4, -1).repeat_interleave(4, -2), fine)
+
+
+def test_published_k_counts_guidance_in():
+    strengths = strength(response(1, 4, 16, 16), "box")
+    assert torch.allclose(published(strengths, 2.0, 5.0), published(5.0 * strengths, 2.0), atol=1e-5)
+
+
+def test_a_response_of_rounding_errors_has_nothing_to_say():
+    """As of a model whose two prompts are the same: its map is even, instead of a picture of the errors."""
+    errors = 0.01 * QUIET * strength(response(1, 4, 8, 8), "box")
+    assert torch.allclose(relative(errors, 3.0).exp(), torch.full((1, 8, 8), 1 / 64), rtol=0.1)
+    assert torch.equal(relative(torch.zeros(1, 8, 8), 3.0), published(torch.zeros(1, 8, 8), 1.0))
+
+
+@pytest.mark.parametrize(("is_relative", "name"), [(True, "sharpness"), (False, "k")])
+def test_a_sharpness_of_nothing_is_refused(is_relative, name):
+    with pytest.raises(ValueError, match=f"^{name}: expected a number above 0, got 0"):
+        Sharpness(0.0, is_relative)
 
 
 def test_a_hard_blend_gathers_bit_for_bit_and_a_soft_one_adds_up():

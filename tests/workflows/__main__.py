@@ -130,7 +130,9 @@ def plug_and_play_on_a_photo() -> Workflow:
                 title="What it looks like now",
                 color=NEGATIVE,
             ),
-            NodeSpec("fade", "PAL_NegativeSchedule", (780, 410), {"alpha": 1.0, "schedule": "linear"}, size=(320, 150)),
+            NodeSpec(
+                "fade", "PAL_NegativeSchedule", (780, 410), {"empty_weight": 1.0, "schedule": "linear"}, size=(320, 150)
+            ),
             NodeSpec(
                 "capture",
                 "PAL_CaptureFeatures",
@@ -155,7 +157,7 @@ def plug_and_play_on_a_photo() -> Workflow:
             ("model", "CLIP", "positive", "clip"),
             ("model", "CLIP", "negative", "clip"),
             ("negative", "CONDITIONING", "fade", "negative"),
-            ("empty", "CONDITIONING", "fade", "negative_source"),
+            ("empty", "CONDITIONING", "fade", "empty"),
             ("schedule", "SIGMAS", "fade", "sigmas"),
             ("model", "MODEL", "capture", "model"),
             ("invert", "trajectory", "capture", "trajectory"),

@@ -37,7 +37,7 @@ A LoRA made for SD1.5, into *models/loras*. The one here is an example: *blindbo
 - the **LoRA**, made for SD1.5
 - **both prompts**: the LoRA's trigger words go into the expert's only
 
-Then press Run. The weights of the checkpoint are in memory once; only what the LoRA changes is kept beside them.
+Then press Run. The expert takes as much memory as a second checkpoint.
 
 ### Keep
 - Both models from **one checkpoint loader**, and the expert's prompts with **the LoRA's CLIP**."""
@@ -56,14 +56,14 @@ Two LoRAs made for SD1.5, into *models/loras*. *blindbox_v1_mix.safetensors* is 
 - **both LoRAs**, made for SD1.5
 - the **prompts**: each LoRA's trigger words go into its own only
 
-Then press Run. A step costs three times as much as a plain one. The checkpoint is in memory once.
+Then press Run. A step costs three times as much as a plain one, and each model takes its own memory.
 
 ### One more
 **Fusion Expert** holds the second one. A third is another Fusion Expert in the next socket of *experts*. Each has its own guidance, \
 window and mask."""
 
-FUSION_TUNING_NOTE = """- **Too little of the expert**: raise *cfg_expert*, or lower *k_expert*.
-- **Too much of it**: lower *cfg_expert*, or begin later with *start_percent*.
+FUSION_TUNING_NOTE = """- **Too little of the expert**: lower *sharpness_expert*, or raise *sharpness_general*.
+- **Too much of it**: the opposite, or begin later with *start_percent*.
 - **In the wrong place**: connect a *mask*. With *restrict* the expert stays inside it, with *force* it always draws there.
 - **Hard seams**: set *mode* to *soft*.
 

@@ -57,7 +57,7 @@ and in Plug-and-Play.
 - **The shapes drift**: raise them in both. *feature_end* holds the shapes, *attention_end* the layout; at 1 they are \
 held to the last step.
 - **The old colours stay**: write them into **What it looks like now**. Negative Schedule fades these words in, from \
-the empty prompt in the first step to the words alone in the last. Its *alpha* at 0 uses the words from the first step, \
+the empty prompt in the first step to the words alone in the last. Its *empty_weight* at 0 uses the words from the first step, \
 which is stronger.
 - **Too weak or too harsh**: change *cfg*, 7.5 here.
 - **An error about levels of the trajectory**: the scheduler or its steps differ between the inversion and the sampler."""

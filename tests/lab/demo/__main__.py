@@ -42,7 +42,6 @@ FUSED_PROMPTS = (
     "a ringed red square on the right, meadow background",
     "a vertical yellow circle on the left, night background",
 )
-FUSION = {"k_general": 10.0, "k_expert": 30.0}
 MASK_STEPS = (5, 15, 25, 35)
 
 
@@ -206,7 +205,7 @@ class Demo:
             for title in ("General model: negative prompt", "Expert: negative prompt"):
                 chosen.set("CLIPTextEncode", title, text="")
             chosen.set("EmptyLatentImage", width=self.size, height=self.size)
-            chosen.set("PAL_SaliencyFusionGuider", cfg=TOY_CFG, cfg_expert=TOY_CFG, end_percent=share, **FUSION)
+            chosen.set("PAL_SaliencyFusionGuider", cfg=TOY_CFG, cfg_expert=TOY_CFG, end_percent=share)
             return chosen
 
         def picture(chosen: Workflow, label: str) -> Image.Image:

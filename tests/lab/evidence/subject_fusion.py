@@ -18,6 +18,7 @@ from lab.toy.references import reference_pictures
 from lab.toy.scenes import OUTDOORS, POSITIONS, SIZE, Scene, caption, sample_scenes
 from palimpsest.nodes.diffusion.conditioning import Conditioning
 from palimpsest.nodes.saliency_fusion.nodes import SaliencyMap, SubjectFusion
+from palimpsest.nodes.saliency_fusion.sockets import SHARPNESS
 from palimpsest.nodes.subject.conditioning import subject_conditioning
 from palimpsest.nodes.subject.encoder import subject_encoder
 from palimpsest.nodes.subject.reference_pictures import Reference
@@ -32,16 +33,23 @@ CFG = 3.0
 SHOWN = 6
 MASK_STEP = 14  # between the borders of both ways that are shown
 DELAYS = (0.2, 0.5, 0.7)
+SALIENCY = {
+    "sharpness": {
+        "saliency": "sharpness",
+        **{f"sharpness_{model}": SHARPNESS[model] for model in ("scene", "subject")},
+    },
+    "published": {"saliency": "published", "k_scene": 1.0, "k_subject": 1.0},
+}
 
 
 @dataclass(frozen=True)
 class Way:
-    """delay: the subject model alone, plain text first. stages: scene_end and fusion_end of both models; sharpness: k_scene, k_subject."""
+    """delay: the subject model alone, plain text first. stages: scene_end and fusion_end of both models."""
 
     label: str
     delay: float | None = None
     stages: tuple[float, float] | None = None
-    sharpness: tuple[float, float] = (1.0, 1.0)
+    saliency: str = "sharpness"
     cfg: float = CFG
 
 
@@ -49,11 +57,11 @@ WAYS = {
     "scene": Way("the scene model alone, which sees no reference"),
     "subject": Way("the subject model alone", delay=0.0),
     **{f"delay {delay}": Way(f"the subject model alone, delayed until {delay}", delay=delay) for delay in DELAYS},
-    "published": Way("**both models**, scene_end 0.3, fusion_end 0.6 (the defaults)", stages=(0.3, 0.6)),
-    "sharper": Way("both models, the same borders, k_subject 10", stages=(0.3, 0.6), sharpness=(1.0, 10.0)),
+    "both": Way("**both models**, scene_end 0.3, fusion_end 0.6 (the defaults)", stages=(0.3, 0.6)),
+    "published": Way("both models, the same borders, the published constants", stages=(0.3, 0.6), saliency="published"),
     "later": Way("both models, scene_end 0.7, fusion_end 0.9", stages=(0.7, 0.9)),
 }
-CHOSEN, SHARPER = "published", "sharper"
+CHOSEN, PUBLISHED = "both", "published"
 MASKS = (
     "With the published k of 1 the masks of the fusion stage are seldom the subject's: on the toy the scene model's guidance is the stronger at the "
     "object, and the subject model is given what is around it. The last stage, which is the subject model's alone, draws the subject all the same. With "
@@ -97,7 +105,7 @@ class Subjects:
                 empty,
                 way.cfg,
                 *way.stages,
-                *way.sharpness,
+                SALIENCY[way.saliency],
             )[0]
         if way.delay is None:
             return core.CFGGuider.execute(self.scene.model, prompts.plain, empty, way.cfg)[0]
@@ -230,11 +238,11 @@ def contact_sheet(
 ) -> Sheet:
     alone = ["scene", "subject", best_delay(tables)]
     headings = ["reference", "scene model", "subject model", "delayed"]
-    headings += ["both models", f"mask, step {MASK_STEP}", "k_subject 10", f"mask, step {MASK_STEP}"]
+    headings += ["both models", f"mask, step {MASK_STEP}", "published constants", f"mask, step {MASK_STEP}"]
     sheet = Sheet("A subject from a picture in a scene from words. White: the subject's places. Toy models.", headings)
     masks = {
         name: world.places(scenes[:BATCH], references[:BATCH], WAYS[name], pictures[name][:BATCH])
-        for name in (CHOSEN, SHARPER)
+        for name in (CHOSEN, PUBLISHED)
     }
     for i in range(SHOWN):
         row = [(references[i], marked(scenes[i])), *((pictures[name][i], "") for name in alone)]

@@ -209,8 +209,9 @@ def saliency_fusion(checkpoint: str, steps: int = 3, expert: str = "", lora: str
     inputs = {
         "model": stock.model, "positive": stock.positive[0], "negative": stock.negative[0], "cfg": 5.0,
         "model_expert": model, "positive_expert": stock.positive[0], "negative_expert": stock.negative[0],
-        "cfg_expert": 5.0, "k_general": 1.0, "k_expert": 1.0, "start_percent": 0.0, "end_percent": 1.0, "blur": "box",
-        "expert_uncond": "own", "mode": "hard", "temperature": 0.5, **changed,
+        "cfg_expert": 5.0, "start_percent": 0.0, "end_percent": 1.0, "saliency": "sharpness",
+        "saliency.sharpness_general": 1.0, "saliency.sharpness_expert": 3.0, "blur": "box", "expert_uncond": "own",
+        "mode": "hard", **changed,
     }  # fmt: skip
     given = {name: value for name, value in inputs.items() if value is not None}
     guider = graph.add("PAL_SaliencyFusionGuider", **given)
@@ -224,7 +225,8 @@ def subject_fusion(checkpoint: str, subject: str, steps: int = 3, **changed) -> 
     inputs = {
         "model_scene": stock.model, "model_subject": graph.add("CheckpointLoaderSimple", ckpt_name=subject)[0],
         "positive": stock.positive[0], "negative": stock.negative[0], "cfg": 5.0, "scene_end": 0.3, "fusion_end": 0.6,
-        "positive_subject": graph.add("CLIPTextEncode", clip=stock.clip, text="a red square")[0], **changed,
+        "positive_subject": graph.add("CLIPTextEncode", clip=stock.clip, text="a red square")[0],
+        "saliency": "published", "saliency.k_scene": 1.0, "saliency.k_subject": 1.0, **changed,
     }  # fmt: skip
     guider = graph.add("PAL_SubjectFusionGuider", **inputs)
     return Fusion(graph, stock, guider, sample_and_show(graph, stock, guider, steps), steps)
