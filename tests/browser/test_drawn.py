@@ -49,8 +49,9 @@ def drawn(request: pytest.FixtureRequest, browser: Browser, served: Server, scre
         expect(line(frontend, "PSNR")).to_be_visible(timeout=300_000)
         wait_until_idle(client)
         frontend.page.wait_for_timeout(1500)  # newer frontends take away progress text once the job has ended
-        name = f"{request.node.name} {'nodes2' if request.param else 'canvas'}"
-        frontend.page.screenshot(path=screenshots / f"drawn {name}.png")
+        release = frontend.page.evaluate("() => __COMFYUI_FRONTEND_VERSION__")
+        name = f"drawn {release} {'nodes2' if request.param else 'canvas'}.png"
+        frontend.page.screenshot(path=screenshots / name)
         yield frontend
         assert frontend.errors == []
         assert frontend.outside == []

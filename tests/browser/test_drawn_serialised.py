@@ -16,6 +16,13 @@ from support.host.server import PACK, Server
 pytestmark = pytest.mark.browser
 
 RENDERERS = pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "nodes2"])
+WITH_PANELS = (
+    "Swap a word in a photo",
+    "Mask by a word, then inpaint",
+    "Plug-and-Play on a photo",
+    "A subject in a scene",
+    "Invert and reconstruct",
+)
 # The panel of a node that is smaller than the panel needs makes it grow, which is the only thing that a file may tell.
 SAVED = """async workflow => {
     await app.loadGraphData(workflow)
@@ -42,7 +49,8 @@ def without_scripts(route: Route) -> None:
 
 @RENDERERS
 def test_workflows_and_prompts_are_the_same_without_the_scripts(browser: Browser, toy_server: Server, vue_nodes: bool):
-    workflows = [json.loads(file.read_text(encoding="utf-8")) for file in WORKFLOWS]
+    workflows = [json.loads(file.read_text(encoding="utf-8")) for file in WORKFLOWS if file.stem in WITH_PANELS]
+    assert len(workflows) == len(WITH_PANELS)
     saved: list[list[str]] = []
     for scripts in (True, False):
         with open_frontend(browser, toy_server.address, vue_nodes) as frontend:

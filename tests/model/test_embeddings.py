@@ -198,7 +198,7 @@ def test_a_node_with_nothing_to_say_takes_away_what_it_said_before_N3(encoder):
     clip, image = tiny_clip.sd1(), encoded(encoder, 1, 1)
     assert EmbeddingTextDiff.execute(image, clip, "a red circle", "a photo", "0, 1", 0).ui == result()
     [told] = EmbeddingTextDiff.execute(image, clip, "word " * 80, "a photo", "0, 1", 0).ui[RESULT]
-    assert "5 tokens beyond" in told
+    assert told == "5 and 0 tokens beyond the 75 that CLIP reads"
 
 
 def test_a_clip_whose_file_lacked_the_projection_is_refused(encoder):
