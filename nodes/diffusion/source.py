@@ -11,6 +11,7 @@ import torch
 from ..attention.calls import ModelOptions, mark_source_pass
 from .conditioning import Conditioning, with_own_controls
 from .evaluation import Conds, Inside, evaluate, run_inside
+from .patched_model import without_step_caches
 from .trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def visit(
 ) -> None:
     """At each of `steps`, let read(step, options) add what reads, run the trajectory's latent under `source`, call seen(step)."""
     trajectory.model.require_match(model)
-    guider = comfy.samplers.CFGGuider(model)
+    guider = comfy.samplers.CFGGuider(without_step_caches(model))
     guider.inner_set_conds({"positive": with_own_controls(source)})
     guider.model_options = mark_source_pass(guider.model_options)
 

@@ -110,7 +110,7 @@ class SourceRuns:
         if begin is None and not self.exact:
             return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
         sampler = executor.class_obj
-        self._require_fit(model_wrap.model_patcher, sampler, sigmas.cpu(), noise)
+        self._require_fit(model_wrap, sampler, sigmas, noise, latent_image)
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         edit = None if begin is None else begin(Run(model_wrap, sampler, sigmas.cpu(), options))
         conds: dict[str, Conds] = {}
@@ -138,20 +138,39 @@ class SourceRuns:
             comfy.sampler_helpers.cleanup_models(conds, [])
 
     def _require_fit(
-        self, model: ModelPatcher, sampler: comfy.samplers.Sampler, sigmas: torch.Tensor, noise: torch.Tensor
+        self,
+        guider: comfy.samplers.CFGGuider,
+        sampler: comfy.samplers.Sampler,
+        sigmas: torch.Tensor,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
     ) -> None:
-        self.trajectory.model.require_match(model)
-        self.trajectory.require_steps(sigmas)
+        name = sampler_name(sampler)
+        self.trajectory.model.require_match(guider.model_patcher)
+        self.trajectory.require_steps(sigmas.cpu(), sampler=name)
         shape = self.trajectory.latents.shape[1:]
         if noise.shape[1:] != shape[1:] or shape[0] not in (1, noise.shape[0]):
             raise ValueError(
                 f"latent_image: expected the trajectory's {_size(shape)}, got {_size(noise.shape)}. "
                 "Sample from the inversion's own latent or noise, or invert a picture of this size."
             )
-        if self.exact and not (isinstance(sampler, InsideSampler) or sampler_name(sampler) == "euler"):
+        if isinstance(sampler, InsideSampler):
+            return
+        sampling = guider.inner_model.model_sampling
+        x = sampling.noise_scaling(sigmas[0], noise, latent_image, sampler.max_denoise(guider, sigmas))
+        self.trajectory.require_start(x, float(sigmas[0]))
+        if not self.exact:
+            return
+        if name != "euler":
             raise ValueError(
-                f"sampler: expected euler or ddim, whose steps an exact retracing undoes, got {sampler_name(sampler)}. Choose one of "
+                f"sampler: expected euler or ddim, whose steps an exact retracing undoes, got {name}. Choose one of "
                 "them, or switch exact_retracing off."
+            )
+        steps = [self.trajectory.step_of(float(sigma)) for sigma in sigmas]
+        if steps != [*range(steps[0], steps[0] + len(steps))]:
+            raise ValueError(
+                f"sigmas: expected every step of the trajectory, which exact retracing undoes one by one, got {len(steps) - 1} of its "
+                f"{self.trajectory.steps} with others left out. Use as many steps as the inversion, or switch exact_retracing off."
             )
 
 

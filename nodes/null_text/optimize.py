@@ -16,7 +16,9 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..diffusion.conditioning import Conditioning, require_timeless, with_own_controls
 from ..diffusion.evaluation import Inside, run_inside
+from ..diffusion.patched_model import require_unedited
 from ..diffusion.schedule import MADE_FOR, step_interval
+from ..diffusion.source_run import RETRACING
 from ..diffusion.trajectory import Trajectory
 from .gradients import Denoiser, Evaluations, differentiable, with_embedding
 from .solvers import Effort, Step, solve_fast, solve_null_text
@@ -66,6 +68,7 @@ def optimize(
     _require_negative(model)
     if method == "negative_prompt":
         return [[embedding, dict(options)] for embedding, options in positive], Course()
+    require_unedited(model, RETRACING)
     _require_plain(model, positive, negative, trajectory, cfg, method)
     if method == "null_text":
         search = _Embedding(negative, trajectory.batch)

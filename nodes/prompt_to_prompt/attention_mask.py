@@ -7,7 +7,7 @@ attention they spend on the words.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,31 +21,12 @@ from ..diffusion.source import visit
 from ..diffusion.trajectory import Trajectory
 from ..text.prompt_tokens import PromptTokens
 from .local_blend import at_size, blend_layers, map_size
-from .prompt_edit import PromptEdit, columns_of, phrases, tokenize_prompt
+from .prompt_edit import PromptEdit, Tokenize, columns_of, phrases, tokenize_prompt
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 BINS = 256
-
-
-def words_of(
-    read: Callable[[str], PromptTokens], text: str, words: str, edit: PromptEdit | None
-) -> tuple[PromptTokens, tuple[int, ...]]:
-    """The prompt and the columns of the words in it."""
-    if edit is not None:
-        if not edit.source_blend:
-            raise ValueError(
-                "edit: expected one with blend_words of its source_text, got none of them. Write them in Encode Prompt Edit, or "
-                "disconnect the edit and use words."
-            )
-        return edit.source, edit.source_blend
-    prompt = tokenize_prompt(read, text, "text")
-    wanted = phrases(words)
-    if not wanted:
-        raise ValueError("words: expected at least one word of the text, got none. Write what the mask is to cover.")
-    found = [columns_of(read, phrase, "words", text=prompt) for phrase in wanted]
-    return prompt, tuple(sorted({column for columns in found for column in columns}))
 
 
 def word_maps(
@@ -94,6 +75,23 @@ class _WordMaps:
         self.sum = self.sum + at_size(maps.unflatten(-1, call.size), self.size)
         self.count += 1
         return call.output
+
+
+def words_of(read: Tokenize, text: str, words: str, edit: PromptEdit | None) -> tuple[PromptTokens, tuple[int, ...]]:
+    """The prompt and the columns of the words in it."""
+    if edit is not None:
+        if not edit.source_blend:
+            raise ValueError(
+                "edit: expected one with blend_words of its source_text, got none of them. Write them in Encode Prompt Edit, or "
+                "disconnect the edit and use words."
+            )
+        return edit.source, edit.source_blend
+    prompt = tokenize_prompt(read, text, "text")
+    wanted = phrases(words)
+    if not wanted:
+        raise ValueError("words: expected at least one word of the text, got none. Write what the mask is to cover.")
+    found = [columns_of(read, phrase, "words", text=prompt) for phrase in wanted]
+    return prompt, tuple(sorted({column for columns in found for column in columns}))
 
 
 def require_picture(image: torch.Tensor, batch: int, size: tuple[int, int], pixels: int) -> None:

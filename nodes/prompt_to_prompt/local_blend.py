@@ -101,7 +101,7 @@ class LocalBlend:
                 f"blend_words: expected context windows over pictures (dim 0), got some over dim {handler.dim}, which never show the model "
                 "the whole picture. Leave blend_words empty, or the context windows out."
             )
-        return cls(trajectory, run.sigmas, settings, layers, not steps_along_the_prediction(run.sampler))
+        return cls(trajectory, run.sigmas, settings, layers, sampler_name(run.sampler) not in DETERMINISTIC)
 
     def new_maps(self, step: int, part: Part) -> Maps:
         maps = Maps(part)
@@ -159,10 +159,6 @@ class LocalBlend:
         maps = F.interpolate(maps, size=x.shape[-2:])
         above = maps > self.settings.blend_threshold * maps.amax((2, 3), keepdim=True)
         return above.any(1, keepdim=True)
-
-
-def steps_along_the_prediction(sampler) -> bool:
-    return f"sample_{sampler_name(sampler)}" in DETERMINISTIC
 
 
 def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:

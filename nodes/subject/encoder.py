@@ -75,7 +75,7 @@ def subject_encoder(weights: dict[str, torch.Tensor], dtype: torch.dtype | None 
 def _vision_config(weights: dict[str, torch.Tensor]) -> dict:
     """The configuration of CLIP's image encoder, read from the shapes of its weights."""
     embeddings = f"{IMAGE_ENCODER}.vision_model.embeddings."
-    layer = re.compile(rf"{IMAGE_ENCODER}\.vision_model\.encoder\.layers\.(\d{1, 3})\.")
+    layer = re.compile(rf"{IMAGE_ENCODER}\.vision_model\.encoder\.layers\.(\d{{1,3}})\.")
     telling = {
         "patch": f"{embeddings}patch_embedding.weight",
         "positions": f"{embeddings}position_embedding.weight",

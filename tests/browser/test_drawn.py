@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser.test_workflows import wait_until_idle
 from playwright.sync_api import Browser, Locator, expect
 from support.host.client import Client
 from support.host.drawn import STEPS, open_drawn
@@ -47,7 +46,7 @@ def drawn(request: pytest.FixtureRequest, browser: Browser, served: Server, scre
         frontend.queue()
         expect(frontend.page.locator(".palimpsest-stage .palimpsest-ranking")).to_be_attached(timeout=120_000)
         expect(line(frontend, "PSNR")).to_be_visible(timeout=300_000)
-        wait_until_idle(client)
+        client.wait_until_idle()
         frontend.page.wait_for_timeout(1500)  # newer frontends take away progress text once the job has ended
         release = frontend.page.evaluate("() => __COMFYUI_FRONTEND_VERSION__")
         name = f"drawn {release} {'nodes2' if request.param else 'canvas'}.png"

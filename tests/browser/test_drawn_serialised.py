@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from browser.test_workflows import WORKFLOWS, wait_until_idle
 from playwright.sync_api import Browser, Route, expect
 from support.host.client import Client
 from support.host.drawn import open_drawn
@@ -49,8 +48,8 @@ def without_scripts(route: Route) -> None:
 
 @RENDERERS
 def test_workflows_and_prompts_are_the_same_without_the_scripts(browser: Browser, toy_server: Server, vue_nodes: bool):
-    workflows = [json.loads(file.read_text(encoding="utf-8")) for file in WORKFLOWS if file.stem in WITH_PANELS]
-    assert len(workflows) == len(WITH_PANELS)
+    folder = PACK / "example_workflows"
+    workflows = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in WITH_PANELS]
     saved: list[list[str]] = []
     for scripts in (True, False):
         with open_frontend(browser, toy_server.address, vue_nodes) as frontend:
@@ -72,7 +71,7 @@ def test_a_run_is_saved_as_if_nothing_had_been_drawn(browser: Browser, toy_serve
         before = saved_now(frontend)
         frontend.queue()
         expect(frontend.page.locator(".palimpsest-result", has_text="PSNR")).to_be_visible(timeout=300_000)
-        wait_until_idle(client)
+        client.wait_until_idle()
         assert saved_now(frontend) == before
     assert frontend.errors == []
 
@@ -85,7 +84,7 @@ def test_text_reads_on_light_and_dark_themes(browser: Browser, toy_server: Serve
             open_drawn(frontend, seed=len(theme))
             frontend.queue()
             expect(frontend.page.locator(".palimpsest-result", has_text="PSNR")).to_be_visible(timeout=300_000)
-            wait_until_idle(client)
+            client.wait_until_idle()
             frontend.page.screenshot(path=screenshots / f"drawn {theme}.png")
             assert frontend.page.evaluate(brightness) in readable
 
@@ -113,7 +112,7 @@ def test_it_is_drawn_inside_a_subgraph(browser: Browser, toy_server: Server, scr
         )
         frontend.queue()
         page.wait_for_timeout(1000)
-        wait_until_idle(client)
+        client.wait_until_idle()
         page.evaluate(
             """() => {
                 const box = app.graph.nodes.find(node => node.isSubgraphNode?.())

@@ -8,25 +8,14 @@ from palimpsest.nodes.prompt_to_prompt.nodes import AttentionMask
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.text.tokens import tokenize
 from skimage.filters import threshold_otsu
-from support.fixtures import tiny_clip
 from support.fixtures.other_packs import deep_shrink
 from support.fixtures.sampling import random_trajectory
-from support.fixtures.tiny_models import conditioning, flow_dit, sd15, sdxl
+from support.fixtures.tiny_models import conditioning, flow_dit, sdxl
 from support.fixtures.unet_probe import UNetProbe, fingerprint, same
 
 pytestmark = pytest.mark.model
 
 TEXT = "a red cat on the grass"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
 
 
 @pytest.fixture(scope="module")

@@ -133,10 +133,10 @@ def test_F17_what_is_read_of_a_file_is_let_go(monkeypatch, files):
 @torch.inference_mode()
 def test_F2_lora_hooks_work_on_a_decoder_under_dynamic_vram(dynamic, files, sources):
     """Fault F2: core loads the model again for them, and the pack's loaders did not tell it how."""
+    clip = tiny_clip.sd1()
     dynamic(True)
     model = load_decoder(files[sources[0]], files.get(sources[1]), torch.float32)
     assert model.is_dynamic() and model.clone().cached_patcher_init is model.cached_patcher_init
-    clip = tiny_clip.sd1()
     guidance = unclip_conditioning(clip, model, "a cat", unclip.embedding())
     name = "diffusion_model.output_blocks.0.1.qkv.weight"
     hook = comfy.hooks.WeightHook(1.0, 1.0)

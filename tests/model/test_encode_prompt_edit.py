@@ -17,11 +17,6 @@ from nodes import CLIPTextEncode
 pytestmark = pytest.mark.model
 
 
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
-
-
 def test_columns_are_the_tokens_of_each_word(clip):
     prompt = tokenize(clip, "A fluffy cat, on hippopotamuses!")
     assert prompt.words == ((1,), (2,), (3, 4), (5,), (6, 7, 8, 9))

@@ -10,6 +10,7 @@ from support.fixtures.inversions import KINDS, relative, sample_back
 from support.fixtures.other_packs import with_control
 from support.fixtures.sampling import sample, schedule
 from support.fixtures.tiny_models import conditioning, control_net, latent, sd15
+from support.fixtures.tiny_transformers import KINDS as TRANSFORMERS
 from support.fixtures.unet_probe import UNetProbe, same
 
 pytestmark = pytest.mark.model
@@ -52,6 +53,16 @@ def test_retraces_every_latent(kind):
     path = sample_back(exact(model, trajectory), trajectory, picture).latents
     for ours, source in zip(path, trajectory.latents, strict=True):
         assert relative(ours, source) < 1e-4
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_retraces_transformers(name):
+    kind = TRANSFORMERS[name]
+    model = kind.model()
+    trajectory = invert(model, kind.conditioning(2), kind.latent(1), schedule(model, 4, "simple"), "ddim")
+    picture = model.model.process_latent_out(trajectory.latents[-1])
+    path = sample_back(exact(model, trajectory), trajectory, picture).latents
+    assert max(relative(ours, source) for ours, source in zip(path, trajectory.latents, strict=True)) < 1e-4
 
 
 def test_costs_one_evaluation_a_step_up_and_down():
@@ -125,6 +136,9 @@ def test_refuses_what_it_cannot_retrace():
     for sampler in ("heun", "dpmpp_2m", "euler_ancestral"):
         with pytest.raises(ValueError, match=rf"^sampler: expected euler or ddim, .* got {sampler}"):
             back(exact(model, trajectory), trajectory, sampler=sampler)
+    coarse = trajectory.sigmas[[0, *range(2, len(trajectory.sigmas))]]
+    with pytest.raises(ValueError, match=r"^sigmas: expected every step of the trajectory"):
+        sample(exact(model, trajectory), trajectory.start, trajectory.positive, [], 1.0, coarse)
     other = invert(model, trajectory.positive, latent(model, 5)["samples"], trajectory.sigmas, "euler")
     for node in (ExactRetracing.execute, lambda m, t: PlugAndPlay.execute(m, t, 0.5, 0.5, "auto", True)):
         with pytest.raises(ValueError, match=r"^trajectory: expected one by method ddim"):

@@ -25,8 +25,9 @@ from support.fixtures.twin_prior import TINY, karlo_layout, twin
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 
-DAILY, ALL = 40, 1000  # mutants for each of the targets
+DAILY, ALL = 25, 1000  # mutants for each of the targets
 LONGEST_MESSAGE = 1000
+DECODER = ("model_name", "text_proj_name")  # of two files either may be what does not fit the other
 MOST_MEMORY = 300 * 2**20  # that the largest peak may rise by, whatever a file claims
 
 
@@ -70,8 +71,8 @@ def targets(tmp_path_factory) -> dict[str, Target]:
         "prior": (lambda file: load_prior(file, None), "prior_name", "prior"),
         "prior of Karlo": (lambda file: load_prior(file, good["stats"]), "prior_name", "karlo_prior"),
         "statistics of Karlo": (lambda file: load_prior(good["karlo_prior"], file), "stats_name", "stats"),
-        "decoder": (lambda file: load_decoder(file, good["text_proj"]), "model_name", "unet"),
-        "text_proj": (lambda file: load_decoder(good["unet"], file), ("text_proj_name", "model_name"), "text_proj"),
+        "decoder": (lambda file: load_decoder(file, good["text_proj"]), DECODER, "unet"),
+        "text_proj": (lambda file: load_decoder(good["unet"], file), DECODER, "text_proj"),
         "decoder of Karlo": (lambda file: load_decoder(file, None), "model_name", "karlo"),
         "upsampler": (lambda file: load_upsampler(file, None), "model_name", "first"),
         "upsampler of Karlo": (lambda file: load_upsampler(file, None), "model_name", "upsampler"),

@@ -14,11 +14,6 @@ pytestmark = pytest.mark.model
 CFG = 7.5
 
 
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
-
-
 def plug_and_play(model, trajectory, feature_end=1.0, attention_end=1.0, blocks="auto", **optional):
     return PlugAndPlay.execute(model, trajectory, feature_end, attention_end, blocks, **optional)[0]
 

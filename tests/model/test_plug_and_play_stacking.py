@@ -18,19 +18,14 @@ from support.fixtures.other_packs import (
     with_control,
 )
 from support.fixtures.sampling import random_trajectory, sample
-from support.fixtures.tiny_models import conditioning, sd15
+from support.fixtures.tiny_models import conditioning
 from support.fixtures.tiny_models import control_net as tiny_control_net
 from support.fixtures.unet_probe import UNetProbe, rows_equal, same
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 CFG = 7.5
 STEPS = 2
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
 
 
 @pytest.fixture(scope="module")

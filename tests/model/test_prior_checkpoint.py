@@ -146,7 +146,10 @@ def test_something_else_than_tensors_is_refused(tmp_path):
 )  # fmt: skip
 def test_a_tensor_that_is_missing_is_named(weights, lost):
     kept = {name: value for name, value in weights.items() if name != lost}
-    message = {"prd_embedding": "without the learned query", "clip_mean": "stats_name: expected"}.get(lost, lost)
+    message = {
+        "prd_embedding": "without the learned query",
+        "clip_mean": r"^prior_name: .* where clip_mean or clip_std is missing",
+    }.get(lost, lost)
     with pytest.raises(ValueError, match=message):
         prior(kept, "some.safetensors", None)
 

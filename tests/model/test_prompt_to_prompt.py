@@ -6,7 +6,6 @@ import torch
 from palimpsest.nodes.attention.unet_layers import attention_layers
 from palimpsest.nodes.prompt_to_prompt.local_blend import blend_layers
 from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
-from support.fixtures import tiny_clip
 from support.fixtures.sampling import random_trajectory, sample, schedule
 from support.fixtures.tiny_models import conditioning, flow_dit, sd15, sd21_v, sdxl
 from support.fixtures.unet_probe import UNetProbe, fingerprint, rows_equal, same
@@ -14,16 +13,6 @@ from support.fixtures.word_edits import CFG, SIZE, STEPS, edit_of, prompt_to_pro
 from torch.utils._python_dispatch import TorchDispatchMode
 
 pytestmark = pytest.mark.model
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
 
 
 @pytest.fixture(scope="module")

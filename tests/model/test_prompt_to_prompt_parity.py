@@ -8,9 +8,8 @@ from palimpsest.nodes.diffusion.schedule import first_steps
 from palimpsest.nodes.prompt_to_prompt.control import Settings, prompt_to_prompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.text.tokens import tokenize
-from support.fixtures import tiny_clip
 from support.fixtures.sampling import random_trajectory, sample
-from support.fixtures.tiny_models import conditioning, sd15
+from support.fixtures.tiny_models import conditioning
 from support.fixtures.twin_prompt_to_prompt import Control, PublishedPromptToPrompt
 from support.fixtures.twin_unet import sd15_twin
 
@@ -18,16 +17,6 @@ pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 CFG = 7.5
 STEPS = 10
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
 
 
 def replace(source, own, columns):
@@ -140,7 +129,10 @@ def test_words_whose_place_must_not_change(model, clip):
     assert as_source[0] > as_source[1]
 
 
-@pytest.mark.parametrize(("size", "steps"), [(32, STEPS), (64, 3)])
+@pytest.mark.parametrize(
+    ("size", "steps"),
+    [(32, 5), pytest.param(32, STEPS, marks=pytest.mark.long), pytest.param(64, 3, marks=pytest.mark.long)],
+)
 def test_local_blend(model, clip, size, steps):
     """64 is the published size, with its literal limit of 32 x 32 pixels for self-attention."""
     texts = "a red cat on the grass", "a red dog on the grass"

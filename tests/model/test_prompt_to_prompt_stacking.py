@@ -10,18 +10,13 @@ from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.text.tokens import tokenize
 from support.fixtures import other_packs, tiny_clip
 from support.fixtures.sampling import random_trajectory, sample
-from support.fixtures.tiny_models import conditioning, control_net, sd15
+from support.fixtures.tiny_models import conditioning, control_net
 from support.fixtures.unet_probe import UNetProbe, rows_equal, same
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 CFG = 7.5
 STEPS = 2
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
 
 
 @pytest.fixture(scope="module")

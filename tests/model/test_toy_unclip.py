@@ -96,6 +96,7 @@ def test_the_prior_comes_nearer_to_the_picture_than_the_text_is(world, scenes, p
     assert 0.9 < length < 1.1
 
 
+@pytest.mark.long
 def test_held_out_texts_are_painted(world, scenes) -> None:
     words = [caption(scene) for scene in scenes[:8]]
     with torch.inference_mode():
@@ -104,6 +105,7 @@ def test_held_out_texts_are_painted(world, scenes) -> None:
     assert row.both >= 7 / 8 and row.same["background"] >= 7 / 8
 
 
+@pytest.mark.long
 def test_a_picture_comes_back_from_its_embedding_and_noise(world, scenes, pictures) -> None:
     small = small_pictures(pictures[:4])
     with torch.inference_mode():
@@ -127,6 +129,7 @@ def test_the_first_upsampler_is_nearer_to_the_edges_than_interpolation(world, pi
     assert ours < theirs
 
 
+@pytest.mark.long
 def test_upsamplers_keep_the_colours_and_leave_flat_parts_flat(world, pictures) -> None:
     sizes = [shrunk(pictures[:4], 32), shrunk(pictures[:4], 64), pictures[:4]]
     for i, (most, (small, large)) in enumerate(zip((0.02, 0.03), itertools.pairwise(sizes), strict=True)):

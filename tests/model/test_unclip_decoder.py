@@ -30,11 +30,6 @@ CFG = 4.0
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
-
-
-@pytest.fixture(scope="module")
 def model():
     """Of small answers: what a random network makes of a difference grows with every step."""
     return unclip.decoder(twin_unclip.decoder(output=0.3))

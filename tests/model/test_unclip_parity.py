@@ -11,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from palimpsest.nodes.unclip.decoder.conditioning import unclip_conditioning
 from palimpsest.nodes.unclip.decoder.upsampling import linear_betas, upsample
-from support.fixtures import tiny_clip, twin_unclip, unclip
+from support.fixtures import twin_unclip, unclip
 from support.fixtures.sampling import sample, schedule
 from support.fixtures.twin_unclip_pipeline import (
     DECODER_SEED,
@@ -42,11 +42,6 @@ def twin():
 @pytest.fixture(scope="module")
 def networks():
     return twin_unclip.upsampler(1), twin_unclip.upsampler(2)
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
 
 
 def decode(model, clip, texts: list[str], image_embeds: torch.Tensor, start: torch.Tensor, steps: int, cfg: float):

@@ -10,7 +10,7 @@ import torch
 from palimpsest.nodes.unclip.decoder.ancestral import LearnedVariance, levels_of
 from palimpsest.nodes.unclip.decoder.conditioning import unclip_conditioning
 from palimpsest.nodes.unclip.decoder.nodes import UnCLIPSampler
-from support.fixtures import tiny_clip, tiny_models, twin_unclip, unclip
+from support.fixtures import tiny_models, twin_unclip, unclip
 from support.fixtures.sampling import sample, schedule
 
 from nodes import ConditioningCombine, ConditioningSetArea
@@ -18,11 +18,6 @@ from nodes import ConditioningCombine, ConditioningSetArea
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 CFG = 4.0
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
 
 
 @pytest.fixture(scope="module")

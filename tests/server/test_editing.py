@@ -126,6 +126,7 @@ def test_windows_of_zero_are_the_picture_without_the_node(client: Client, sd15: 
     assert (pixels(client, run, plain) != pixels(client, run, edited)).any()
 
 
+@pytest.mark.compat
 def test_a_trajectory_saved_in_one_run_is_loaded_in_the_next(client: Client, server: Server, sd15: str, photo: Path):
     made = inversion(client, sd15, photo)
     saved = made.graph.add("PAL_SaveTrajectory", trajectory=made.invert[0], filename_prefix="paths/portrait")
@@ -190,6 +191,7 @@ def test_compare_images_gives_figures_and_shows_them(client: Client, photo: Path
 
 
 @pytest.mark.parametrize("node", ["PAL_DDIMInvert", "PAL_CaptureFeatures"])
+@pytest.mark.compat
 def test_after_an_interrupt_the_next_run_is_as_if_nothing_had_happened(
     client: Client, sd15: str, photo: Path, node: str
 ):

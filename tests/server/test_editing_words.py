@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.fixtures.server_runs import dit_file, photo_file, pixels, require_refusal
+from support.fixtures.server_runs import dit_file, pixels, require_refusal
 from support.host.client import Client, Graph, Node, PromptRejected, Run
 from support.host.graphs import SOURCE_TEXT, WordEdit, add_preview, add_word_edit
 from support.host.server import Server
@@ -18,11 +18,6 @@ pytestmark = pytest.mark.server
 STEPS = 2
 DIT = "dit.safetensors"
 LONG = "a picture of " + "very " * 80
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photo_file(tmp_path_factory.mktemp("photo"))
 
 
 @pytest.fixture(scope="module", autouse=True)

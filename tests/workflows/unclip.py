@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from workflows.author import Group, NodeSpec, Note, Workflow
-from workflows.parts import Links
-from workflows.style import (
+from workflows.description import Group, NodeSpec, Note, Workflow
+from workflows.files_and_colours import (
     BLUE,
     CLIP_L,
     CYAN,
@@ -21,6 +20,7 @@ from workflows.style import (
     UNCLIP,
     UPSAMPLER,
 )
+from workflows.shared_columns import Links
 from workflows.unclip_notes import (
     KARLO_NOTE,
     PRIOR_TUNING_NOTE,

@@ -1,6 +1,6 @@
 """What the shipped workflows with image embeddings say to the artist, in Markdown."""
 
-from workflows.style import (
+from workflows.files_and_colours import (
     CLIP_L,
     DECODER,
     LAST_UPSAMPLER,

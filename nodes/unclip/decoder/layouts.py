@@ -81,7 +81,7 @@ def from_diffusers(unet: Weights, text_proj: Weights | None = None) -> Weights:
             parts[f"{place}.{match[5]}"] = value
     for place, joined, kind in {_joint(name) for name in parts}:
         rows = [parts[f"{place}.{part}.{kind}"] for part in JOINED[joined] if f"{place}.{part}.{kind}" in parts]
-        alike = len({row.shape for row in rows}) == 1 and len(rows) == len(JOINED[joined])
+        alike = len({(row.shape, row.dtype) for row in rows}) == 1 and len(rows) == len(JOINED[joined])
         if not alike or rows[0].ndim == 0 or len(rows[0]) % HEAD_WIDTH:
             raise ValueError(f"{place}.{joined}.{kind} has parts that do not belong together")
         heads = [row.unflatten(0, (-1, HEAD_WIDTH)) for row in rows]

@@ -58,7 +58,7 @@ def prior(weights: Weights, file: str, stats: Path | None, dtype: torch.dtype | 
         sources, width, layers, embedding = _sources(weights, layout)
     except ValueError as error:
         raise ValueError(f"prior_name: expected {WHAT}, got {file}, where {error}. Download the file again.") from error
-    mean, std = _statistics(weights, file, stats, embedding)
+    mean, std = _statistics(weights, layout, file, stats, embedding)
 
     load_device = comfy.model_management.get_torch_device()
     dtype, cast = precision(weights, dtype, load_device)
@@ -66,7 +66,7 @@ def prior(weights: Weights, file: str, stats: Path | None, dtype: torch.dtype | 
     operations = comfy.ops.pick_operations(dtype, compute_dtype, load_device)
     model = PriorTransformer(width, layers, embedding, dtype, compute_dtype, torch.device("meta"), operations).eval()
     offload_device = comfy.model_management.unet_offload_device()
-    named = {name: _converted(weights, names, layout) for name, names in sources.items()}
+    named = {name: _converted(weights, names, layout, dtype) for name, names in sources.items()}
     assign(model, named, dtype, offload_device)
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
     return Prior(patcher, embedding, mean, std)
@@ -134,9 +134,9 @@ def _sources(weights: Weights, layout: int) -> tuple[dict[str, tuple[str, ...]],
     return sources, width, layers, embedding
 
 
-def _converted(weights: Weights, names: tuple[str, ...], layout: int) -> torch.Tensor:
+def _converted(weights: Weights, names: tuple[str, ...], layout: int, dtype: torch.dtype) -> torch.Tensor:
     """One of our tensors, from those of the file, which are taken out of `weights`."""
-    parts = [weights.pop(name) for name in names]
+    parts = [weights.pop(name).to(dtype) for name in names]
     value = torch.cat(parts) if len(parts) > 1 else parts[0]
     if layout == KARLO and "c_qkv" in names[0]:  # Karlo orders the rows by head, then by q, k and v
         heads = value.unflatten(0, (-1, 3, HEAD_WIDTH))
@@ -144,10 +144,16 @@ def _converted(weights: Weights, names: tuple[str, ...], layout: int) -> torch.T
     return value
 
 
-def _statistics(weights: Weights, file: str, stats: Path | None, embedding: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(
+    weights: Weights, layout: int, file: str, stats: Path | None, embedding: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and deviation of image embeddings, [embedding] each. The prior predicts embeddings normalised by them."""
     if all(name in weights for name in STATISTICS):
         found, where, socket = [weights.pop(name) for name in STATISTICS], file, "prior_name"
+    elif stats is None and layout == DIFFUSERS:
+        raise ValueError(
+            f"prior_name: expected {WHAT}, got {file}, where {' or '.join(STATISTICS)} is missing. Download the file again."
+        )
     elif stats is None:
         raise ValueError(
             f"stats_name: expected the mean and deviation of image embeddings for {file}, a file in Karlo's layout, got none. Put Karlo's "

@@ -174,7 +174,7 @@ def write(docs: Path) -> list[str]:
     lines = page(bars, tables, scenes[0])
     (docs / "subject_fusion.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    contact_sheet(world, scenes, references, pictures, tables).save(docs / "subject_fusion.png")
+    contact_sheet(world, scenes, references, pictures, tables).save(docs / "subject_fusion.webp")
     return bars.missed
 
 
@@ -225,7 +225,7 @@ def page(bars: Bars, tables: dict[str, dict[str, float]], example: Scene) -> lis
         "",
         MASKS,
         "",
-        "![References, and what each way makes of them](subject_fusion.png)",
+        "![References, and what each way makes of them](subject_fusion.webp)",
     ]
 
 

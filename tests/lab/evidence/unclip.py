@@ -49,7 +49,7 @@ def write(docs: Path) -> list[str]:
     lines = page(bars, texts, seen, middle, moved)
     (docs / "unclip.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    contact_sheet(world, texts, opened, seen, middle, moved).save(docs / "unclip.png")
+    contact_sheet(world, texts, opened, seen, middle, moved).save(docs / "unclip.webp")
     return bars.missed
 
 
@@ -164,7 +164,7 @@ def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -
         f"Guidances were chosen on scenes of the training split, before the decoder's last training: {CFG:g} from a text, "
         f"{VARIATION_CFG:g} for variations, {DIFF_CFG:g} by words.",
         "",
-        "![From a text, variations, morphs, and pictures moved by words](unclip.png)",
+        "![From a text, variations, morphs, and pictures moved by words](unclip.webp)",
     ]
 
 

@@ -52,7 +52,7 @@ class World:
     def invert(
         self, latent: Tensor, positive: Conditioning, sigmas: Tensor, method: str = "fixed_point", iterations: int = 5
     ) -> tuple[Trajectory, TrajectoryNoise]:
-        trajectory, noise, _ = DDIMInvert.execute(
+        trajectory, noise, *_ = DDIMInvert.execute(
             self.model, positive, {"samples": latent}, sigmas, method, iterations
         ).args
         return trajectory, noise

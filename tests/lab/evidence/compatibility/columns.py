@@ -56,6 +56,7 @@ COLUMNS = [
     Column("Prompt-to-Prompt", "PAL_PromptToPrompt", editing_columns.prompt_to_prompt),
     Column("local blend", "PAL_PromptToPrompt", editing_columns.local_blend),
     Column("Attention Mask", "PAL_AttentionMask", editing_columns.attention_mask),
+    Column("Exact Retracing", "PAL_ExactRetracing", editing_columns.exact_retracing),
     Column("Saliency Fusion", "PAL_SaliencyFusionGuider", fusion_columns.saliency_fusion),
     Column("Subject Fusion", "PAL_SubjectFusionGuider", fusion_columns.subject_fusion),
     Column("unCLIP decoder", "PAL_LoadUnCLIPDecoder", fusion_columns.decoder, decoder_base),

@@ -32,6 +32,7 @@ from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
 from palimpsest.nodes.prompt_to_prompt.attention_mask import enlarged
 from palimpsest.nodes.prompt_to_prompt.local_blend import blend_layers
 from palimpsest.nodes.prompt_to_prompt.nodes import AttentionMask, EncodePromptEdit, PromptToPrompt
+from palimpsest.nodes.retracing.nodes import ExactRetracing
 
 WINDOW = {"feature_end": 0.8, "attention_end": 0.5}
 
@@ -49,10 +50,9 @@ def invert(graph: Graph, **options) -> dict:
 
 def ddim_invert(graph: Graph) -> torch.Tensor:
     """Sampling from its noise starts where the path starts and, by Euler's steps, ends at the picture."""
-    made = invert(graph, method="fixed_point", iterations=50)
+    made = invert(graph, method="fixed_point", iterations=12)
     trajectory = made["trajectory"]
-    free = replace(graph, picture={key: value for key, value in graph.picture.items() if key != "noise_mask"})
-    back = sample(free, graph.model, graph.source(), graph.source(), 1.0, noise=made["noise"])
+    back = sample(graph.unmasked, graph.model, graph.source(), graph.source(), 1.0, noise=made["noise"])
     near("start", back.calls[0].x, trajectory.start, graph.tolerance)
     if graph.retraces:
         near(
@@ -81,10 +81,10 @@ def null_text(graph: Graph) -> torch.Tensor:
     one entry of it."""
     made = invert(graph, method="ddim")
     trajectory, negative = made["trajectory"], graph.prompt(NEGATIVE)
-    effort = Effort(inner_steps=10, learning_rate=1e-2, tolerance=1e-5, constants="code")
+    effort = Effort()
     found, course = optimize(graph.model, graph.source(), negative, trajectory, graph.cfg, effort, "fast")
-    with_it = sample(graph, graph.model, graph.prompt(SOURCE), found, noise=made["noise"])
-    without = sample(graph, graph.model, graph.prompt(SOURCE), negative, noise=made["noise"])
+    with_it = sample(graph.unmasked, graph.model, graph.prompt(SOURCE), found, noise=made["noise"])
+    without = sample(graph.unmasked, graph.model, graph.prompt(SOURCE), negative, noise=made["noise"])
     if graph.retraces:
         near("end that the search foresaw", with_it.latent, course.final, 10 * graph.tolerance)
         errors = [relative(sampled.latent, trajectory.latents[-1]) for sampled in (with_it, without)]
@@ -142,6 +142,18 @@ def _injected(graph: Graph, trajectory: Trajectory, **options):
     return run(PlugAndPlay, model=graph.model, trajectory=trajectory, blocks=graph.blocks, **WINDOW, **options)["model"]
 
 
+def exact_retracing(graph: Graph) -> torch.Tensor:
+    """Sampling along a `ddim` trajectory at guidance 1 by Euler's steps ends at its picture."""
+    made = invert(graph, method="ddim")
+    model = run(ExactRetracing, model=graph.model, trajectory=made["trajectory"])["model"]
+    back = sample(graph.unmasked, model, graph.source(), graph.source(), 1.0, noise=made["noise"])
+    if graph.retraces:
+        near("picture", back.latent, made["trajectory"].latents[-1], graph.tolerance)
+    else:
+        every_call_is_eulers(replace(graph, cfg=1.0), model, graph.source(), graph.source(), back)
+    return back.latent
+
+
 def _words(graph: Graph, target: str, blend_words: str = "", **options) -> Callable[[Trajectory], object]:
     edit = run(EncodePromptEdit, clip=clip(), source_text=SOURCE, target_text=target, blend_words=blend_words)
 
@@ -175,7 +187,8 @@ def local_blend(graph: Graph) -> torch.Tensor:
         plain.latent,
         graph.tolerance,
     )
-    made = sample(graph, _words(graph, TARGET, "cat, dog")(trajectory), graph.prompt(TARGET), negative).latent
+    somewhere = _words(graph, TARGET, "cat, dog", blend_threshold=0.9)(trajectory)
+    made = sample(graph, somewhere, graph.prompt(TARGET), negative).latent
     apart("edit", made, plain.latent)
     unblended = sample(graph, _words(graph, TARGET)(trajectory), graph.prompt(TARGET), negative).latent
     apart("blend", made, unblended)
@@ -197,7 +210,8 @@ def attention_mask(graph: Graph) -> torch.Tensor:
 
 
 def _definition(graph: Graph, trajectory: Trajectory, column: int) -> torch.Tensor:
-    layers = blend_layers(attention_layers(graph.model), tuple(trajectory.latents.shape[-2:]))
+    latent, factors = trajectory.latents.shape[-2:], attention_layers(graph.model)
+    layers = blend_layers(factors, tuple(latent))
     unet = graph.model.model.diffusion_model
     sides = {"input": unet.input_blocks, "output": unet.output_blocks}
     seen: dict[tuple, torch.Tensor] = {}
@@ -223,7 +237,9 @@ def _definition(graph: Graph, trajectory: Trajectory, column: int) -> torch.Tens
             with torch.compiler.set_stance("force_eager"):  # a compiled network does not call hooks
                 sample_guided(step, guider, start)
             for layer in layers:
-                total = total + _map(seen[(*layer, "to_q")], seen[(*layer, "to_k")], column, trajectory, heads[layer])
+                total = total + _map(
+                    seen[(*layer, "to_q")], seen[(*layer, "to_k")], column, latent, factors[layer], heads[layer]
+                )
     finally:
         for handle in handles:
             handle.remove()
@@ -231,10 +247,13 @@ def _definition(graph: Graph, trajectory: Trajectory, column: int) -> torch.Tens
     return (total - low) / (high - low)
 
 
-def _map(q: torch.Tensor, k: torch.Tensor, column: int, trajectory: Trajectory, heads: int) -> torch.Tensor:
+def _map(q: torch.Tensor, k: torch.Tensor, column: int, latent: torch.Size, factor: int, heads: int) -> torch.Tensor:
+    """[B, h, w] at the size that the layers have where nothing shrinks them."""
     q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
     attention = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)[..., column].sum(1)
-    height, width = trajectory.latents.shape[-2:]
-    factor = round((height * width / attention.shape[1]) ** 0.5)
-    map_ = (attention / attention.mean(1, keepdim=True)).unflatten(1, (-(-height // factor), -1))
-    return torch.nn.functional.interpolate(map_[:, None], (height, width), mode="bilinear")[:, 0]
+    height, width = (-(-side // factor) for side in latent)
+    shrunk = round((height * width / attention.shape[1]) ** 0.5)
+    maps = (attention / attention.mean(1, keepdim=True)).unflatten(1, (-(-height // shrunk), -1))
+    if maps.shape[1:] == (height, width):
+        return maps
+    return torch.nn.functional.interpolate(maps[:, None], (height, width), mode="bilinear")[:, 0]

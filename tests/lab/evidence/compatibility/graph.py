@@ -37,13 +37,22 @@ def core(node: str, *args: Any, **inputs: Any) -> Any:
 def run(node: type, **inputs: Any) -> dict[str, Any]:
     """Run a node of the pack as the server does, widgets at their defaults; its outputs by name."""
     schema = node.define_schema()
-    defaults = {
-        widget.id: widget.options[0] if getattr(widget, "options", None) and widget.default is None else widget.default
-        for widget in schema.inputs
-        if not widget.optional and hasattr(widget, "default")
-    }
+    defaults = {widget.id: _default(widget) for widget in schema.inputs if not widget.optional and _is_widget(widget)}
     outputs = node.execute(**{**defaults, **inputs}).args
     return {output.display_name or output.id: value for output, value in zip(schema.outputs, outputs, strict=True)}
+
+
+def _is_widget(widget: Any) -> bool:
+    return hasattr(widget, "default") or hasattr(widget, "options")
+
+
+def _default(widget: Any) -> Any:
+    if hasattr(widget, "default") and (widget.default is not None or not hasattr(widget, "options")):
+        return widget.default
+    first = widget.options[0]
+    if hasattr(first, "key"):  # a dynamic combo's choice brings widgets of its own
+        return {widget.id: first.key, **{inner.id: _default(inner) for inner in first.inputs if _is_widget(inner)}}
+    return first
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,11 @@ class Graph:
 
     def source(self, text: str = SOURCE) -> Conditioning:
         return self.prompts(text) if self.plain_source else self.prompt(text)
+
+    @property
+    def unmasked(self) -> Graph:
+        """Without a noise mask, under which a sampler does not go an inversion's way."""
+        return replace(self, picture={key: value for key, value in self.picture.items() if key != "noise_mask"})
 
     def patched(self, patch: Callable[[ModelPatcher], ModelPatcher]) -> dict[str, ModelPatcher]:
         """Both models with the patch, for dataclasses.replace."""

@@ -25,7 +25,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict) -> 
 def image_prompt(model: ModelPatcher) -> ModelPatcher:
     """IPAdapter: attn2_replace at every layer, which adds attention to tokens of its own, in the positive rows only."""
     patched = model.clone()
-    tokens = {width: torch.randn(1, 4, width, generator=torch.Generator().manual_seed(6)) for width in (64, 128)}
+    tokens = {width: torch.randn(1, 4, width, generator=torch.Generator().manual_seed(6)) for width in (32, 64)}
 
     def replacement(q, k, v, extra_options):
         out = attend(q, k, v, extra_options)
