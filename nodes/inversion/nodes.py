@@ -3,16 +3,17 @@ import logging
 import comfy.model_management
 import comfy.sample
 import comfy.utils
+import torch
 from comfy_api.latest import io, ui
 
 from ..diffusion.schedule import require_whole_picture, schedule_mismatch
 from ..diffusion.sockets import TrajectoryIO
-from ..display.feedback import show_on_node
+from ..display.feedback import RESENDS_RESULT, result, temporary_pictures
 from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
 from . import comparison
 from .ddim import METHODS, convergence_report, invert, rounding
 from .noise import start_step, trajectory_latent, trajectory_noise
-from .preview import preview_strip
+from .preview import preview_frames, preview_steps, strip
 from .recording import sample_trajectory
 from .trajectory_io import SUFFIX, load_trajectory, save_trajectory
 
@@ -82,20 +83,20 @@ class DDIMInvert(io.ComfyNode):
                 io.Latent.Output("latent", display_name="noised_latent", tooltip=LATENT_TOOLTIP),
                 io.Sigmas.Output("sigmas", tooltip="The schedule as it came in, for the sampler."),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
     def execute(cls, model, positive, latent_image, sigmas, method, iterations) -> io.NodeOutput:
         trajectory = invert(model, positive, latent_image["samples"], sigmas, method, iterations)
         report, converged = convergence_report(trajectory, rounding(model.model))
-        show_on_node(cls, f"{report}\nnoised_latent: use add_noise disable")
         if not converged:
             log.warning("DDIM Invert: %s", report)
         # Outside its noise_mask, core would keep this latent as if it were the picture.
         latent = {key: value for key, value in latent_image.items() if key != "noise_mask"}
         latent["samples"] = trajectory_latent(model, trajectory)
-        return io.NodeOutput(trajectory, trajectory_noise(model, trajectory), latent, sigmas)
+        found = result(report, "noised_latent: use add_noise disable")
+        return io.NodeOutput(trajectory, trajectory_noise(model, trajectory), latent, sigmas, ui=found)
 
 
 class SampleTrajectory(io.ComfyNode):
@@ -121,7 +122,7 @@ class SampleTrajectory(io.ComfyNode):
                 io.Latent.Output("latent", tooltip="The sampled latent, the same as SamplerCustomAdvanced gives."),
                 TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -130,7 +131,6 @@ class SampleTrajectory(io.ComfyNode):
         mismatch = schedule_mismatch(guider.original_conds.get("negative", []), sigmas, guider.cfg)
         if mismatch is not None:
             log.warning("Sample Trajectory: %s", mismatch)
-            show_on_node(cls, mismatch)
         samples = comfy.sample.fix_empty_latent_channels(
             guider.model_patcher, latent_image["samples"], latent_image.get("downscale_ratio_spacial")
         )
@@ -139,7 +139,7 @@ class SampleTrajectory(io.ComfyNode):
         disable_pbar = not comfy.utils.PROGRESS_BAR_ENABLED
         samples, trajectory = sample_trajectory(guider, noise, sampler, sigmas, latent, disable_pbar)
         latent["samples"] = samples.to(comfy.model_management.intermediate_device())
-        return io.NodeOutput(latent, trajectory)
+        return io.NodeOutput(latent, trajectory, ui=result(*[mismatch] if mismatch else []))
 
 
 class TrajectoryStart(io.ComfyNode):
@@ -264,8 +264,14 @@ class PreviewTrajectory(io.ComfyNode):
 
     @classmethod
     def execute(cls, trajectory, frames, vae=None) -> io.NodeOutput:
-        strip = preview_strip(trajectory, frames, vae.decode if vae is not None else None)
-        return io.NodeOutput(strip, ui=ui.PreviewImage(strip, cls=cls))
+        steps = preview_steps(trajectory, frames)
+        states = preview_frames(trajectory, steps, vae.decode if vae is not None else None)
+        labels = [f"step {step} of {trajectory.steps}, sigma {trajectory.sigmas[step]:.3g}" for step in steps.tolist()]
+        # A batch stands side by side in each frame.
+        pictures = temporary_pictures(torch.cat(states.unbind(0), dim=2), cls)
+        shown = [{"picture": name, "label": label} for name, label in zip(pictures, labels, strict=True)]
+        image = strip(states)
+        return io.NodeOutput(image, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "palimpsest_frames": shown})
 
 
 class CompareImages(io.ComfyNode):
@@ -296,7 +302,6 @@ class CompareImages(io.ComfyNode):
                 io.Float.Output("ssim", tooltip="Structural similarity, 1 when equal."),
                 io.Image.Output("error", tooltip="Absolute difference, brightened by gain."),
             ],
-            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
@@ -305,8 +310,11 @@ class CompareImages(io.ComfyNode):
         a, b = comparison.match(image_a, image_b)
         psnr, ssim, error = comparison.psnr(a, b), comparison.ssim(a, b), comparison.error_image(a, b, gain)
         text = f"PSNR {psnr:.2f} dB   SSIM {ssim:.4f}"
-        show_on_node(cls, text)
-        return io.NodeOutput(psnr, ssim, error, ui={**ui.PreviewImage(error, cls=cls).as_dict(), "text": (text,)})
+        names = zip(temporary_pictures(a, cls), temporary_pictures(b, cls), strict=True)
+        pairs = {"palimpsest_pairs": [{"a": before, "b": after} for before, after in names]}
+        return io.NodeOutput(
+            psnr, ssim, error, ui={**ui.PreviewImage(error, cls=cls).as_dict(), **pairs, **result(text)}
+        )
 
 
 NODES = [

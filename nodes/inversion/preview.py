@@ -1,4 +1,4 @@
-"""A trajectory as pictures: a strip from noise to picture for each row of the batch."""
+"""A trajectory as pictures, from noise to picture."""
 
 from __future__ import annotations
 
@@ -13,9 +13,13 @@ from ..diffusion.trajectory import Trajectory
 Decoder = Callable[[torch.Tensor], torch.Tensor]  # latents as a VAE takes them [N, C, H, W] -> images [N, H, W, 3]
 
 
-def preview_strip(trajectory: Trajectory, frames: int, decode: Decoder | None) -> torch.Tensor:
-    """[B, H, frames * W, 3] in 0..1: evenly spaced states, each scaled to unit variance; latent colours without a decoder."""
-    steps = torch.linspace(0, trajectory.steps, min(frames, trajectory.steps + 1)).round().long().unique()
+def preview_steps(trajectory: Trajectory, frames: int) -> torch.Tensor:
+    """At most so many steps, evenly spaced from the first state to the last."""
+    return torch.linspace(0, trajectory.steps, min(frames, trajectory.steps + 1)).round().long().unique()
+
+
+def preview_frames(trajectory: Trajectory, steps: torch.Tensor, decode: Decoder | None) -> torch.Tensor:
+    """[B, steps, H, W, 3] in 0..1: the states, each scaled to unit variance; latent colours without a decoder."""
     x = trajectory.latents[steps]
     if "CONST" not in trajectory.model.sampling:  # flow models mix picture and noise, the others add them
         x = x / (trajectory.sigmas[steps] ** 2 + 1).sqrt().view(-1, *[1] * (x.ndim - 1))
@@ -25,8 +29,12 @@ def preview_strip(trajectory: Trajectory, frames: int, decode: Decoder | None) -
         images = images.flatten(0, -4)  # a video VAE gives each frame an axis
     else:
         images = _latent_colours(trajectory, latents if latents.ndim == 4 else latents[:, :, 0])
-    images = images.unflatten(0, (trajectory.batch, len(steps)))  # [B, frames, H, W, 3]
-    return torch.cat(images.unbind(1), dim=2).clamp(0, 1)
+    return images.unflatten(0, (trajectory.batch, len(steps))).clamp(0, 1)
+
+
+def strip(frames: torch.Tensor) -> torch.Tensor:
+    """Frames [B, n, H, W, 3] side by side: [B, H, n W, 3]."""
+    return torch.cat(frames.unbind(1), dim=2)
 
 
 def _latent_colours(trajectory: Trajectory, latents: torch.Tensor) -> torch.Tensor:

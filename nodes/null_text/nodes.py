@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
 from ..diffusion.sockets import TrajectoryIO
-from ..display.feedback import show_on_node
+from ..display.feedback import RESENDS_RESULT, result, show_progress
 from .optimize import METHODS, optimize
 from .report import draw_report
 from .solvers import CONSTANTS, Effort
@@ -96,6 +96,7 @@ class NullTextOptimize(io.ComfyNode):
                 io.Image.Output(display_name="report", tooltip="Loss and PSNR by step, and the evaluations spent."),
             ],
             hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -113,14 +114,14 @@ class NullTextOptimize(io.ComfyNode):
         positive=None,
     ) -> io.NodeOutput:
         def show(step: int, steps: int, psnr: float) -> None:
-            show_on_node(cls, f"step {step + 1} of {steps}: latent PSNR {psnr:.1f} dB")
+            show_progress(cls, f"step {step + 1} of {steps}: latent PSNR {psnr:.1f} dB")
 
         positive = trajectory.positive if positive is None else positive
         effort = Effort(inner_steps, learning_rate, tolerance, constants)
-        result, course = optimize(model, positive, negative, trajectory, cfg, effort, method, show)
-        if course.psnr:
-            show_on_node(cls, f"latent PSNR {course.psnr[-1]:.1f} dB, {course.evaluations}, for cfg {cfg:g}")
-        return io.NodeOutput(result, draw_report(course, f"{method}, cfg {cfg:g}, {trajectory.steps} steps"))
+        optimised, course = optimize(model, positive, negative, trajectory, cfg, effort, method, show)
+        found = [f"latent PSNR {course.psnr[-1]:.1f} dB, {course.evaluations}, for cfg {cfg:g}"] if course.psnr else []
+        report = draw_report(course, f"{method}, cfg {cfg:g}, {trajectory.steps} steps")
+        return io.NodeOutput(optimised, report, ui=result(*found))
 
 
 NODES = [NullTextOptimize]

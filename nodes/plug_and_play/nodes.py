@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..attention.structure import structure_of
 from ..diffusion.sockets import TrajectoryIO
 from ..diffusion.trajectory import Trajectory
-from ..display.feedback import show_on_node
+from ..display.feedback import RESENDS_RESULT, result
 from .features import DTYPES, Features, capture
 from .injection import plug_and_play
 from .negative_schedule import SCHEDULES, negative_schedule
@@ -135,7 +135,7 @@ class PlugAndPlay(io.ComfyNode):
                     tooltip="Connect to a sampler or guider. Start it from the inversion's noise or latent.",
                 )
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -152,8 +152,7 @@ class PlugAndPlay(io.ComfyNode):
     ) -> io.NodeOutput:
         windows = _windows(model, trajectory, feature_end, attention_end, blocks)
         patched = plug_and_play(model, trajectory, windows, features, source, exact_retracing)
-        show_on_node(cls, f"{windows}, of {trajectory.steps}")
-        return io.NodeOutput(patched)
+        return io.NodeOutput(patched, ui=result(f"{windows}, of {trajectory.steps}"))
 
 
 class CaptureFeatures(io.ComfyNode):
@@ -185,7 +184,7 @@ class CaptureFeatures(io.ComfyNode):
                     display_name="features", tooltip="Connect to Plug-and-Play, with the same trajectory and blocks."
                 )
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -202,8 +201,8 @@ class CaptureFeatures(io.ComfyNode):
     ) -> io.NodeOutput:
         windows = _windows(model, trajectory, feature_end, attention_end, blocks)
         features = capture(model, trajectory, windows, DTYPES[dtype], source, exact_retracing)
-        show_on_node(cls, f"{features.nbytes / 2**20:.1f} MB; {windows}, of {trajectory.steps}")
-        return io.NodeOutput(features)
+        size = f"{features.nbytes / 2**20:.1f} MB; {windows}, of {trajectory.steps}"
+        return io.NodeOutput(features, ui=result(size))
 
 
 class NegativeSchedule(io.ComfyNode):

@@ -29,44 +29,51 @@ if TYPE_CHECKING:
 BINS = 256
 
 
-def word_map(
+def word_maps(
     model: ModelPatcher,
     trajectory: Trajectory,
     source: Conditioning,
-    columns: Sequence[int],
+    words: Sequence[Sequence[int]],
     prompt_columns: int,
     steps: range,
 ) -> torch.Tensor:
-    """[B, h, w] in 0..1 at the layers' size: attention to these columns of a prompt that has `prompt_columns`."""
+    """[B, words, h, w] at the layers' size: attention to the columns of each word, as a multiple of its mean over the picture."""
     latent = tuple(trajectory.latents.shape[-2:])
     factors = attention_layers(model)
     layers = blend_layers(factors, latent)
-    total = _WordMap(map_size(latent, factors[layers[0]]), columns, prompt_columns)
+    total = _WordMaps(map_size(latent, factors[layers[0]]), words, prompt_columns)
 
     def read(step: int, options: ModelOptions) -> None:
         on_cross_attention(options, layers, total.add)
         leave_behind(options, layers)
 
     visit(model, trajectory, source, steps, read)
-    maps = total.sum.cpu()
+    return total.sum.cpu() / total.count
+
+
+def stretched(maps: torch.Tensor) -> torch.Tensor:
+    """Maps [B, h, w], each from 0 at its lowest to 1 at its highest."""
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return (maps - low) / (high - low).clamp_min(1e-12)
 
 
-class _WordMap:
-    """Sums over steps, layers, heads and words, each map relative to its mean: [B, h, w]."""
+class _WordMaps:
+    """Sums over steps and layers of maps [B, words, h, w], each relative to its mean."""
 
-    def __init__(self, size: tuple[int, int], columns: Sequence[int], prompt_columns: int):
+    def __init__(self, size: tuple[int, int], words: Sequence[Sequence[int]], prompt_columns: int):
         self.size = size
-        self.words = torch.zeros(prompt_columns)
-        self.words[list(columns)] = 1.0
+        self.words = torch.zeros(prompt_columns, len(words))  # 1 where a column is of a word
+        for number, columns in enumerate(words):
+            self.words[list(columns), number] = 1.0
         self.sum: torch.Tensor | float = 0.0
+        self.count = 0
 
     def add(self, call: CrossCall) -> torch.Tensor:
         self.words = self.words.to(call.q.device)
-        maps = (call.probabilities(slice(None), len(self.words)) @ self.words).sum(1)
-        maps = maps / maps.mean(1, keepdim=True).clamp_min(1e-12)
-        self.sum = self.sum + at_size(maps.unflatten(-1, call.size)[:, None], self.size)[:, 0]
+        maps = (call.probabilities(slice(None), len(self.words)).sum(1) @ self.words).mT
+        maps = maps / maps.mean(-1, keepdim=True).clamp_min(1e-12)
+        self.sum = self.sum + at_size(maps.unflatten(-1, call.size), self.size)
+        self.count += 1
         return call.output
 
 

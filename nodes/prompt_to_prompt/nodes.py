@@ -3,13 +3,16 @@ from __future__ import annotations
 from functools import partial
 
 from comfy_api.latest import io
+from server import PromptServer
 
 from ..diffusion.sockets import TrajectoryIO
-from ..display.feedback import show_on_node
+from ..display.feedback import RESENDS_RESULT, result, temporary_pictures
 from ..display.heatmap import heatmap
 from ..text.tokens import tokenize
-from .attention_mask import enlarged, mask_of, require_picture, word_map, words_of
+from .attention_mask import enlarged, mask_of, require_picture, stretched, word_maps, words_of
 from .control import prompt_to_prompt, require_prompt
+from .live_edit import ROUTE, answer
+from .on_the_node import described_edit, word_heat
 from .prompt_edit import MODES, PROMPT, PromptEdit, prompt_edit
 from .settings import Settings, window
 
@@ -101,7 +104,7 @@ class EncodePromptEdit(io.ComfyNode):
                 ),
                 PromptEditIO.Output(display_name="edit", tooltip="For Prompt-to-Prompt, and for Attention Mask."),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -116,8 +119,8 @@ class EncodePromptEdit(io.ComfyNode):
             for text in (source_text, target_text)
         )
         new = sum(not bool(edit.alignment.aligned[list(word)].any()) for word in edit.target.words)
-        show_on_node(cls, f"{len(edit.source.words)} and {len(edit.target.words)} words, {new} of them new")
-        return io.NodeOutput(source, target, edit)
+        counted = f"{len(edit.source.words)} and {len(edit.target.words)} words, {new} of them new"
+        return io.NodeOutput(source, target, edit, ui={**result(counted), **described_edit(edit)})
 
 
 class PromptToPrompt(io.ComfyNode):
@@ -205,7 +208,7 @@ class PromptToPrompt(io.ComfyNode):
                     tooltip="Connect to a sampler or guider, with `target` as its positive and the inversion's noise or latent.",
                 )
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -224,8 +227,7 @@ class PromptToPrompt(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = Settings.of(edit, trajectory.steps, cross_end, self_end, blend_start, blend_threshold, self_start)
         patched = prompt_to_prompt(model, trajectory, source, settings, exact_retracing)
-        show_on_node(cls, f"{settings}, of {trajectory.steps}")
-        return io.NodeOutput(patched)
+        return io.NodeOutput(patched, ui=result(f"{settings}, of {trajectory.steps}"))
 
 
 class AttentionMask(io.ComfyNode):
@@ -305,7 +307,7 @@ class AttentionMask(io.ComfyNode):
                     display_name="heatmap", tooltip="The attention as colours, over the image if there is one."
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -328,11 +330,16 @@ class AttentionMask(io.ComfyNode):
             positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
         else:
             require_prompt(positive, prompt, "positive", "an encoding of the text")
-        maps = word_map(model, trajectory, positive, columns, len(prompt.ids), steps)
-        maps = enlarged(maps, size)
+        found = word_maps(model, trajectory, positive, [columns, *prompt.words], len(prompt.ids), steps)
+        maps = enlarged(stretched(found[:, 0]), size)
         mask = mask_of(maps, threshold)
-        show_on_node(cls, f"{100 * float(mask.mean()):.1f} % of the picture, {len(steps)} steps read")
-        return io.NodeOutput(mask, heatmap(maps, image))
+        share = f"{100 * float(mask.mean()):.1f} % of the picture, {len(steps)} steps read"
+        [picture] = temporary_pictures(image[:1], cls) if image is not None else [None]
+        words_shown = word_heat(prompt, found[0, 1:], picture, chosen_by="words" if edit is None else "edit")
+        return io.NodeOutput(mask, heatmap(maps, image), ui={**result(share), **words_shown})
 
 
 NODES = [EncodePromptEdit, PromptToPrompt, AttentionMask]
+
+if hasattr(PromptServer, "instance"):
+    PromptServer.instance.routes.post(ROUTE)(answer)

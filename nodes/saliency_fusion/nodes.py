@@ -3,7 +3,7 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..diffusion.sockets import TrajectoryIO
-from ..display.feedback import show_on_node
+from ..display.feedback import RESENDS_RESULT, result
 from ..display.heatmap import heatmap
 from .blending import Mask
 from .common_ground import require_different
@@ -252,7 +252,7 @@ class SaliencyMap(io.ComfyNode):
                     tooltip="Saliency as colours: the general model, then each expert, side by side.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -284,8 +284,8 @@ class SaliencyMap(io.ComfyNode):
                 "trajectory: expected one, or latent_image and sigmas, got neither. Connect what to look at."
             )
         mask = mask_of(guider, decision, expert - 1)
-        show_on_node(cls, f"expert {expert}: {100 * float(mask.mean()):.1f} % of the picture")
-        return io.NodeOutput(mask, heatmap(saliency_of(guider, decision), None))
+        share = f"expert {expert}: {100 * float(mask.mean()):.1f} % of the picture"
+        return io.NodeOutput(mask, heatmap(saliency_of(guider, decision), None), ui=result(share))
 
 
 NODES = [SaliencyFusionGuider, FusionExpert, SubjectFusion, SaliencyMap]

@@ -4,7 +4,7 @@ import folder_paths
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..display.feedback import show_on_node
+from ..display.feedback import RESENDS_RESULT, result
 from .checkpoint import load
 from .conditioning import subject_conditioning
 from .encoder import SubjectEncoder
@@ -52,20 +52,21 @@ class LoadSubjectEncoder(io.ComfyNode):
                     tooltip="For Subject Conditioning. A checkpoint without one (Face-diffuser's TDM) gives the other outputs only.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
     def execute(cls, ckpt_name) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("checkpoints", ckpt_name)
         model, clip, vae, encoder = load(Path(path), folder_paths.get_folder_paths("embeddings"))
+        said = []
         if encoder is None:
-            show_on_node(cls, "a text-only model, without a subject encoder")
+            said.append("a text-only model, without a subject encoder")
             encoder = ExecutionBlocker(
                 f"subject_encoder: expected from a checkpoint with one, got {ckpt_name}, a text-only model such as Face-diffuser's TDM: "
                 "use its model for the scene, and take subject_encoder from FastComposer's file or Face-diffuser's SDM."
             )
-        return io.NodeOutput(model, clip, vae, encoder)
+        return io.NodeOutput(model, clip, vae, encoder, ui=result(*said))
 
 
 def _picture_sockets() -> list[io.Input]:
@@ -130,7 +131,7 @@ class SubjectConditioning(io.ComfyNode):
                     tooltip="The prompt without markers and subjects, just as CLIP Text Encode gives it.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -147,8 +148,8 @@ class SubjectConditioning(io.ComfyNode):
             ]
         )
         positive_subject, positive, prompt = subject_conditioning(clip, subject_encoder, text, found)
-        show_on_node(cls, ", ".join(f"{i}: {noun}" for i, noun in enumerate(prompt.nouns, 1)))
-        return io.NodeOutput(positive_subject, positive)
+        nouns = ", ".join(f"{i}: {noun}" for i, noun in enumerate(prompt.nouns, 1))
+        return io.NodeOutput(positive_subject, positive, ui=result(nouns))
 
 
 NODES = [LoadSubjectEncoder, SubjectConditioning]

@@ -6,6 +6,7 @@ import comfy.sd1_clip
 import numpy as np
 import pytest
 import torch
+from palimpsest.nodes.display.feedback import RESULT, result
 from palimpsest.nodes.text.image_embedding import ImageEmbedding, image_embeds, require_match
 from palimpsest.nodes.unclip.embeddings.nodes import (
     EmbeddingMix,
@@ -187,9 +188,17 @@ def test_score_is_the_cosine_of_transformers_embeddings(encoder):
     z = image.image_embeds.double().numpy()
     expected = z @ text / np.linalg.norm(z, axis=-1) / np.linalg.norm(text)
     assert out.args[0] == pytest.approx(list(expected), abs=1e-6)
-    assert out.ui["text"] == ("  ".join(f"{i}: {score:.4f}" for i, score in enumerate(out.args[0], 1)),)
+    assert out.ui == result("  ".join(f"{i}: {score:.4f}" for i, score in enumerate(out.args[0], 1)))
     long = EmbeddingScore.execute(image.image_embeds[:1], clip, "word " * 80)
-    assert long.ui["text"][0] == f"{long.args[0][0]:.4f}  (5 tokens beyond the 75 that CLIP reads)"
+    assert long.ui == result(f"{long.args[0][0]:.4f}  (5 tokens beyond the 75 that CLIP reads)")
+
+
+def test_a_node_with_nothing_to_say_takes_away_what_it_said_before_N3(encoder):
+    """Fault N3: no lines are sent as no lines, so that those of the run before do not stay on the node."""
+    clip, image = tiny_clip.sd1(), encoded(encoder, 1, 1)
+    assert EmbeddingTextDiff.execute(image, clip, "a red circle", "a photo", "0, 1", 0).ui == result()
+    [told] = EmbeddingTextDiff.execute(image, clip, "word " * 80, "a photo", "0, 1", 0).ui[RESULT]
+    assert told == "5 and 0 tokens beyond the 75 that CLIP reads"
 
 
 def test_a_clip_whose_file_lacked_the_projection_is_refused(encoder):

@@ -184,7 +184,7 @@ def test_compare_images_gives_figures_and_shows_them(client: Client, photo: Path
     figures = client.run(graph).outputs[compare.id]
     a = np.asarray(Image.open(photo).convert("RGB")) / 255
     expected = -10 * np.log10(np.mean((2 * a - 1) ** 2))
-    assert f"PSNR {expected:.2f} dB" in figures["text"][0]
+    assert f"PSNR {expected:.2f} dB" in figures["palimpsest_result"][0]
     assert figures["images"]
     graph[compare.id]["inputs"]["image_b"] = graph.add("EmptyImage", width=32, height=32, batch_size=1, color=0)[0]
     expect_error(client, graph, compare, "image_a, image_b: expected pictures of one size and batch")

@@ -130,7 +130,7 @@ def test_weights_in_fp8_have_gradients(client: Client, edit: Callable[..., WordE
 
 
 def evaluations(run: Run, node: Node) -> tuple[int, int]:
-    (text,) = (text for at, text in run.texts if at == node.id and "evaluations" in text)
+    [text] = run.results(node)
     forward, backward = re.search(r"(\d+) forward, (\d+) backward", text).groups()
     return int(forward), int(backward)
 
@@ -158,7 +158,8 @@ def test_sample_trajectory_says_what_the_negative_was_not_made_for(
     made.graph.add("PreviewAny", source=recorded[0])
     run = client.run(made.graph)
     assert run.status == "success", run.error
-    assert [text for at, text in run.texts if at == recorded.id and says in text and "Use" in text]
+    [text] = run.results(recorded)
+    assert says in text and "Use" in text
 
 
 def add_all(made: WordEdit) -> tuple[dict[str, Node], list[Node]]:
@@ -181,9 +182,10 @@ def test_progress_and_previews_arrive_and_another_target_repeats_the_edit_only(
     for node in (made.invert, *nodes.values()):
         assert (node.id, 1, 1) in first.progress
     assert len(first.previews) >= 4
-    texts = [text for at, text in first.texts if at == nodes["null-text"].id]
-    assert re.fullmatch(r"step 1 of 1: latent PSNR -?\d+\.\d dB", texts[0])
-    assert re.fullmatch(r"latent PSNR -?\d+\.\d dB, 4 evaluations \(3 forward, 1 backward\), for cfg 4", texts[-1])
+    [text] = [text for at, text in first.texts if at == nodes["null-text"].id]
+    assert re.fullmatch(r"step 1 of 1: latent PSNR -?\d+\.\d dB", text)
+    [text] = first.results(nodes["null-text"])
+    assert re.fullmatch(r"latent PSNR -?\d+\.\d dB, 4 evaluations \(3 forward, 1 backward\), for cfg 4", text)
 
     again = client.run(made.graph)
     assert again.status == "success" and again.executed == []

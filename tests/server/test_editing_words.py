@@ -244,7 +244,7 @@ def test_prompts_beyond_77_tokens_edit_and_blend(client: Client, sd15: str, phot
     shown = add_preview(made.graph, made.stock, edited[0])
     run = client.run(made.graph)
     assert pixels(client, run, shown).std() > 0
-    assert (made.words.id, "replace, 84 and 84 words") in run.texts
+    assert run.results(made.words) == ["84 and 84 words, 0 of them new"]
 
 
 def test_the_mask_takes_the_size_of_an_image_of_another_one(client: Client, sd15: str, photo: Path):

@@ -117,8 +117,7 @@ def test_texts_score_and_move_embeddings(client: Client, server: Server, files, 
     torch.testing.assert_close(whole.norm(dim=-1)[1::2], whole.norm(dim=-1)[0::2])
 
     def shown(node: Node) -> list[float]:
-        [text] = run.outputs[node.id]["text"]
-        assert (node.id, text) in run.texts
+        [text] = run.results(node)
         return [float(part.split(": ")[1]) for part in text.split("  ")]
 
     assert len(shown(before)) == 3 and all(abs(score) < 0.2 for score in shown(before))

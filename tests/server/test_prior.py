@@ -51,7 +51,7 @@ class Wired:
 
     def score(self, run: Run) -> float:
         assert run.status == "success", run.error
-        return float(run.outputs[self.shown.id]["text"][0])
+        return float(run.results(self.shown)[0])
 
 
 def wired(files: Files, loader: dict | None = None, **changed) -> Wired:
@@ -88,8 +88,8 @@ def test_both_layouts_give_one_embedding_and_core_s_conditioning_takes_it(client
     run = client.run(graph)
     score = made.score(run)
     assert -1.0 <= score <= 1.0
-    assert (made.loader.id, "2 layers of width 128, embeddings of width 768") in run.texts
-    assert (made.sampler.id, f"cosine to the text: {score:.3f}") in run.texts
+    assert run.results(made.loader) == ["2 layers of width 128, embeddings of width 768"]
+    assert run.results(made.sampler) == [f"cosine to the text: {score:.3f}"]
     assert run.progress[0][1:] == (1, 5)
 
     again = client.run(graph)
@@ -114,9 +114,7 @@ def test_a_long_text_is_cut_and_the_node_says_so(client: Client, files: Files):
     made = wired(files, text=" ".join(["word"] * 80))
     run = client.run(made.graph)
     made.score(run)
-    assert any(
-        node == made.sampler.id and said.endswith("5 tokens beyond the 75th were not read") for node, said in run.texts
-    )
+    assert run.results(made.sampler)[0].endswith("5 tokens beyond the 75th were not read")
 
 
 @pytest.mark.compat

@@ -95,7 +95,7 @@ def test_text_to_picture_in_both_layouts(client: Client, files: Files):
     small, large = (pixels(client, run, node) for node in made.shown)
     assert small.shape == (SIZE, SIZE, 3) and large.shape == (2 * SIZE, 2 * SIZE, 3)
     assert small.std() > 1 and large.std() > 1
-    assert (made.upsampler.id, "7 steps as published, the last by its own network") in run.texts
+    assert run.results(made.upsampler) == ["7 steps as published, the last by its own network"]
     assert [step for step in run.progress if step[0] == made.large.id][-1] == (made.large.id, 7, 7)
     # The decoder's last preview and the upsampler's show what came of it; ComfyUI blows them up to 512 pixels, as JPEG.
     previews = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), float) for file in run.previews]
@@ -145,7 +145,7 @@ def test_one_network_is_run_as_dalle2_s_second_upsampler(client: Client, files: 
     made = wired(files, upsampler={"model_name": files.single})
     run = client.run(made.graph)
     assert pixels(client, run, made.shown[1]).shape == (2 * SIZE, 2 * SIZE, 3)
-    assert (made.upsampler.id, "15 steps as published, one network for all") in run.texts
+    assert run.results(made.upsampler) == ["15 steps as published, one network for all"]
 
 
 def test_after_an_interrupt_the_next_run_is_as_if_nothing_had_happened(client: Client, files: Files):

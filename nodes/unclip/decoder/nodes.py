@@ -5,7 +5,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ...display.feedback import show_on_node
+from ...display.feedback import RESENDS_RESULT, result
 from .ancestral import SPACINGS, sample_unclip
 from .conditioning import unclip_conditioning
 from .loading import Upsampler, load_decoder, load_upsampler, pixel_vae
@@ -140,15 +140,14 @@ class UnCLIPConditioning(io.ComfyNode):
                     tooltip="The empty text with the decoder's learned stand-in for an embedding: what it was trained to be guided away from.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
     def execute(cls, clip, text, clip_vision_output=None, model=None) -> io.NodeOutput:
         guidance = unclip_conditioning(clip, model, text, clip_vision_output)
-        if guidance.unread:
-            show_on_node(cls, f"{guidance.unread} tokens at the text's end are not read")
-        return io.NodeOutput(guidance.positive, guidance.negative)
+        unread = [f"{guidance.unread} tokens at the text's end are not read"] if guidance.unread else []
+        return io.NodeOutput(guidance.positive, guidance.negative, ui=result(*unread))
 
 
 class UnCLIPSampler(io.ComfyNode):
@@ -205,7 +204,7 @@ class LoadUpsampler(io.ComfyNode):
                 _dtype_input(),
             ],
             outputs=[UpsamplerIO.Output(display_name="upsampler", tooltip="For unCLIP Upsample.")],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -216,12 +215,8 @@ class LoadUpsampler(io.ComfyNode):
     def execute(cls, model_name, last_name=NONE, weight_dtype="default") -> io.NodeOutput:
         upsampler = load_upsampler(_path(model_name), _path(last_name), DTYPES[weight_dtype])
         steps = len(plan(upsampler, 0)[0])
-        show_on_node(
-            cls,
-            f"{steps} steps as published, "
-            + ("the last by its own network" if upsampler.last else "one network for all"),
-        )
-        return io.NodeOutput(upsampler)
+        networks = "the last by its own network" if upsampler.last else "one network for all"
+        return io.NodeOutput(upsampler, ui=result(f"{steps} steps as published, {networks}"))
 
 
 class Upsample(io.ComfyNode):

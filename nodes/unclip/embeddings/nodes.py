@@ -1,7 +1,7 @@
 import comfy.model_management
 from comfy_api.latest import io
 
-from ...display.feedback import show_on_node
+from ...display.feedback import RESENDS_RESULT, result
 from ...files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
 from ...text.image_embedding import ImageEmbedding, image_embeds, require_batch, require_match
 from ...text.text_states import TextStates, text_states
@@ -62,8 +62,8 @@ def _outputs(tooltip: str) -> list[io.Output]:
     ]
 
 
-def _given(embeds) -> io.NodeOutput:
-    return io.NodeOutput(ImageEmbedding(embeds), [ImageEmbedding(row) for row in embeds.split(1)], embeds)
+def _given(embeds, ui: dict | None = None) -> io.NodeOutput:
+    return io.NodeOutput(ImageEmbedding(embeds), [ImageEmbedding(row) for row in embeds.split(1)], embeds, ui=ui)
 
 
 class EmbeddingSlerp(io.ComfyNode):
@@ -208,7 +208,7 @@ class EmbeddingTextDiff(io.ComfyNode):
                 ),
             ],
             outputs=_outputs("One embedding for each theta; for batches, all thetas of the first picture first."),
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -216,8 +216,6 @@ class EmbeddingTextDiff(io.ComfyNode):
         image = image_embeds(embedding, "embedding")
         steps = _steps(thetas, frames)
         read = _read(clip, [text, base_text], image)
-        if any(read.unread):
-            show_on_node(cls, _unread(read))
         target, base = read.pooled.to(image.device)
         try:
             moved = sphere.text_diff(image[:, None], target, base if base_text.strip() else None, steps)
@@ -225,7 +223,7 @@ class EmbeddingTextDiff(io.ComfyNode):
             raise ValueError(
                 f"text: expected other words than base_text, got {text!r} for both. Say in text what is to be different."
             ) from None
-        return _given(moved.flatten(0, 1))
+        return _given(moved.flatten(0, 1), result(*[_unread(read)] if any(read.unread) else []))
 
 
 class EmbeddingScore(io.ComfyNode):
@@ -247,7 +245,6 @@ class EmbeddingScore(io.ComfyNode):
                     tooltip="-1 to 1 for each picture, higher is closer. Only scores of the same CLIP model compare.",
                 )
             ],
-            hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )  # fmt: skip
 
@@ -261,8 +258,7 @@ class EmbeddingScore(io.ComfyNode):
         )
         if any(read.unread):
             shown += f"  ({_unread(read)})"
-        show_on_node(cls, shown)
-        return io.NodeOutput(scores, ui={"text": (shown,)})
+        return io.NodeOutput(scores, ui=result(shown))
 
 
 class SaveEmbedding(io.ComfyNode):

@@ -5,7 +5,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
-from ...display.feedback import show_on_node
+from ...display.feedback import RESENDS_RESULT, result
 from ...text.image_embedding import ImageEmbedding
 from ...text.text_states import text_states
 from .checkpoint import STATS, load
@@ -66,7 +66,7 @@ class LoadPrior(io.ComfyNode):
                 ),
             ],
             outputs=[PriorIO.Output(display_name="prior", tooltip="For unCLIP Sample Prior.")],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -90,8 +90,8 @@ class LoadPrior(io.ComfyNode):
         stats = None if stats_name == NONE else Path(folder_paths.get_full_path_or_raise(FOLDER, stats_name))
         prior = load(Path(path), stats, DTYPES[weight_dtype])
         model = prior.model
-        show_on_node(cls, f"{len(model.blocks)} layers of width {model.width}, embeddings of width {prior.width}")
-        return io.NodeOutput(prior)
+        size = f"{len(model.blocks)} layers of width {model.width}, embeddings of width {prior.width}"
+        return io.NodeOutput(prior, ui=result(size))
 
 
 class SamplePrior(io.ComfyNode):
@@ -193,7 +193,7 @@ class SamplePrior(io.ComfyNode):
                     tooltip="Cosine between the kept embedding and the text's; of a batch the mean.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -209,8 +209,7 @@ class SamplePrior(io.ComfyNode):
         says = f"cosine to the text: {', '.join(f'{float(score):.3f}' for score in scores)}"
         if any(read.unread):
             says += f"; {max(read.unread)} tokens beyond the 75th were not read"
-        show_on_node(cls, says)
-        return io.NodeOutput(ImageEmbedding(embeddings), float(scores.mean()))
+        return io.NodeOutput(ImageEmbedding(embeddings), float(scores.mean()), ui=result(says))
 
 
 NODES = [LoadPrior, SamplePrior]

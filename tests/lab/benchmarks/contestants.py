@@ -20,7 +20,7 @@ from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.plug_and_play.features import Features, capture
 from palimpsest.nodes.plug_and_play.injection import plug_and_play
 from palimpsest.nodes.plug_and_play.windows import Windows
-from palimpsest.nodes.prompt_to_prompt.attention_mask import word_map
+from palimpsest.nodes.prompt_to_prompt.attention_mask import word_maps
 from palimpsest.nodes.prompt_to_prompt.control import prompt_to_prompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.prompt_to_prompt.settings import Settings
@@ -119,7 +119,7 @@ def contestants(subject: Subject) -> dict[str, Run]:
         FIXED_POINT: _timed(lambda: invert(model, subject.source, subject.latent, sigmas, "fixed_point", 5)),
         DDIM: _timed(lambda: invert(model, subject.source, subject.latent, sigmas, "ddim")),
         BARE: lambda: _bare_calls(subject, trajectory),
-        MASK: _timed(lambda: word_map(model, trajectory, subject.source, (2,), 77, range(subject.steps))),
+        MASK: _timed(lambda: word_maps(model, trajectory, subject.source, [(2,)], 77, range(subject.steps))),
         CAPTURE: _timed(lambda: capture(model, trajectory, windows, torch.float16)),
         CAPTURED: _timed(lambda: edit(features)),
         PLAIN: _timed(lambda: _cfg_sampling(model, subject, trajectory)),

@@ -154,7 +154,7 @@ class Demo:
         run = self.run(workflow, f"{subject.name}: invert, reconstruct")
         reconstruction = self.image(run, workflow.find("SaveImage"))
         compare = workflow.find("PAL_CompareImages", "Reconstruction against the picture")
-        psnr = re.search(r"PSNR [\d.inf]+ dB", run.outputs[compare.id]["text"][0])[0]
+        psnr = re.search(r"PSNR [\d.inf]+ dB", run.results(compare)[0])[0]
 
         edits = []
         for prompt in subject.prompts:

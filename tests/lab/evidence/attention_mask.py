@@ -17,7 +17,7 @@ from lab.toy.judge import mask_iou
 from lab.toy.scenes import SHAPES, SIZE, Scene, caption, render, sample_scenes
 from palimpsest.nodes.diffusion.conditioning import Conditioning
 from palimpsest.nodes.diffusion.trajectory import Trajectory
-from palimpsest.nodes.prompt_to_prompt.attention_mask import enlarged, mask_of, word_map
+from palimpsest.nodes.prompt_to_prompt.attention_mask import enlarged, mask_of, stretched, word_maps
 from palimpsest.nodes.prompt_to_prompt.nodes import AttentionMask
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import columns_of
 from palimpsest.nodes.text.tokens import tokenize
@@ -71,8 +71,8 @@ class Source:
         read = partial(tokenize, world.clip)
         text = read(caption(self.scenes[0]))
         columns = columns_of(read, words(self.scenes[0]), "words", text=text)
-        maps = word_map(world.model, self.trajectory, self.positive, columns, len(text.ids), range(STEPS))
-        return enlarged(maps, (SIZE, SIZE))
+        maps = word_maps(world.model, self.trajectory, self.positive, [columns], len(text.ids), range(STEPS))
+        return enlarged(stretched(maps[:, 0]), (SIZE, SIZE))
 
 
 def open_sources(

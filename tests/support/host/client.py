@@ -75,6 +75,10 @@ class Run:
     def images(self, node: Node) -> list[dict]:
         return self.outputs[node.id]["images"]
 
+    def results(self, node: Node) -> list[str]:
+        """The lines that stay on one of the pack's nodes after the run."""
+        return self.outputs[node.id]["palimpsest_result"]
+
 
 class Client:
     """One websocket session with the server at `address` ("host:port"); not for use by several threads."""

@@ -1,0 +1,110 @@
+// @ts-check
+import { api } from "../../scripts/api.js";
+import { button, follow, isLinked, part, setWidget, widgetNamed } from "./parts.mjs";
+import { bare, covering, phrasesIn, toggled } from "./phrases.mjs";
+
+const FIELDS = ["source_text", "target_text", "mode", "reweight", "blend_words", "keep_words", "word_windows"];
+const TYPING = 250; // milliseconds without a change before the server is asked
+const SAYS = {
+  kept: "stays, with the source's attention",
+  exchanged: "takes the place, and the attention, of the word above",
+  added: "is new, with attention of its own",
+  gone: "is left out",
+};
+
+/** Encode Prompt Edit: the words of both prompts, above each other where one follows the other. */
+export class EditWords {
+  minHeight = 150;
+  grows = true;
+
+  constructor(node, root) {
+    this.node = node;
+    this.words = part("div", "palimpsest-edit", root);
+    this.status = part("div", "palimpsest-label", root);
+    this.asked = 0;
+    follow(node, FIELDS, () => this.ask());
+  }
+
+  get texts() {
+    return Object.fromEntries(FIELDS.map((name) => [name, String(widgetNamed(this.node, name)?.value ?? "")]));
+  }
+
+  /** What a run has found out is exact until a text changes. */
+  show({ palimpsest_edit: [edit] = [] }) {
+    if (!edit) return;
+    this.exact = JSON.stringify(this.texts);
+    this.draw(edit);
+  }
+
+  ask() {
+    clearTimeout(this.waiting);
+    if (JSON.stringify(this.texts) === this.exact) return;
+    if (FIELDS.some((name) => isLinked(this.node, name)))
+      return void this.say("Texts come from other nodes. Run once to see their words.");
+    this.waiting = setTimeout(() => this.tokenise(this.texts), TYPING);
+  }
+
+  async tokenise(texts) {
+    if (!texts.source_text.trim() || !texts.target_text.trim()) return this.say("Write both texts to see their words.");
+    const asked = ++this.asked;
+    const headers = { "Content-Type": "application/json" };
+    const answer = await api.fetchApi("/palimpsest/prompt_edit", { method: "POST", headers, body: JSON.stringify(texts) });
+    const { edit, problem, error } = await answer.json();
+    if (asked !== this.asked || JSON.stringify(this.texts) === this.exact) return;
+    if (edit) this.draw(edit);
+    else this.say(problem ?? error);
+  }
+
+  say(text) {
+    this.words.classList.add("palimpsest-stale");
+    this.status.textContent = text;
+  }
+
+  draw(edit) {
+    const focused = this.words.contains(document.activeElement) ? document.activeElement.dataset.place : null;
+    this.words.textContent = "";
+    this.words.classList.remove("palimpsest-stale");
+    this.status.textContent = "";
+    const phrases = phrasesIn(this.texts.blend_words);
+    const covered = ["source", "target"].map((side) => covering(edit.groups.flatMap((group) => group[side]), phrases));
+    const next = [0, 0];
+    edit.groups.forEach((group, number) => {
+      const element = part("div", `palimpsest-group palimpsest-${group.kind}`, this.words);
+      element.title = `${(group.target.length ? group.target : group.source).join(" ")}: ${SAYS[group.kind]}`;
+      ["source", "target"].forEach((side, i) => {
+        const row = part("div", "palimpsest-words", element);
+        for (const word of group[side]) this.chip(row, word, covered[i][next[i]++], `${number} ${side} ${word}`);
+      });
+      if (group.target.length) this.weight(element, group, `${number} weight`);
+    });
+    this.words.querySelector(`[data-place="${CSS.escape(focused ?? "")}"]`)?.focus();
+  }
+
+  chip(row, word, phrase, place) {
+    const chip = button("palimpsest-chip", row, word, () => {
+      if (isLinked(this.node, "blend_words")) return;
+      setWidget(this.node, "blend_words", toggled(this.texts.blend_words, word, phrase));
+    });
+    chip.dataset.place = place;
+    chip.setAttribute("aria-pressed", String(!!phrase));
+    chip.setAttribute("aria-label", `${word}: its place may change`);
+  }
+
+  weight(element, { target, weight }, place) {
+    const input = part("input", "palimpsest-weight", element);
+    Object.assign(input, { type: "number", step: 0.1, min: -10, max: 10, value: weight, disabled: isLinked(this.node, "reweight") });
+    input.dataset.place = place;
+    input.classList.toggle("palimpsest-set", weight !== 1);
+    input.setAttribute("aria-label", `Weight of ${target.join(" ")}`);
+    input.addEventListener("change", () => {
+      const number = Number(input.value);
+      if (!Number.isFinite(number)) return;
+      const words = target.map(bare);
+      const others = phrasesIn(this.texts.reweight).filter((entry) => !words.includes(entry.replace(/\s*:[^:]*$/, "")));
+      const added = number === 1 ? [] : [`${words.join(" ")}: ${number}`];
+      setWidget(this.node, "reweight", [...others, ...added].join(", "));
+    });
+    // The canvas would take the arrows and the digits for itself.
+    input.addEventListener("keydown", (event) => event.stopPropagation());
+  }
+}

@@ -1,0 +1,110 @@
+"""What nodes send to the browser: results that stay, and the route that reads prompts while they are typed."""
+
+import json
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from support.host.client import Client, Graph
+
+pytestmark = pytest.mark.server
+
+EDIT = {
+    "source_text": "a cat on a mat",
+    "target_text": "a dog on a mat",
+    "mode": "auto",
+    "reweight": "dog: 2",
+    "blend_words": "cat",
+    "keep_words": "",
+    "word_windows": "",
+}
+
+
+def edit(clip_l: str, **changes: str) -> tuple[Graph, object]:
+    graph = Graph()
+    clip = graph.add("CLIPLoader", clip_name=clip_l, type="stable_diffusion")
+    words = graph.add("PAL_EncodePromptEdit", clip=clip[0], **{**EDIT, **changes})
+    graph.add("PreviewAny", source=words[2])
+    return graph, words
+
+
+@pytest.fixture(scope="module")
+def clip_l(server) -> str:
+    from support.fixtures import checkpoints
+
+    return server.link_model("text_encoders", checkpoints.clip_l())
+
+
+def test_a_result_is_an_output_and_no_progress_text_N3(client: Client, clip_l: str):
+    graph, words = edit(clip_l)
+    run = client.run(graph)
+    assert run.results(words) == ["5 and 5 words, 0 of them new"]
+    assert run.texts == []
+
+
+@pytest.mark.newest
+def test_a_node_that_is_cached_sends_its_result_again_N3(client: Client, clip_l: str):
+    graph, words = edit(clip_l, target_text="a bird on a mat", reweight="")
+    client.run(graph)
+    graph.add("PreviewAny", source=graph.add("EmptyImage", width=8, height=8, batch_size=1, color=0)[0])
+    again = client.run(graph)
+    assert words.id in again.cached
+    assert again.results(words) == ["5 and 5 words, 0 of them new"]
+
+
+def ask(client: Client, body: bytes, kind: str = "application/json") -> tuple[int, dict]:
+    request = urllib.request.Request(f"http://{client.address}/palimpsest/prompt_edit", body, {"Content-Type": kind})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as refusal:
+        return refusal.code, json.loads(refusal.read())
+
+
+def test_the_route_tells_what_a_run_tells_and_is_quick(client: Client, clip_l: str):
+    graph, words = edit(clip_l)
+    status, told = ask(client, json.dumps(EDIT).encode())
+    assert status == 200
+    assert told["edit"] == client.run(graph).outputs[words.id]["palimpsest_edit"][0]
+    durations = []
+    for number in range(20):
+        text = f"a photo of {number} cats " + "in a garden of roses and lilies " * 4
+        start = time.perf_counter()
+        ask(
+            client,
+            json.dumps(
+                {
+                    **EDIT,
+                    "source_text": text,
+                    "target_text": text.replace("cats", "dogs"),
+                    "reweight": "",
+                    "blend_words": "",
+                }
+            ).encode(),
+        )
+        durations.append(time.perf_counter() - start)
+    assert min(durations) < 0.05  # the others may have waited for a busy machine
+
+
+def test_texts_that_make_no_edit_are_told_as_the_node_tells_them(client: Client):
+    status, told = ask(client, json.dumps({**EDIT, "reweight": "bird: 2"}).encode())
+    assert status == 200 and told["problem"].startswith("reweight: expected words as they stand in target_text")
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "says"),
+    [
+        (b"{", "application/json", 400, "JSON"),
+        (b"[]", "application/json", 400, "object with the fields"),
+        (json.dumps({**EDIT, "clip": "../../x"}).encode(), "application/json", 400, "object with the fields"),
+        (json.dumps({**EDIT, "source_text": 3}).encode(), "application/json", 400, "source_text: expected text"),
+        (json.dumps({**EDIT, "target_text": "a" * 9000}).encode(), "application/json", 400, "at most 8000 characters"),
+        (json.dumps({**EDIT, "mode": "other"}).encode(), "application/json", 400, "mode: expected one of auto"),
+        (json.dumps(EDIT).encode(), "text/plain", 415, "expected application/json"),
+        (b"[" + b" " * 300_000 + b"]", "application/json", 413, "at most 262144 bytes"),
+    ],
+)
+def test_the_route_refuses_bad_requests_in_clear_words(client: Client, body: bytes, kind: str, status: int, says: str):
+    answered, told = ask(client, body, kind)
+    assert answered == status and says in told["error"]
