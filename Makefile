@@ -4,30 +4,43 @@
 PYTHON ?= python3
 RUN = $(PYTHON) tests/support/host/provision.py
 # Two processes of one thread: the tests' networks are too small for a thread to wait for another.
-PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -ra --durations 12 --timeout 900 -n 2 --dist worksteal
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -ra --durations 20 --timeout 900 -n 2 --dist worksteal
 OLDEST = 0.16.3
+DAILY = not slow and not long
 
-.PHONY: test test-unit test-model test-server test-browser test-oldest test-slow demo toy evidence bench golden workflows lint clean
+.PHONY: test test-all test-unit test-model test-server test-browser test-hosted test-hosted-all test-oldest test-oldest-all
+.PHONY: test-slow lint demo toy evidence bench golden workflows clean
 
+# Eight minutes on two cores, installation apart. What it leaves out runs in `make test-all`.
 test: test-unit test-hosted test-oldest
 
+test-all: test-unit test-hosted-all test-oldest-all test-slow
+
 test-unit:
-	$(PYTEST) -m unit
+	$(PYTEST) -m "unit and $(DAILY)"
 
 test-hosted:
+	$(PYTEST) -m "(model or server or browser) and $(DAILY)"
+
+test-hosted-all:
 	$(PYTEST) -m "(model or server or browser) and not slow"
 
 test-model:
-	$(PYTEST) -m model
+	$(PYTEST) -m "model and $(DAILY)"
 
 test-server:
-	$(PYTEST) -m "server and not slow"
+	$(PYTEST) -m "server and $(DAILY)"
 
 test-browser:
-	$(PYTEST) -m "browser and not slow"
+	$(PYTEST) -m "browser and $(DAILY)"
 
 # The same environment, the oldest ComfyUI that pyproject.toml promises. A ComfyUI of your own is tested once, above.
 test-oldest:
+ifndef COMFYUI_PATH
+	COMFYUI_VERSION=$(OLDEST) $(PYTEST) -m "(model or server) and compat and not newest and $(DAILY)"
+endif
+
+test-oldest-all:
 ifndef COMFYUI_PATH
 	COMFYUI_VERSION=$(OLDEST) $(PYTEST) -m "(model or server) and not newest and not slow"
 endif
@@ -35,6 +48,9 @@ endif
 # Long runs; what stands for SD2.1 unCLIP, Stable Cascade and SDXL takes 5.6 GB of disk, once, and a server of several GB of memory.
 test-slow:
 	$(PYTEST) -n 1 -m slow
+
+lint:
+	PYTHONPATH=tests $(RUN) -m support.lint
 
 # `make demo CHECKPOINT=<file> PHOTO=<file> PROMPT="..." SOURCE="..."` edits a picture of your own with a checkpoint of
 # your own; make hands such variables on in the environment.
@@ -57,9 +73,6 @@ golden:
 # Rewrite example_workflows/ and subgraphs/ in the real frontend after a change of tests/workflows or of the nodes.
 workflows:
 	PYTHONPATH=tests $(RUN) -m workflows
-
-lint:
-	$(RUN) -m ruff check .
 
 clean:
 	rm -rf .venv .comfyui demo_output bench_output

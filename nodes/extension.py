@@ -8,7 +8,9 @@ from comfy_api.latest import ComfyExtension, io
 log = logging.getLogger("palimpsest")
 
 SLICES = (
+    "flow_edit",
     "inversion",
+    "retracing",
     "null_text",
     "plug_and_play",
     "prompt_to_prompt",

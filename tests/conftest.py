@@ -62,6 +62,14 @@ def sd15(server: Server) -> str:
     return server.link_model("checkpoints", checkpoints.sd15())
 
 
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photograph of 64 x 64 pixels, quick to edit with the random checkpoint."""
+    from support.fixtures.server_runs import photo_file
+
+    return photo_file(tmp_path_factory.mktemp("photo"))
+
+
 @pytest.fixture
 def client(server: Server) -> Iterator[Client]:
     with Client(server.address) as connected:

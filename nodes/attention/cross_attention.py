@@ -11,12 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from comfy.ldm.modules.attention import optimized_attention
-from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from .calls import ModelOptions, Record
-from .unet_layers import Layer
+from .unet_layers import Layer, add_unet_wrapper
 
-KEY = "palimpsest.prompt_to_prompt"
 COLUMNS = "palimpsest.context_columns"
 
 
@@ -64,7 +62,7 @@ def on_cross_attention(
     replace = transformer_options.setdefault("patches_replace", {}).setdefault("attn2", {})
     for layer in layers:
         replace[layer] = _Replacement(layer, replace.get(layer, replace.get(layer[:2])), use)
-    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, KEY, _note_columns, transformer_options)
+    add_unet_wrapper(model_options, _note_columns)
 
 
 @dataclass(frozen=True)

@@ -2,69 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
 import torch
-from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from .calls import AllSeen, Chunk, ModelOptions, Record, chunks_of, inject_rows, is_source_pass
-
-if TYPE_CHECKING:
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from .calls import Chunk, ModelOptions, Record, chunks_of, inject_rows, is_source_pass
+from .unet_layers import add_unet_wrapper, feature_module, hooked
 
 
-def record_features(
-    model_options: ModelOptions, blocks: Sequence[int], record: Record, all_seen: Callable[[], bool] = lambda: False
-) -> None:
-    """Keep ("feature", "output", block): [B, C, H, W]; leave the network at a block behind which all_seen() says nothing is read."""
+def record_features(model_options: ModelOptions, blocks: Sequence[int], record: Record) -> None:
+    """Keep ("feature", "output", block): [B, C, H, W]."""
 
-    def keep(block: int, output: torch.Tensor) -> None:
+    def keep(block: int, output: torch.Tensor, transformer_options: dict) -> None:
         record["feature", "output", block] = output
-        if all_seen():
-            raise AllSeen
 
-    def diffusion_model(executor, *args, **kwargs):
-        with _on_features(executor.class_obj, blocks, keep):
-            return executor(*args, **kwargs)
-
-    _add_diffusion_model_wrapper(model_options, diffusion_model)
+    _on_features(model_options, blocks, keep)
 
 
 def inject_features(model_options: ModelOptions, blocks: Sequence[int], records: dict[Chunk, Record]) -> None:
     """Overwrite the features of these blocks, in the rows of chunks that have a record."""
 
+    def replace(block: int, output: torch.Tensor, transformer_options: dict) -> torch.Tensor | None:
+        if is_source_pass(transformer_options):
+            return None
+        return inject_rows(output, records, ("feature", "output", block), chunks_of(transformer_options))
+
+    _on_features(model_options, blocks, replace)
+
+
+def _on_features(
+    model_options: ModelOptions, blocks: Sequence[int], use: Callable[[int, torch.Tensor, dict], torch.Tensor | None]
+) -> None:
+    """In each call of the UNet, call use(block, output, transformer_options); what it returns, if anything, is the output instead."""
+
     def diffusion_model(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
-        chunks = chunks_of(transformer_options)
-
-        def replace(block: int, output: torch.Tensor) -> torch.Tensor:
-            return inject_rows(output, records, ("feature", "output", block), chunks)
-
-        with _on_features(executor.class_obj, () if is_source_pass(transformer_options) else blocks, replace):
+        with ExitStack() as stack:
+            for block in blocks:
+                module = feature_module(executor.class_obj, block)
+                stack.enter_context(hooked(module, lambda output, block=block: use(block, output, transformer_options)))
             return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
-    _add_diffusion_model_wrapper(model_options, diffusion_model)
-
-
-def _add_diffusion_model_wrapper(model_options: ModelOptions, wrapper: Callable) -> None:
-    """Add the wrapper, after all others, to options the caller owns."""
-    transformer_options = model_options.setdefault("transformer_options", {})
-    add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "palimpsest.plug_and_play", wrapper, transformer_options)
-
-
-@contextmanager
-def _on_features(
-    unet: UNetModel, blocks: Sequence[int], use: Callable[[int, torch.Tensor], torch.Tensor | None]
-) -> Iterator[None]:
-    """While this context lasts, call use(block, out_layers output) in `unet`; what it returns, if anything, replaces it."""
-    handles = []
-    try:
-        for block in blocks:
-            # The last layer, because a ResBlock with scale-shift norm does not call out_layers as a whole.
-            last = unet.output_blocks[block][0].out_layers[-1]
-            handles.append(last.register_forward_hook(lambda module, args, output, block=block: use(block, output)))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    if blocks:
+        add_unet_wrapper(model_options, diffusion_model)

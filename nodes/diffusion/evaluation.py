@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +31,27 @@ def evaluate(
 ) -> torch.Tensor | None:
     """Denoised [B, C, ...] of x at sigma [B] under `conds`, in the list slot in which a sampler would evaluate them.
 
-    None if what reads inside the network left it early. Compiled networks run uncompiled, because a compiled one does not
-    call what is attached to its parts.
+    None if what reads inside the network left it early.
     calc_cond_batch: core's, or the executor of a wrapper around it.
     """
     index = SLOTS.index(slot)
     # A source's few rows are not worth a split over GPUs, and a reader that leaves early must not do so in another thread.
     options = {key: value for key, value in model_options.items() if key != "multigpu_clones"}
-    with torch.compiler.set_stance("force_eager"), suppress(AllSeen):
+    with uncompiled(model_options), suppress(AllSeen):
         return calc_cond_batch(model, [None] * index + [conds], x, sigma, options)[index]
     return None
+
+
+def uncompiled(model_options: ModelOptions) -> AbstractContextManager:
+    """While this lasts, compiled networks run as they were written: a compiled one leaves out what is attached to its parts."""
+    if hasattr(torch.compiler, "set_stance"):
+        return torch.compiler.set_stance("force_eager")
+    if "torch_compile_kwargs" in model_options:
+        raise ValueError(
+            f"model: expected one that is not compiled, got one from Torch Compile Model, which torch {torch.__version__} cannot run "
+            "uncompiled for a while. Leave that node out, or update torch to 2.6 or newer."
+        )
+    return nullcontext()
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,28 @@ def schedule_mismatch(conds: list[dict[str, Any]], sigmas: torch.Tensor, cfg: fl
     return None
 
 
+def require_whole_picture(conds: dict[str, list[dict[str, Any]]]) -> None:
+    """Raise ValueError where per-step entries of the negative meet a positive prompt with an area.
+
+    Core gives every area an opposite one: for all steps at once, with the text of the negative's first entry.
+    conds: a guider's by prompt, after convert_cond.
+    """
+    made_for = any(MADE_FOR in cond for cond in conds.get("negative", ()))
+    if made_for and any("area" in cond or cond.get("set_area_to_bounds") for cond in conds.get("positive", ())):
+        raise ValueError(
+            "positive: expected a prompt for the whole picture with a negative of Null-Text Optimize, got one with an area, for which "
+            "ComfyUI takes the first step's negative at every step. Use Conditioning (Set Mask) with set_cond_area default."
+        )
+
+
 def first_steps(share: float, steps: int) -> int:
     """How many of `steps` a share of them is, from the noisy end and exclusive: 0.8 of 50 means steps 0..39."""
     return math.floor(share * steps + 1e-6)  # 0.29 * 100 is 28.999999999999996
+
+
+def window_steps(share: float, steps: int) -> int:
+    """As `first_steps`, but at least one step unless the share is 0."""
+    return max(first_steps(share, steps), 1 if share > 0 else 0)
 
 
 def require_descending_to_zero(sigmas: torch.Tensor, socket: str = "sigmas") -> None:

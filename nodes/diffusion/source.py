@@ -11,6 +11,7 @@ import torch
 from ..attention.calls import ModelOptions, mark_source_pass
 from .conditioning import Conditioning, with_own_controls
 from .evaluation import Conds, Inside, evaluate, run_inside
+from .patched_model import without_step_caches
 from .trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ WHAT_TO_DO = "Connect a plain or empty prompt to `source`."
 Area = tuple[int, ...] | None  # height, width, y, x in latent pixels, as core's conditions have it
 
 
-def evaluate_source(
+def read_source(
     model: BaseModel,
     conds: Conds,
     x: torch.Tensor,
@@ -29,10 +30,10 @@ def evaluate_source(
     model_options: ModelOptions,
     area: Area = None,
     calc_cond_batch: Callable = comfy.samplers.calc_cond_batch,
-) -> torch.Tensor | None:
-    """As `evaluate`, for options of a source pass and for conditions of which one, without an area, is active at sigma.
+) -> None:
+    """Run the network on x as far as it is read. Of the conditions one, without an area, must be active at sigma.
 
-    area: the only part of x that the network is to see.
+    model_options: of a source pass, with what reads and where it leaves. area: the only part of x that the network is to see.
     """
     if any("area" in cond for cond in conds):
         raise ValueError(f"source: expected one prompt for the whole picture, got one with an area. {WHAT_TO_DO}")
@@ -44,7 +45,11 @@ def evaluate_source(
             f"source: expected one prompt for the whole picture at every step, got {active} active ones at sigma "
             f"{float(sigma[0]):.4f}. {WHAT_TO_DO}"
         )
-    return evaluate(model, conds, x, sigma, model_options, calc_cond_batch=calc_cond_batch)
+    if evaluate(model, conds, x, sigma, model_options, calc_cond_batch=calc_cond_batch) is not None:
+        raise ValueError(
+            "model: expected one whose network runs at every step, so that the source can be read inside it, got one with a patch that "
+            "answered in its place, as EasyCache and LazyCache do. Leave that node out."
+        )
 
 
 def visit(
@@ -55,9 +60,9 @@ def visit(
     read: Callable[[int, ModelOptions], None],
     seen: Callable[[int], None] = lambda step: None,
 ) -> None:
-    """At each of `steps`, let read(step, options) add what reads, evaluate the trajectory's latent under `source`, call seen(step)."""
+    """At each of `steps`, let read(step, options) add what reads, run the trajectory's latent under `source`, call seen(step)."""
     trajectory.model.require_match(model)
-    guider = comfy.samplers.CFGGuider(model)
+    guider = comfy.samplers.CFGGuider(without_step_caches(model))
     guider.inner_set_conds({"positive": with_own_controls(source)})
     guider.model_options = mark_source_pass(guider.model_options)
 
@@ -66,10 +71,12 @@ def visit(
             x = trajectory.latents[step].to(inside.noise)
             sigma = inside.sigmas[step].expand(len(x))
             options = mark_source_pass(inside.model_options)
+            # The rows of a picture batch do not see each other; core's windows would leave the last of them as all that was read.
+            options.pop("context_handler", None)
             read(step, options)
-            denoised = evaluate_source(inside.model, inside.conds["positive"], x, sigma, options)
+            read_source(inside.model, inside.conds["positive"], x, sigma, options)
             seen(step)
-            inside.show(visited, denoised, x)
+            inside.show(visited, inside.latent, x)
 
     latent = model.model.process_latent_out(trajectory.latents[-1])
     run_inside(guider, latent, trajectory.sigmas, len(steps), walk)

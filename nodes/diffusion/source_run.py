@@ -17,14 +17,19 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..attention.calls import Chunk, ModelOptions, Record, is_source_pass, mark_source_pass
 from .conditioning import Conditioning, with_own_controls
-from .evaluation import Conds, InsideSampler
-from .samplers import require_deterministic, sampler_name
-from .source import WHAT_TO_DO, Area, evaluate_source
+from .context_window import WHOLE, Part, part_of, resized_conds, taken
+from .evaluation import Conds, InsideSampler, uncompiled
+from .hooks import register_hooks
+from .retracing import Retracing, require_retraceable
+from .samplers import sampler_name
+from .source import Area, read_source
 from .trajectory import Trajectory
 
 if TYPE_CHECKING:
     from comfy.model_base import BaseModel
     from comfy.model_patcher import ModelPatcher
+
+RETRACING = "palimpsest.retracing"  # in transformer_options: the Retracing that has moved the x of this call
 
 
 class Edit(Protocol):
@@ -32,42 +37,62 @@ class Edit(Protocol):
 
     last: int
 
-    def concerns(self, cond: dict[str, Any]) -> bool:
-        """Whether rows of this condition are edited."""
+    def concerns(self, step: int, cond: dict[str, Any]) -> bool:
+        """Whether rows of this condition are edited at this step."""
 
-    def record(self, step: int, options: ModelOptions) -> Record:
+    def record(self, step: int, options: ModelOptions, part: Part) -> Record:
         """Add what reads the source's values to the options of its evaluation, which then fills the record that is returned."""
 
-    def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record]) -> None:
+    def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record], part: Part) -> None:
         """Add what overwrites values to the options of one call, in the rows of the chunks that have a record."""
 
 
-# The guider, the sampler's sigmas and the run's own model options, to which an edit may add.
-Begin = Callable[[comfy.samplers.CFGGuider, torch.Tensor, ModelOptions], Edit]
+@dataclass(frozen=True)
+class Run:
+    """A sampling run that begins. model_options: its own, to which an edit may add."""
+
+    guider: comfy.samplers.CFGGuider
+    sampler: comfy.samplers.Sampler
+    sigmas: torch.Tensor  # on the CPU
+    model_options: ModelOptions
 
 
 @dataclass(frozen=True)
 class SourceRuns:
-    """What stays on the patcher between runs: settings only. `source` None: the edit has its records already."""
+    """What stays on the patcher between runs: settings only.
+
+    source: None when the edit has its records already. begin: gives the edit of one run; None for retracing alone.
+    exact: retrace the trajectory exactly, which `ddim` must have made.
+    """
 
     key: str
     trajectory: Trajectory
     source: Conditioning | None
-    begin: Begin
+    begin: Callable[[Run], Edit] | None
+    exact: bool = False
 
-    def add_to(self, patched: ModelPatcher) -> None:
-        """`patched`: the caller's own clone."""
+    def patched(self, model: ModelPatcher) -> ModelPatcher:
+        """A clone of `model` whose every sampling run is one of these."""
+        if self.exact:
+            require_retraceable(self.trajectory)
+        hooked = self.source is not None and comfy.sampler_helpers.cond_has_hooks(self.source)
+        patched = model.get_non_dynamic_delegate() if hooked and model.is_dynamic() else model.clone()
         if self.source is not None:
-            if comfy.sampler_helpers.cond_has_hooks(self.source):
-                raise ValueError(
-                    "source: expected conditioning without hooks, which only a sampler's own prompts can have, got some. "
-                    f"{WHAT_TO_DO}"
-                )
             conds = {"source": comfy.sampler_helpers.convert_cond(self.source)}
             models, _ = comfy.sampler_helpers.get_additional_models(conds, patched.model_dtype())
             if models:
                 patched.set_additional_models(self.key, patched.get_additional_models_with_key(self.key) + models)
+        if hooked:
+            patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, self.key, self.outer_sample)
         patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, self.key, self.sampler_sample)
+        return patched
+
+    def outer_sample(self, executor, *args, **kwargs) -> torch.Tensor:
+        """Core has registered the hooks of the guider's prompts here, and loads the model next."""
+        guider = executor.class_obj
+        if not is_source_pass(guider.model_options["transformer_options"]):
+            register_hooks(guider, comfy.sampler_helpers.convert_cond(self.source))
+        return executor(*args, **kwargs)
 
     def sampler_sample(
         self,
@@ -81,50 +106,78 @@ class SourceRuns:
         denoise_mask=None,
         disable_pbar=False,
     ) -> torch.Tensor:
-        if is_source_pass(extra_args["model_options"]["transformer_options"]):
+        begin = None if is_source_pass(extra_args["model_options"]["transformer_options"]) else self.begin
+        if begin is None and not self.exact:
             return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
-        if not isinstance(executor.class_obj, InsideSampler):
-            require_deterministic(executor.class_obj)
-        self.trajectory.model.require_match(model_wrap.model_patcher)
-        self.trajectory.require_steps(sigmas.cpu())
-        self._require_latent(noise)
-        batch = self.trajectory.batch
+        sampler = executor.class_obj
+        self._require_fit(model_wrap, sampler, sigmas, noise, latent_image)
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
-        edit = self.begin(model_wrap, sigmas.cpu(), options)
+        edit = None if begin is None else begin(Run(model_wrap, sampler, sigmas.cpu(), options))
         conds: dict[str, Conds] = {}
-        if self.source is not None:
+        if begin is not None and self.source is not None:
+            batch = self.trajectory.batch
+            conds = {"source": comfy.sampler_helpers.convert_cond(with_own_controls(self.source))}
+            comfy.samplers.preprocess_conds_hooks(conds)
+            comfy.samplers.filter_registered_hooks_on_conds(conds, options)
             conds = comfy.samplers.process_conds(
                 model_wrap.inner_model,
                 noise[:batch],
-                {"source": comfy.sampler_helpers.convert_cond(with_own_controls(self.source))},
+                conds,
                 noise.device,
                 None if latent_image is None else latent_image[:batch],
                 None if denoise_mask is None else denoise_mask[:batch],
                 extra_args.get("seed"),
             )
-        run = _Run(edit, self.trajectory, conds.get("source"), sampler_name(executor.class_obj))
+        retracing = Retracing(self.trajectory, model_wrap.inner_model.model_sampling) if self.exact else None
+        run = _Run(edit, self.trajectory, conds.get("source"), retracing, sampler_name(sampler))
         add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, self.key, run.calc_cond_batch, options, is_model_options=True)
+        extra_args = {**extra_args, "model_options": options}
         try:
-            return executor(
-                model_wrap,
-                sigmas,
-                {**extra_args, "model_options": options},
-                callback,
-                noise,
-                latent_image,
-                denoise_mask,
-                disable_pbar,
-            )
+            return executor(model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar)
         finally:
             comfy.sampler_helpers.cleanup_models(conds, [])
 
-    def _require_latent(self, noise: torch.Tensor) -> None:
+    def _require_fit(
+        self,
+        guider: comfy.samplers.CFGGuider,
+        sampler: comfy.samplers.Sampler,
+        sigmas: torch.Tensor,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor,
+    ) -> None:
+        name = sampler_name(sampler)
+        self.trajectory.model.require_match(guider.model_patcher)
+        self.trajectory.require_steps(sigmas.cpu(), sampler=name)
         shape = self.trajectory.latents.shape[1:]
         if noise.shape[1:] != shape[1:] or shape[0] not in (1, noise.shape[0]):
             raise ValueError(
                 f"latent_image: expected the trajectory's {_size(shape)}, got {_size(noise.shape)}. "
                 "Sample from the inversion's own latent or noise, or invert a picture of this size."
             )
+        if isinstance(sampler, InsideSampler):
+            return
+        sampling = guider.inner_model.model_sampling
+        x = sampling.noise_scaling(sigmas[0], noise, latent_image, sampler.max_denoise(guider, sigmas))
+        self.trajectory.require_start(x, float(sigmas[0]))
+        if not self.exact:
+            return
+        if name != "euler":
+            raise ValueError(
+                f"sampler: expected euler or ddim, whose steps an exact retracing undoes, got {name}. Choose one of "
+                "them, or switch exact_retracing off."
+            )
+        steps = [self.trajectory.step_of(float(sigma)) for sigma in sigmas]
+        if steps != [*range(steps[0], steps[0] + len(steps))]:
+            raise ValueError(
+                f"sigmas: expected every step of the trajectory, which exact retracing undoes one by one, got {len(steps) - 1} of its "
+                f"{self.trajectory.steps} with others left out. Use as many steps as the inversion, or switch exact_retracing off."
+            )
+
+
+def exact_retracing(model: ModelPatcher, trajectory: Trajectory) -> ModelPatcher:
+    """A clone of `model` with which a sampler goes back along a `ddim` trajectory exactly."""
+    trajectory.model.require_match(model)
+    return SourceRuns(RETRACING, trajectory, None, None, exact=True).patched(model)
 
 
 def _size(shape: torch.Size) -> str:
@@ -134,13 +187,22 @@ def _size(shape: torch.Size) -> str:
 class _Run:
     """One sampling run: knows the step, holds the source's values of that step and hands them to each call for conditions."""
 
-    def __init__(self, edit: Edit, trajectory: Trajectory, source: Conds | None, sampler: str):
+    def __init__(
+        self,
+        edit: Edit | None,
+        trajectory: Trajectory,
+        source: Conds | None,
+        retracing: Retracing | None,
+        sampler: str,
+    ):
         self.edit = edit
+        self.last = 0 if edit is None else edit.last
         self.trajectory = trajectory
         self.source = source
+        self.retracing = retracing
         self.sampler = sampler
-        self.step = -1
-        self.records: dict[Area, Record] = {}  # of this step
+        self.now: tuple[int, Part] = (-1, WHOLE)
+        self.records: dict[Area, Record] = {}  # of this step and part
 
     def calc_cond_batch(
         self,
@@ -151,24 +213,47 @@ class _Run:
         timestep: torch.Tensor,
         model_options: ModelOptions,
     ) -> list[torch.Tensor]:
-        if is_source_pass(model_options["transformer_options"]):
+        if self.retracing is None or RETRACING in model_options["transformer_options"]:
+            return self._edited(executor, model, conds, x_in, timestep, model_options)
+        step = self._step_of(float(timestep[0]), self.trajectory.steps)
+        asked = self.retracing.asked(x_in, step, part_of(model_options))
+        options = comfy.model_patcher.create_model_options_clone(model_options)
+        options["transformer_options"][RETRACING] = self.retracing
+        answers = self._edited(executor, model, conds, asked, timestep, options)
+        return [
+            answer if rows is None else self.retracing.denoised(answer, asked, x_in, step)
+            for rows, answer in zip(conds, answers, strict=True)
+        ]
+
+    def _edited(
+        self,
+        executor,
+        model: BaseModel,
+        conds: list,
+        x_in: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: ModelOptions,
+    ) -> list[torch.Tensor]:
+        if self.edit is None or is_source_pass(model_options["transformer_options"]):
             return executor(model, conds, x_in, timestep, model_options)
-        step = self._step_of(float(timestep[0]))
-        if step != self.step:
-            self.step, self.records = step, {}
-        if step >= self.edit.last:
+        step, part = self._step_of(float(timestep[0]), self.last), part_of(model_options)
+        if self.now != (step, part):
+            self.now, self.records = (step, part), {}
+        areas = {}
+        if step < self.last:
+            areas = {
+                (i, cond["uuid"]): _area(cond)
+                for i, rows in enumerate(conds)
+                for cond in rows or ()
+                if self.edit.concerns(step, cond) and comfy.samplers.get_area_and_mult(cond, x_in, timestep) is not None
+            }
+        if not areas:
             return executor(model, conds, x_in, timestep, model_options)
-        areas = {
-            (i, cond["uuid"]): _area(cond)
-            for i, rows in enumerate(conds)
-            for cond in rows or ()
-            if self.edit.concerns(cond) and comfy.samplers.get_area_and_mult(cond, x_in, timestep) is not None
-        }
         for area in set(areas.values()) - self.records.keys():
             self.records[area] = self._read_source(executor, model, x_in, timestep, model_options, area)
         options = comfy.model_patcher.create_model_options_clone(model_options)
-        self.edit.inject(step, options, {chunk: self.records[area] for chunk, area in areas.items()})
-        with torch.compiler.set_stance("force_eager"):
+        self.edit.inject(step, options, {chunk: self.records[area] for chunk, area in areas.items()}, part)
+        with uncompiled(model_options):
             return executor(model, conds, x_in, timestep, options)
 
     def _read_source(
@@ -180,11 +265,16 @@ class _Run:
         model_options: ModelOptions,
         area: Area,
     ) -> Record:
+        step, part = self.now
         options = mark_source_pass(model_options)
-        record = self.edit.record(self.step, options)
+        record = self.edit.record(step, options, part)
         if self.source is not None:
-            x = self.trajectory.latents[self.step].to(x_in)
-            evaluate_source(model, self.source, x, timestep[: len(x)], options, area, executor)
+            whole = self.trajectory.latents[step].to(x_in)
+            x = taken(part, whole)
+            if RETRACING in options["transformer_options"]:
+                x = options["transformer_options"][RETRACING].asked(x, step, part)
+            conds = resized_conds(self.source, whole, model_options)
+            read_source(model, conds, x, timestep[: len(x)], options, area, executor)
         elif area is not None:
             raise ValueError(
                 "features: expected conditioning for the whole picture, got some with an area, for which nothing was captured. "
@@ -192,15 +282,16 @@ class _Run:
             )
         return {place: value.to(x_in.device) for place, value in record.items()}
 
-    def _step_of(self, sigma: float) -> int:
+    def _step_of(self, sigma: float, last: int) -> int:
+        """The trajectory's step at this level, or `last` for any level below that step's."""
         step = self.trajectory.step_of(sigma)
         if step is not None:
             return step
-        if sigma < float(self.trajectory.sigmas[self.edit.last]):
-            return self.edit.last
+        if last < self.trajectory.steps and sigma < float(self.trajectory.sigmas[last]):
+            return last
         raise ValueError(
             f"sampler: expected one that evaluates the model at the trajectory's levels only, got {self.sampler}, which also "
-            f"needs sigma {sigma:.4f}, between two of them. Use euler, ddim, heun or dpmpp_2m."
+            f"needs sigma {sigma:.4f}, between two of them. Use one that does not, such as euler, heun, dpmpp_2m or lcm."
         )
 
 

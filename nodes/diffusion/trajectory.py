@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from .conditioning import Conditioning
+from .samplers import LEAVES_OUT_A_LEVEL
 from .schedule import require_descending_to_zero
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+
+# Where ComfyUI's configurations of networks keep the width of the text they read, by family.
+TEXT_WIDTHS = ("context_dim", "context_in_dim", "cap_feat_dim", "text_dim", "cond_seq_dim", "crossattn_emb_channels")
+SAME_LATENT = 3e-3  # relative distance up to which two latents are one: float16 between two nodes costs 5e-4
+OTHER_NOISE = 0.3  # cosine below which a start has nothing of the trajectory's noise: a choice, not a mistake
 
 
 @dataclass(frozen=True)
@@ -26,25 +32,36 @@ class ModelFingerprint:
     latent_format: str
     sampling: tuple[str, ...]  # schedule and prediction, e.g. ("ModelSamplingDiscrete", "EPS")
     sigma_max: float
+    text_width: int | None = (
+        None  # None where it is not known, as in files of earlier versions: it then fits every width
+    )
 
     @classmethod
     def of(cls, model: ModelPatcher) -> ModelFingerprint:
         sampling = model.get_model_object("model_sampling")
+        network = model.model.model_config.unet_config
         return cls(
             model_class=type(model.model).__name__,
             latent_format=type(model.get_model_object("latent_format")).__name__,
             sampling=tuple(sorted(base.__name__ for base in type(sampling).__bases__)),
             sigma_max=float(sampling.sigma_max),
+            text_width=next((network[key] for key in TEXT_WIDTHS if isinstance(network.get(key), int)), None),
         )
 
     def require_match(self, model: ModelPatcher) -> None:
         """Raise ValueError if `model` cannot follow a trajectory made by the model with this fingerprint."""
         other = ModelFingerprint.of(model)
         same_range = math.isclose(self.sigma_max, other.sigma_max, rel_tol=1e-3)
-        if same_range and (self.model_class, self.latent_format, self.sampling) == (
-            other.model_class,
-            other.latent_format,
-            other.sampling,
+        same_text = self.text_width == other.text_width or None in (self.text_width, other.text_width)
+        if (
+            same_range
+            and same_text
+            and (self.model_class, self.latent_format, self.sampling)
+            == (
+                other.model_class,
+                other.latent_format,
+                other.sampling,
+            )
         ):
             return
         raise ValueError(
@@ -53,20 +70,24 @@ class ModelFingerprint:
         )
 
     def __str__(self) -> str:
-        return f"{self.model_class} ({self.latent_format}, {'+'.join(self.sampling)}, sigma up to {self.sigma_max:.4g})"
+        text = "" if self.text_width is None else f", text of width {self.text_width}"
+        return f"{self.model_class} ({self.latent_format}, {'+'.join(self.sampling)}, sigma up to {self.sigma_max:.4g}{text})"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """One deterministic path from noise to a picture, in sampling order.
 
-    latents: [T+1, B, C, H, W] float32 on the CPU, in the model's sampling space (after process_latent_in);
-        latents[i] is the state at sigmas[i], latents[T] the picture's own latent.
+    latents: [T+1, B, C, H, W] float32 on the CPU, in the model's sampling space (after process_latent_in); video models
+        have one frame, [T+1, B, C, 1, H, W]; latents[i] is the state at sigmas[i], latents[T] the picture's own latent.
     sigmas: [T+1] float32, strictly descending to 0.
     positive: the conditioning the path was made with.
     method: "ddim", "euler", "fixed_point" for an inversion, "sampled" for a recorded generation.
     residuals: [T] float32, for the step between sigmas[i] and sigmas[i+1] the relative error by which one Euler step
         misses the next latent; NaN where it was not measured.
+
+    A path of method "ddim" needs nothing more to be retraced exactly: at sigmas[i] the model was asked about latents[i + 1],
+    scaled so that the network's input is what it would be at sigmas[i + 1].
     """
 
     latents: torch.Tensor
@@ -77,7 +98,7 @@ class Trajectory:
     residuals: torch.Tensor
 
     def __post_init__(self) -> None:
-        if self.latents.ndim != 5 or self.latents.dtype != torch.float32:
+        if self.latents.ndim not in (5, 6) or self.latents.dtype != torch.float32:
             raise ValueError(
                 f"latents: expected float32 [T+1,B,C,H,W], got {self.latents.dtype} {tuple(self.latents.shape)}"
             )
@@ -108,12 +129,54 @@ class Trajectory:
         i = int(distance.argmin())
         return i if float(distance[i]) <= 1e-4 * max(sigma, 1e-3) else None
 
-    def require_steps(self, sigmas: torch.Tensor, socket: str = "sigmas") -> None:
-        """Raise ValueError unless every level of a sampler's `sigmas` is one of this trajectory's."""
+    def require_steps(self, sigmas: torch.Tensor, socket: str = "sigmas", sampler: str = "") -> None:
+        """Raise ValueError unless every level of a sampler's `sigmas` is one of this trajectory's.
+
+        sampler: its name, where it is known.
+        """
         missing = [float(s) for s in sigmas if self.step_of(float(s)) is None]
-        if missing:
-            raise ValueError(
-                f"{socket}: expected levels of the trajectory, which has {self.steps} steps from "
-                f"{float(self.sigmas[0]):.4f} to 0; got {len(sigmas) - 1} steps with {len(missing)} other levels, the first "
-                f"{missing[0]:.4f}. Use the same scheduler, steps and denoise for the sampler as for the inversion."
+        if not missing:
+            return
+        what_to_do = "Use the same scheduler, steps and denoise for the sampler as for the inversion."
+        if sampler in LEAVES_OUT_A_LEVEL:
+            what_to_do = (
+                f"KSampler takes one step more for {sampler} and leaves out the last level but one, so that the same number of "
+                "steps has other levels. Use euler."
             )
+        raise ValueError(
+            f"{socket}: expected levels of the trajectory, which has {self.steps} steps from "
+            f"{float(self.sigmas[0]):.4f} to 0; got {len(sigmas) - 1} steps with {len(missing)} other levels, the first "
+            f"{missing[0]:.4f}. {what_to_do}"
+        )
+
+    def require_start(self, x: torch.Tensor, sigma: float) -> None:
+        """Raise ValueError unless a sampler that starts with x [N, C, ...] at `sigma`, a level of this trajectory, starts on it.
+
+        At the first level, where there is only noise, other noise altogether is let through.
+        """
+        step = self.step_of(sigma)
+        here, start = x.float().cpu().flatten(1), self.latents[step].flatten(1)
+        distance = float(((here - start).norm(dim=1) / start.norm(dim=1)).max())
+        if distance <= SAME_LATENT:
+            return
+        alike = float(torch.nn.functional.cosine_similarity(here, start.expand_as(here)).max())
+        if step == 0 and alike < OTHER_NOISE:
+            return
+        raise ValueError(
+            f"noise, latent_image: expected a start on the trajectory, whose latent at sigma {sigma:.4f} is its number {step} of "
+            f"{self.steps}, got one that is {100 * distance:.3g} % away from it. Connect the sampler's sigmas to Trajectory Start "
+            "and its noise to the sampler; with KSampler (Advanced) its latent, with add_noise disabled."
+        )
+
+
+def require_picture_latent(latent: torch.Tensor, model: ModelPatcher, socket: str = "latent_image") -> None:
+    """Raise ValueError unless `latent` holds pictures of the size of latents that `model` has: no video, no sound."""
+    fmt = model.get_model_object("latent_format")
+    frames = (1,) if fmt.latent_dimensions == 3 else ()
+    if latent.is_nested or latent.shape[1:-2] != (fmt.latent_channels, *frames) or latent.ndim != 4 + len(frames):
+        wanted = ", ".join(map(str, ("batch", fmt.latent_channels, *frames, "height", "width")))
+        shape = "a nested latent" if latent.is_nested else tuple(latent.shape)
+        raise ValueError(
+            f"{socket}: expected a picture's latent of this model, [{wanted}], got {shape}. "
+            "Encode the picture with the VAE that belongs to the model."
+        )

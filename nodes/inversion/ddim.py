@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
+import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.evaluation import Inside, run_inside
+from ..diffusion.patched_model import require_guidance_without_negative, require_unedited, without_step_caches
 from ..diffusion.schedule import require_descending_to_zero
-from ..diffusion.trajectory import ModelFingerprint, Trajectory
+from ..diffusion.trajectory import ModelFingerprint, Trajectory, require_picture_latent
 from .solvers import Effort, Level, ddim_step, euler_step, fixed_point_step
+
+if TYPE_CHECKING:
+    from comfy.model_base import BaseModel
 
 METHODS = ("ddim", "euler", "fixed_point")
 CONVERGED = 2e-3  # residual above which an artist is told that the inversion is not exact
@@ -26,15 +32,18 @@ def invert(
     method: str = "fixed_point",
     iterations: int = 5,
 ) -> Trajectory:
-    """The trajectory of `latent` [B, C, H, W] (as a VAE gives it) up the descending schedule `sigmas` [T+1], at guidance 1.
+    """The trajectory of `latent` [B, C, H, W] or [B, C, 1, H, W] (as a VAE gives it) up the descending schedule `sigmas` [T+1], at guidance 1.
 
     `method`: "ddim" and "euler" spend T evaluations of the model, "fixed_point" at most `iterations` * T.
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
     require_descending_to_zero(sigmas)
+    require_unedited(model)
+    require_guidance_without_negative(model)
+    latent = comfy.sample.fix_empty_latent_channels(model, latent)  # video models take one picture as a frame
     require_invertible_latent(model, latent)
-    guider = comfy.samplers.CFGGuider(model)
+    guider = comfy.samplers.CFGGuider(without_step_caches(model))
     guider.inner_set_conds({"positive": positive})
     guider.set_cfg(1.0)
     found: list[Climb] = []
@@ -60,6 +69,7 @@ def climb(inside: Inside, method: str, iterations: int = 1) -> Climb:
     total = len(inside.sigmas) - 1
     levels = inside.sigmas.flip(0).tolist()
     sampling = inside.model.model_sampling
+    precision = rounding(inside.model)
     x, d, spent = inside.latent, None, 0
     path.append(x.float().cpu())
     for i, level in enumerate(map(Level, levels[:-1], levels[1:])):
@@ -69,7 +79,7 @@ def climb(inside: Inside, method: str, iterations: int = 1) -> Climb:
         elif method == "euler":
             x = euler_step(inside.guided, x, level)
         else:
-            effort = Effort.for_step(iterations, spent, i, total)
+            effort = Effort.for_step(iterations, spent, i, total, precision)
             solution = fixed_point_step(inside.guided, x, level, d, effort)
             x, d, residual = solution.x, solution.d, solution.residual
             spent += solution.evaluations
@@ -80,13 +90,7 @@ def climb(inside: Inside, method: str, iterations: int = 1) -> Climb:
 
 
 def require_invertible_latent(model: ModelPatcher, latent: torch.Tensor) -> None:
-    channels = model.get_model_object("latent_format").latent_channels
-    if latent.is_nested or latent.ndim != 4 or latent.shape[1] != channels:
-        shape = "a nested latent" if latent.is_nested else tuple(latent.shape)
-        raise ValueError(
-            f"latent_image: expected a picture's latent of this model, [batch, {channels}, height, width], got {shape}. "
-            "Encode the picture with the VAE that belongs to the model."
-        )
+    require_picture_latent(latent, model)
     if not bool(latent.any()):
         raise ValueError("latent_image: expected the latent of a picture, got an empty one. Connect a VAE Encode node.")
     if not bool(torch.isfinite(latent).all()):
@@ -95,12 +99,20 @@ def require_invertible_latent(model: ModelPatcher, latent: torch.Tensor) -> None
         )
 
 
-def convergence_report(trajectory: Trajectory) -> tuple[str, bool]:
-    """A line short enough for the node on how exact the inversion is, and whether fixed_point converged everywhere."""
+def rounding(model: BaseModel) -> float:
+    """Of the numbers the network computes in: 8e-3 in bfloat16, 1e-3 in float16."""
+    return torch.finfo(model.get_dtype_inference()).eps
+
+
+def convergence_report(trajectory: Trajectory, precision: float = 0.0) -> tuple[str, bool]:
+    """A line short enough for the node on how exact the inversion is, and whether fixed_point converged everywhere.
+
+    precision: the model's `rounding`, below which no iteration can bring a residual.
+    """
     if trajectory.method != "fixed_point":
         return f"{trajectory.method}: approximate, residual not measured", True
     residuals = trajectory.residuals
-    bad = int((residuals > CONVERGED).sum() + (~torch.isfinite(residuals)).sum())
+    bad = int((residuals > max(CONVERGED, precision)).sum() + (~torch.isfinite(residuals)).sum())
     worst = f"residual {float(torch.nan_to_num(residuals, nan=torch.inf).max()):.1e}"
     if bad:
         return f"{worst}: {bad} of {trajectory.steps} steps not converged. Raise iterations.", False

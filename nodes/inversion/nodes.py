@@ -5,19 +5,23 @@ import comfy.sample
 import comfy.utils
 from comfy_api.latest import io, ui
 
-from ..diffusion.schedule import schedule_mismatch
+from ..diffusion.schedule import require_whole_picture, schedule_mismatch
 from ..diffusion.sockets import TrajectoryIO
 from ..display.feedback import show_on_node
 from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
 from . import comparison
-from .ddim import METHODS, convergence_report, invert
-from .noise import trajectory_latent, trajectory_noise
+from .ddim import METHODS, convergence_report, invert, rounding
+from .noise import start_step, trajectory_latent, trajectory_noise
 from .preview import preview_strip
 from .recording import sample_trajectory
 from .trajectory_io import SUFFIX, load_trajectory, save_trajectory
 
 log = logging.getLogger("palimpsest")
 
+LATENT_TOOLTIP = (
+    "The same start as a latent. It holds all its noise already: for KSampler (Advanced) with add_noise disabled. A plain KSampler "
+    "adds noise once more and cannot sample from it. A noise mask of the picture is not passed on."
+)
 CATEGORY = "palimpsest/inversion"
 TRAJECTORY_TOOLTIP = (
     "The path from noise to the picture: one latent for each step. Editing nodes read it; save it to edit again later."
@@ -72,12 +76,11 @@ class DDIMInvert(io.ComfyNode):
                 TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP),
                 io.Noise.Output(
                     "noise",
-                    tooltip="For SamplerCustomAdvanced with the same sigmas and euler: it starts exactly where the path starts.",
+                    tooltip="For SamplerCustomAdvanced with the same sigmas and euler: it starts exactly where the path starts. "
+                    "For an edit inside a mask, connect the picture's masked latent there as latent_image.",
                 ),
-                io.Latent.Output(
-                    "latent",
-                    tooltip="The same start as a latent, for KSampler (Advanced) with add_noise disabled.",
-                ),
+                io.Latent.Output("latent", display_name="noised_latent", tooltip=LATENT_TOOLTIP),
+                io.Sigmas.Output("sigmas", tooltip="The schedule as it came in, for the sampler."),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -85,12 +88,14 @@ class DDIMInvert(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, latent_image, sigmas, method, iterations) -> io.NodeOutput:
         trajectory = invert(model, positive, latent_image["samples"], sigmas, method, iterations)
-        report, converged = convergence_report(trajectory)
-        show_on_node(cls, report)
+        report, converged = convergence_report(trajectory, rounding(model.model))
+        show_on_node(cls, f"{report}\nnoised_latent: use add_noise disable")
         if not converged:
             log.warning("DDIM Invert: %s", report)
-        latent = {**latent_image, "samples": trajectory_latent(model, trajectory)}
-        return io.NodeOutput(trajectory, trajectory_noise(model, trajectory), latent)
+        # Outside its noise_mask, core would keep this latent as if it were the picture.
+        latent = {key: value for key, value in latent_image.items() if key != "noise_mask"}
+        latent["samples"] = trajectory_latent(model, trajectory)
+        return io.NodeOutput(trajectory, trajectory_noise(model, trajectory), latent, sigmas)
 
 
 class SampleTrajectory(io.ComfyNode):
@@ -121,6 +126,7 @@ class SampleTrajectory(io.ComfyNode):
 
     @classmethod
     def execute(cls, noise, guider, sampler, sigmas, latent_image) -> io.NodeOutput:
+        require_whole_picture(guider.original_conds)
         mismatch = schedule_mismatch(guider.original_conds.get("negative", []), sigmas, guider.cfg)
         if mismatch is not None:
             log.warning("Sample Trajectory: %s", mismatch)
@@ -143,26 +149,34 @@ class TrajectoryStart(io.ComfyNode):
             node_id="PAL_TrajectoryStart",
             display_name="Trajectory Start",
             category=CATEGORY,
-            description="The noise a trajectory starts from, for one that was loaded from a file or recorded while sampling.",
+            description="Where a sampler starts on a trajectory, for one that was loaded or recorded, or to start at an inner level.",
             search_aliases=["trajectory noise", "inverted noise"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample."),
                 TrajectoryIO.Input("trajectory", tooltip="A trajectory of that model."),
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="The schedule the sampler will use, if it is not the trajectory's own: a part of it, such as the low part of "
+                    "Split Sigmas, or fewer steps (invert 100, edit with 20). It must start at a level of the trajectory.",
+                ),
             ],
             outputs=[
-                io.Noise.Output("noise", tooltip="For SamplerCustomAdvanced with the trajectory's sigmas."),
-                io.Latent.Output(
-                    "latent", tooltip="The same start as a latent, for KSampler (Advanced) with add_noise disabled."
+                io.Noise.Output("noise", tooltip="For SamplerCustomAdvanced with the sigmas of this node."),
+                io.Latent.Output("latent", display_name="noised_latent", tooltip=LATENT_TOOLTIP),
+                io.Sigmas.Output(
+                    "sigmas", tooltip="The sigmas that were connected; without any, the trajectory's own."
                 ),
-                io.Sigmas.Output("sigmas", tooltip="The trajectory's own schedule."),
             ],
         )
 
     @classmethod
-    def execute(cls, model, trajectory) -> io.NodeOutput:
+    def execute(cls, model, trajectory, sigmas=None) -> io.NodeOutput:
         trajectory.model.require_match(model)
-        latent = {"samples": trajectory_latent(model, trajectory)}
-        return io.NodeOutput(trajectory_noise(model, trajectory), latent, trajectory.sigmas)
+        step = 0 if sigmas is None else start_step(trajectory, sigmas)
+        latent = {"samples": trajectory_latent(model, trajectory, step)}
+        noise = trajectory_noise(model, trajectory, step)
+        return io.NodeOutput(noise, latent, trajectory.sigmas if sigmas is None else sigmas)
 
 
 class SaveTrajectory(io.ComfyNode):

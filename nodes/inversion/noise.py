@@ -13,14 +13,14 @@ from ..diffusion.trajectory import Trajectory
 
 @dataclass(frozen=True, eq=False)
 class TrajectoryNoise:
-    """A NOISE whose sampler starts exactly at the trajectory's noisiest latent, whatever latent is connected to it.
+    """A NOISE whose sampler starts exactly at one of the trajectory's latents, whatever latent is connected to it.
 
     Samplers begin with `noise_scaling(sigmas[0], noise, latent)`, which multiplies by sigma, by sqrt(1 + sigma^2) at the
     model's maximum, and mixes the latent in for flow models. It is linear in the noise, so it can be asked for its two
     coefficients and undone without knowing the kind of model.
     """
 
-    start: torch.Tensor  # [B, C, H, W] in the model's sampling space
+    start: torch.Tensor  # [B, C, H, W] or [B, C, 1, H, W] in the model's sampling space
     sigma: float
     model: ModelPatcher
     seed: int = 0
@@ -45,16 +45,28 @@ class TrajectoryNoise:
         return ((self.start - offset) / scale).expand_as(latent).contiguous()
 
 
-def trajectory_noise(model: ModelPatcher, trajectory: Trajectory) -> TrajectoryNoise:
-    return TrajectoryNoise(trajectory.start, float(trajectory.sigmas[0]), model)
+def trajectory_noise(model: ModelPatcher, trajectory: Trajectory, step: int = 0) -> TrajectoryNoise:
+    return TrajectoryNoise(trajectory.latents[step], float(trajectory.sigmas[step]), model)
 
 
-def trajectory_latent(model: ModelPatcher, trajectory: Trajectory) -> torch.Tensor:
+def trajectory_latent(model: ModelPatcher, trajectory: Trajectory, step: int = 0) -> torch.Tensor:
     """The start as a latent [B, C, H, W] for samplers that add no noise of their own (KSamplerAdvanced, add_noise disabled)."""
     sampling = model.get_model_object("model_sampling")
-    sigma = trajectory.sigmas[0]
-    zero = torch.zeros_like(trajectory.start)
-    kept = float(sampling.noise_scaling(sigma, zero[:1, :1, :1, :1].clone(), zero[:1, :1, :1, :1] + 1, False))
+    zero = torch.zeros(())
+    kept = float(sampling.noise_scaling(trajectory.sigmas[step], zero.clone(), zero + 1, False))
     # A flow model scales the latent by 1 - sigma; at sigma 1 nothing of it is left and only the NOISE output can start there.
-    start = trajectory.start / kept if kept > 0 else trajectory.start
-    return model.get_model_object("latent_format").process_out(start.clone())
+    start = trajectory.latents[step]
+    return model.get_model_object("latent_format").process_out(start / kept if kept > 0 else start.clone())
+
+
+def start_step(trajectory: Trajectory, sigmas: torch.Tensor) -> int:
+    """The step of `trajectory` at which a sampler with these sigmas starts."""
+    step = trajectory.step_of(float(sigmas[0])) if len(sigmas) else None
+    if step is None or step == trajectory.steps:
+        levels = ", ".join(f"{float(level):.4f}" for level in trajectory.sigmas[:3])
+        got = f"{float(sigmas[0]):.4f}" if len(sigmas) else "no sigmas"
+        raise ValueError(
+            f"sigmas: expected to start at a level of the trajectory, {levels} ..., got {got}. Use the inversion's scheduler "
+            "with the same steps and the low part of Split Sigmas, or with fewer steps whose levels are among the inversion's."
+        )
+    return step

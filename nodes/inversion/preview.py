@@ -16,14 +16,15 @@ Decoder = Callable[[torch.Tensor], torch.Tensor]  # latents as a VAE takes them 
 def preview_strip(trajectory: Trajectory, frames: int, decode: Decoder | None) -> torch.Tensor:
     """[B, H, frames * W, 3] in 0..1: evenly spaced states, each scaled to unit variance; latent colours without a decoder."""
     steps = torch.linspace(0, trajectory.steps, min(frames, trajectory.steps + 1)).round().long().unique()
-    sigmas = trajectory.sigmas[steps].view(-1, 1, 1, 1, 1)
-    flow = "CONST" in trajectory.model.sampling
-    x = trajectory.latents[steps] if flow else trajectory.latents[steps] / (sigmas**2 + 1).sqrt()
+    x = trajectory.latents[steps]
+    if "CONST" not in trajectory.model.sampling:  # flow models mix picture and noise, the others add them
+        x = x / (trajectory.sigmas[steps] ** 2 + 1).sqrt().view(-1, *[1] * (x.ndim - 1))
     latents = x.transpose(0, 1).flatten(0, 1)  # [B * frames, C, H, W], rows of the batch first
     if decode is not None:
         images = decode(_latent_format(trajectory).process_out(latents))[..., :3].float().cpu()
+        images = images.flatten(0, -4)  # a video VAE gives each frame an axis
     else:
-        images = _latent_colours(trajectory, latents)
+        images = _latent_colours(trajectory, latents if latents.ndim == 4 else latents[:, :, 0])
     images = images.unflatten(0, (trajectory.batch, len(steps)))  # [B, frames, H, W, 3]
     return torch.cat(images.unbind(1), dim=2).clamp(0, 1)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import comfy.samplers
@@ -9,29 +12,59 @@ import latent_preview
 import torch
 
 from ..diffusion.conditioning import Conditioning
-from ..diffusion.samplers import require_deterministic, sampler_name
+from ..diffusion.samplers import RECORDABLE, require_deterministic
 from ..diffusion.schedule import require_descending_to_zero
-from ..diffusion.trajectory import ModelFingerprint, Trajectory
+from ..diffusion.trajectory import ModelFingerprint, Trajectory, require_picture_latent
 
 
-class RecordingSampler(comfy.samplers.KSAMPLER):
-    """Samples as another sampler does and keeps x at every level, before ComfyUI rescales the result."""
+class Asked:
+    """Stands between core's masking of the latent and the guider: keeps the last x that the guider was asked about."""
 
-    def __init__(self, sampler: comfy.samplers.KSAMPLER) -> None:
-        super().__init__(sampler.sampler_function, sampler.extra_options, sampler.inpaint_options)
-        self.path: dict[int, torch.Tensor] = {}
+    def __init__(self, guider: comfy.samplers.CFGGuider) -> None:
+        self.guider = guider
+        self.x: torch.Tensor | None = None
 
-    def sample(
-        self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **options: Any) -> torch.Tensor:
+        self.x = x
+        return self.guider(x, sigma, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.guider, name)
+
+
+def recorded(sampler: comfy.samplers.KSAMPLER, path: list[torch.Tensor]) -> comfy.samplers.KSAMPLER:
+    """The sampler, which in its run also writes x at every level to `path`, on the CPU, as the model is asked about it.
+
+    A sampler calls back once in each step, after the evaluation at the step's own level. What it hands over there is not
+    always that level's x: deis and ipndm hand over the x of the first step, uni_pc one that it has corrected since.
+    """
+    function = sampler.sampler_function
+
+    @functools.wraps(function)
+    def recording(
+        model: comfy.samplers.KSamplerX0Inpaint,
+        x: torch.Tensor,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[[dict[str, Any]], None],
+        disable: bool | None,
+        **options: Any,
     ) -> torch.Tensor:
-        def record(i: int, denoised: torch.Tensor, x: torch.Tensor, total: int) -> None:
-            self.path[i] = x.float().cpu().clone()
-            if callback is not None:
-                callback(i, denoised, x, total)
+        asked = Asked(model.inner_model)
+        model = copy.copy(model)
+        model.inner_model = asked
 
-        x = super().sample(model_wrap, sigmas, extra_args, record, noise, latent_image, denoise_mask, disable_pbar)
-        self.path[len(sigmas) - 1] = x.float().cpu().clone()
+        def step_done(state: dict[str, Any]) -> None:
+            path.append(asked.x.to(device="cpu", dtype=torch.float32, copy=True))
+            callback(state)
+
+        x = function(model, x, sigmas, extra_args=extra_args, callback=step_done, disable=disable, **options)
+        path.append(asked.inner_model.model_sampling.inverse_noise_scaling(sigmas[-1], x).float().cpu())
         return x
+
+    recorder = copy.copy(sampler)
+    recorder.sampler_function = recording
+    return recorder
 
 
 def sample_trajectory(
@@ -43,29 +76,26 @@ def sample_trajectory(
     disable_pbar: bool,
 ) -> tuple[torch.Tensor, Trajectory]:
     """Sample as SamplerCustomAdvanced does; returns the samples [B, C, H, W] and the trajectory they came by."""
-    require_deterministic(sampler)
+    require_deterministic(sampler, allowed=RECORDABLE)
     require_descending_to_zero(sigmas)
+    positive = original_conditioning(guider)
     model = guider.model_patcher
-    recorder = RecordingSampler(sampler)
+    require_picture_latent(latent["samples"], model)
+    path: list[torch.Tensor] = []
     samples = guider.sample(
         noise.generate_noise(latent),
         latent["samples"],
-        recorder,
-        sigmas,
+        recorded(sampler, path),
+        sigmas.clone(),  # uni_pc writes into it
         denoise_mask=latent.get("noise_mask"),
         callback=latent_preview.prepare_callback(model, len(sigmas) - 1),
         disable_pbar=disable_pbar,
         seed=noise.seed,
     )
-    if len(recorder.path) != len(sigmas):
-        raise ValueError(
-            f"sampler: expected one state for each of {len(sigmas)} sigmas, {sampler_name(sampler)} reported {len(recorder.path)}. "
-            "Use euler."
-        )
     trajectory = Trajectory(
-        latents=torch.stack([recorder.path[i] for i in range(len(sigmas))]),
+        latents=torch.stack(path),
         sigmas=sigmas.float().cpu(),
-        positive=original_conditioning(guider),
+        positive=positive,
         model=ModelFingerprint.of(model),
         method="sampled",
         residuals=torch.full((len(sigmas) - 1,), float("nan")),
@@ -82,6 +112,6 @@ def original_conditioning(guider: comfy.samplers.CFGGuider) -> Conditioning:
     if not conditioning:
         raise ValueError(
             "guider: expected one with a positive conditioning, whose text the trajectory keeps as its source, "
-            f"got {type(guider).__name__} with {', '.join(guider.original_conds) or 'none'}."
+            f"got {type(guider).__name__} with {', '.join(guider.original_conds) or 'none'}. Use CFG Guider or Basic Guider."
         )
     return conditioning

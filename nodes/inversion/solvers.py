@@ -8,12 +8,14 @@ They differ in where d is evaluated while x(high) is still unknown.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import comfy.model_sampling
 import torch
+
+from ..diffusion.retracing import DDIMStep
 
 Denoiser = Callable[[torch.Tensor, float], torch.Tensor]  # (x [B, ...], sigma) -> denoised [B, ...]
 
@@ -40,21 +42,15 @@ def euler_step(denoise: Denoiser, x: torch.Tensor, level: Level) -> torch.Tensor
     return x + slope(x, denoise(x, sigma), sigma) * level.width
 
 
-def ddim_step(denoise: Denoiser, x: torch.Tensor, level: Level, sampling: comfy.model_sampling.EPS) -> torch.Tensor:
+def ddim_step(denoise: Denoiser, x: torch.Tensor, level: Level, sampling: Any) -> torch.Tensor:
     """d from the source latent at the target timestep, as null-text inversion, pnp-diffusers and diffusers' DDIMInverseScheduler do.
 
-    The network sees exactly the input it would see at `low` with the timestep of `high`; its raw output is then read at `low`.
+    The network sees exactly the input it would see at `low`, with the timestep of `high`; its answer is then read at `low`.
+    sampling: the model's sampling object.
     """
-    one = torch.ones((), dtype=x.dtype, device=x.device)
-    low, high = one * level.low, one * level.high
-    # calculate_input is linear in x for every prediction type: rescale x so that the network's input stays that of `low`.
-    x_high = x * (sampling.calculate_input(low, one) / sampling.calculate_input(high, one))
-    d = slope(x_high, denoise(x_high, level.high), level.high)
-    if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
-        # d = v / sqrt(sigma^2 + 1) + x sigma / (sigma^2 + 1) at the level where v is read (sigma_data = 1).
-        v = (d - x_high * level.high / (level.high**2 + 1)) * (level.high**2 + 1) ** 0.5
-        d = v / (level.low**2 + 1) ** 0.5 + x * level.low / (level.low**2 + 1)
-    return x + d * level.width
+    step = DDIMStep(level.low, level.high, sampling)
+    asked = x * step.scale
+    return x + step.slope(asked, denoise(asked, level.high)) * level.width
 
 
 @dataclass(frozen=True)
@@ -67,16 +63,20 @@ class Solution:
 
 @dataclass(frozen=True)
 class Effort:
-    """What one step of fixed_point may spend: until `exact` within `iterations`, until `sufficient` within `most`."""
+    """What one step of fixed_point may spend: until `exact` within `iterations`, until `sufficient` within `most`.
+
+    rounding: of the numbers the network computes in. A residual below it that an evaluation no longer halves is noise.
+    """
 
     iterations: int
     most: int
+    rounding: float = 0.0
     exact: float = 1e-6  # relative residual; below it float32 networks answer with rounding noise
     sufficient: float = 5e-4
     BORROWING: ClassVar[int] = 4
 
     @classmethod
-    def for_step(cls, iterations: int, spent: int, step: int, steps: int) -> Effort:
+    def for_step(cls, iterations: int, spent: int, step: int, steps: int, rounding: float = 0.0) -> Effort:
         """The whole inversion never costs more than iterations * steps evaluations, `spent` of them before this step.
 
         The steps next to the picture, which come first, are the hard ones, and most others converge early: from
@@ -84,11 +84,13 @@ class Effort:
         """
         kept = iterations - 1 if iterations >= cls.BORROWING else iterations
         spare = iterations * steps - spent - iterations - kept * (steps - step - 1)
-        return cls(iterations, iterations + spare // 2)
+        return cls(iterations, iterations + spare // 2, rounding)
 
-    def is_enough(self, evaluations: int, residual: float) -> bool:
+    def is_enough(self, evaluations: int, residual: float, before: float) -> bool:
+        """before: the residual of the evaluation before this one, infinite at the first."""
         return (
             residual <= self.exact
+            or before / 2 < residual <= self.rounding
             or evaluations >= self.most
             or (evaluations >= self.iterations and residual <= self.sufficient)
         )
@@ -105,13 +107,15 @@ def fixed_point_step(
     """
     y = x if d is None else x + d * level.width
     mixing = AndersonMixing(depth=3)
+    before = math.inf
     for evaluations in itertools.count(1):
         d = slope(y, denoise(y, level.high), level.high)
         mapped = x + d * level.width
         residual = relative_error(y, mapped)
         y = mapped if residual <= effort.exact else mixing.next(y, mapped)
-        if effort.is_enough(evaluations, residual):
+        if effort.is_enough(evaluations, residual, before):
             return Solution(y, residual, d, evaluations)
+        before = residual
 
 
 class AndersonMixing:
@@ -129,10 +133,15 @@ class AndersonMixing:
             return mapped
         d_residual = torch.stack([residual - r for _, r in self.history[:-1]], dim=2)  # [B, N, k]
         d_mapped = torch.stack([flat - g for g, _ in self.history[:-1]], dim=2)
-        gram = (d_residual.mT @ d_residual).double()
+        # A k x k system for each row, k <= depth: solved on the CPU, because float64 is not to be had on every device.
+        gram = (d_residual.mT @ d_residual).cpu().double()
         ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).amax(1).clamp_min(1e-300)
         gram = gram + torch.diag_embed(ridge[:, None].expand(-1, gram.shape[1]))
-        gamma = torch.linalg.solve(gram, (d_residual.mT @ residual[:, :, None]).double()).to(flat.dtype)
+        gamma = (
+            torch.linalg.solve(gram, (d_residual.mT @ residual[:, :, None]).cpu().double())
+            .to(flat.dtype)
+            .to(flat.device)
+        )
         return (flat - (d_mapped @ gamma)[:, :, 0]).view_as(mapped)
 
 

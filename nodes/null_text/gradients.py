@@ -1,9 +1,9 @@
 """Denoised predictions as a function of a prompt embedding, and the gradient through the model that made them.
 
-The one place where ComfyUI's inference mode is left. Weights loaded under it are inference tensors, which autograd refuses
-to save, and weights streamed from the CPU lie in buffers that the next layer overwrites: while gradients are on, every
-layer works on a copy of its own weights, made by ComfyUI's weight wrappers on a clone of the model. A checkpointed block
-lets go of its copies when it is left, so there is never a second copy of the whole model.
+This is the only place that leaves ComfyUI's inference mode. Autograd refuses to save weights that were loaded in it, and
+weights streamed from the CPU lie in buffers that the next layer overwrites. So while gradients are on, every layer works on
+a copy of its own weights, which ComfyUI's weight wrappers make on a clone of the model. A checkpointed block frees its
+copies when it is done, so that there is never a second copy of the whole model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
-import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 KEY = "palimpsest.null_text"
-PROMPT_CONDS = ("c_crossattn", "y")  # what a model reads of a prompt's text and pooled output
 Pullback = Callable[[torch.Tensor], torch.Tensor]  # d loss / d denoised -> d loss / d embedding
 
 
@@ -84,14 +82,6 @@ class Denoiser:
         self.evaluations.forwards += 1
         return evaluate(self.model, conds, x, sigma, self.model_options, slot)
 
-    def with_prompt(self, cond: dict[str, Any], prompt: dict[str, torch.Tensor], x: torch.Tensor) -> dict[str, Any]:
-        """`cond` with "cross_attn" and "pooled_output" of `prompt`, as the model reads them."""
-        (new,) = comfy.samplers.encode_model_conds(
-            self.model.extra_conds, [{**cond, **prompt}], x, x.device, "negative"
-        )
-        read = {key: new["model_conds"][key] for key in PROMPT_CONDS if key in new["model_conds"]}
-        return {**cond, "model_conds": {**cond["model_conds"], **read}}
-
     def predict_with_pullback(
         self, x: torch.Tensor, sigma: torch.Tensor, cond: dict[str, Any], embedding: torch.Tensor
     ) -> tuple[torch.Tensor, Pullback]:
@@ -102,8 +92,11 @@ class Denoiser:
             x, sigma = x.clone(), sigma.clone()
             variable = embedding.detach().clone().requires_grad_()
             options = comfy.model_patcher.create_model_options_clone(self.model_options)
-            text = _Text(variable)
-            add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, text.apply_model, options, is_model_options=True)
+
+            def read_variable(executor, x, t, c_concat=None, c_crossattn=None, *args, **kwargs):
+                return executor(x, t, c_concat, variable.to(c_crossattn.device), *args, **kwargs)
+
+            add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, read_variable, options, is_model_options=True)
             if "control" in cond:
                 cond = {**cond, "control": _ReadOnly(cond["control"])}
                 patches = options.setdefault("transformer_options", {}).setdefault("patches", {})
@@ -124,8 +117,13 @@ class Denoiser:
 
         def pullback(cotangent: torch.Tensor) -> torch.Tensor:
             self.evaluations.backwards += 1
-            with torch.inference_mode(False):
-                (gradient,) = torch.autograd.grad(denoised, variable, cotangent.clone())
+            try:
+                with torch.inference_mode(False):
+                    (gradient,) = torch.autograd.grad(denoised, variable, cotangent.clone())
+            except RuntimeError as error:
+                if "no autograd formula" not in str(error):
+                    raise
+                raise ValueError(_no_gradients(self.model)) from error
             return gradient
 
         return denoised.detach(), pullback
@@ -137,14 +135,11 @@ def with_embedding(cond: dict[str, Any], embedding: torch.Tensor) -> dict[str, A
     return {**cond, "model_conds": {**model_conds, "c_crossattn": text}}
 
 
-class _Text:
-    """Puts the variable in the place of its value where the UNet alone sees it."""
-
-    def __init__(self, variable: torch.Tensor):
-        self.variable = variable
-
-    def apply_model(self, executor, x, t, c_concat=None, c_crossattn=None, *args, **kwargs):
-        return executor(x, t, c_concat, self.variable.to(c_crossattn.device), *args, **kwargs)
+def _no_gradients(model: BaseModel) -> str:
+    return (
+        f"model: expected one whose layers all have gradients (SD1.x, SD2.x, SDXL, SD3), got {type(model).__name__}, which applies its "
+        "rotary positions by a kernel that works forwards only. Use the method fast or negative_prompt with this model."
+    )
 
 
 class _ReadOnly:

@@ -21,10 +21,9 @@ class NullTextOptimize(io.ComfyNode):
             search_aliases=["null text inversion", "negative prompt inversion", "npi", "nti", "edit real image"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The kind of model the trajectory was made with: SD1.x, SD2.x or SDXL."
-                ),
-                io.Conditioning.Input(
-                    "positive", tooltip="The source prompt: the one the picture was inverted with, which describes it."
+                    "model",
+                    tooltip="The kind of model the trajectory was made with: one with classifier-free guidance, such as SD1.x, SD2.x, SDXL "
+                    "or SD3.",
                 ),
                 io.Conditioning.Input(
                     "negative",
@@ -83,6 +82,11 @@ class NullTextOptimize(io.ComfyNode):
                     tooltip="For null_text. code: the published code's, which lower the learning rate and raise the tolerance from step "
                     "to step. paper: fixed ones, as the paper says.",
                 ),
+                io.Conditioning.Input(
+                    "positive",
+                    optional=True,
+                    tooltip="The source prompt, which describes the picture. Unconnected: the one the trajectory was made with.",
+                ),
             ],
             outputs=[
                 io.Conditioning.Output(
@@ -98,7 +102,6 @@ class NullTextOptimize(io.ComfyNode):
     def execute(
         cls,
         model,
-        positive,
         negative,
         trajectory,
         cfg,
@@ -107,10 +110,12 @@ class NullTextOptimize(io.ComfyNode):
         tolerance,
         method,
         constants,
+        positive=None,
     ) -> io.NodeOutput:
         def show(step: int, steps: int, psnr: float) -> None:
             show_on_node(cls, f"step {step + 1} of {steps}: latent PSNR {psnr:.1f} dB")
 
+        positive = trajectory.positive if positive is None else positive
         effort = Effort(inner_steps, learning_rate, tolerance, constants)
         result, course = optimize(model, positive, negative, trajectory, cfg, effort, method, show)
         if course.psnr:

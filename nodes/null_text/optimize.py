@@ -5,24 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import comfy.model_management
 import comfy.sampler_helpers
 import comfy.samplers
 import torch
+from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..diffusion.conditioning import Conditioning, require_timeless, with_own_controls
 from ..diffusion.evaluation import Inside, run_inside
+from ..diffusion.patched_model import require_unedited
 from ..diffusion.schedule import MADE_FOR, step_interval
+from ..diffusion.source_run import RETRACING
 from ..diffusion.trajectory import Trajectory
-from .gradients import PROMPT_CONDS, Denoiser, Evaluations, Pullback, differentiable, with_embedding
+from .gradients import Denoiser, Evaluations, differentiable, with_embedding
 from .solvers import Effort, Step, solve_fast, solve_null_text
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 METHODS = ("fast", "null_text", "negative_prompt")
+PROMPT_CONDS = ("c_crossattn", "y")  # what UNets read of a prompt's text and pooled output
 OWN_GUIDANCE = (
     "sampler_cfg_function",
     "sampler_post_cfg_function",
@@ -56,17 +61,19 @@ def optimize(
 ) -> tuple[Conditioning, Course]:
     """The negative that retraces `trajectory` at guidance `cfg`, and how it was found.
 
-    method: "null_text" and "fast" as in solvers; "negative_prompt" gives the source prompt itself (2305.16807): then the
-    guidance vanishes whatever cfg is.
+    method: "null_text" and "fast" as in solvers.py; "negative_prompt" gives the source prompt itself (2305.16807), with which
+    guidance has no effect at any cfg.
     """
     trajectory.model.require_match(model)
+    _require_negative(model)
     if method == "negative_prompt":
         return [[embedding, dict(options)] for embedding, options in positive], Course()
+    require_unedited(model, RETRACING)
     _require_plain(model, positive, negative, trajectory, cfg, method)
     if method == "null_text":
-        search = _Text(negative, trajectory.batch, effort)
+        search = _Embedding(negative, trajectory.batch)
     else:
-        search = _Way(negative, positive, trajectory.batch, effort.tolerance)
+        search = _Share(model, negative, positive, trajectory.batch)
     clone = differentiable(model) if method == "null_text" else model.clone()
     guider = comfy.samplers.CFGGuider(clone)
     found: Conditioning = []
@@ -82,13 +89,12 @@ def optimize(
         x = trajectory.start.to(inside.noise)
         span = (trajectory.latents[-1].amax() - trajectory.latents[-1].amin()).item()
         for i in range(steps):
-            level = sigmas[i].expand(len(x))
             sigma, sigma_next = float(sigmas[i]), float(sigmas[i + 1])
-            cond = denoiser.predict(x, level, "positive", inside.conds["positive"])
+            cond = denoiser.predict(x, sigmas[i].expand(len(x)), "positive", inside.conds["positive"])
             unit = 1.0 if flow else (sigma_next**2 + 1.0) ** 0.5
             step = Step(x, trajectory.latents[i + 1].to(x), cond, sigma, sigma_next, cfg, unit)
-            at_step = _AtStep(denoiser, x, level, inside.conds["negative"][i], i / steps)
-            uncond, before = search.solve(step, at_step, inside.conds["positive"])
+            allowed = effort.at(i / steps) if method == "null_text" else effort
+            uncond, before = search.solve(step, allowed, denoiser, inside, inside.conds["negative"][i])
             found.append(search.entry())
             after = step.loss(uncond)
             course.before.append(before.cpu())
@@ -117,80 +123,94 @@ def per_step(entries: Conditioning, sigmas: torch.Tensor, cfg: float) -> Conditi
     ]
 
 
-class _Text:
-    """The search of `null_text`: the negative's embedding [B, N, D]; all else of the negative stays."""
+class _Embedding:
+    """What `null_text` looks for: the negative's embedding [B, N, D]. All else of the negative stays."""
 
-    def __init__(self, negative: Conditioning, batch: int, effort: Effort):
-        self.effort = effort
+    def __init__(self, negative: Conditioning, batch: int):
         ((embedding, self.options),) = negative
         self.embedding = embedding.float().cpu().expand(batch, -1, -1)
 
     def entry(self) -> list[Any]:
         return [self.embedding.cpu().clone(), self.options]
 
-    def solve(self, step: Step, at_step: _AtStep, positive: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the prediction with the new embedding, and the loss before [B]."""
+    def solve(
+        self, step: Step, effort: Effort, denoiser: Denoiser, inside: Inside, negative: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the prediction with the new embedding, and the loss before [B]. negative: the entry of this step."""
         embedding = self.embedding.to(step.x)
-        _require_own_text(at_step.cond, embedding)
-        effort = self.effort.at(at_step.progress)
-        self.embedding, uncond, before = solve_null_text(step, at_step, embedding, effort)
+        _require_own_text(negative, embedding)
+
+        def predict(embedding: torch.Tensor) -> torch.Tensor:
+            return denoiser.predict(step.x, step.level, "negative", [with_embedding(negative, embedding)])
+
+        pull = partial(denoiser.predict_with_pullback, step.x, step.level, negative)
+        self.embedding, uncond, before = solve_null_text(step, embedding, effort, predict, pull)
         return uncond, before
 
 
-class _Way:
-    """The search of `fast`: how far from the negative's text and pooled output to the positive's; all else stays."""
+class _Share:
+    """What `fast` looks for: a share [B] of the way from the negative's text and pooled output to the positive's."""
 
-    def __init__(self, negative: Conditioning, positive: Conditioning, batch: int, tolerance: float):
-        self.tolerance = tolerance
+    def __init__(self, model: ModelPatcher, negative: Conditioning, positive: Conditioning, batch: int):
         ((null, self.options),) = negative
         ((source, source_options),) = positive
-        length = math.lcm(null.shape[1], source.shape[1])  # as core joins prompts: attention sees no difference
+        length = _common_length(model, null.shape[1], source.shape[1])
         self.texts = [_rows(text.repeat(1, length // text.shape[1], 1), batch) for text in (null, source)]
         pooled = [options.get("pooled_output") for options in (self.options, source_options)]
         self.pooled = None if any(p is None for p in pooled) else [_rows(p, batch) for p in pooled]
         self.share = torch.zeros(batch)
 
     def entry(self) -> list[Any]:
-        return [self._between(self.texts, self.share), {**self.options, **self._pooled_output(self.share)}]
+        prompt = self._prompt(self.share)
+        return [prompt.pop("cross_attn"), {**self.options, **prompt}]
 
-    def solve(self, step: Step, at_step: _AtStep, positive: list[dict]) -> tuple[torch.Tensor, torch.Tensor]:
+    def solve(
+        self, step: Step, effort: Effort, denoiser: Denoiser, inside: Inside, negative: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the prediction at the new share, and the loss before [B]. negative: the entry of this step."""
+
         def predict(share: torch.Tensor) -> torch.Tensor:
-            prompt = {"cross_attn": self._between(self.texts, share.cpu()), **self._pooled_output(share.cpu())}
-            cond = at_step.denoiser.with_prompt(at_step.cond, prompt, step.x)
-            return at_step.denoiser.predict(step.x, at_step.level, "negative", [cond])
+            cond = _encoded(inside, {**negative, **self._prompt(share.cpu())})
+            return denoiser.predict(step.x, step.level, "negative", [cond])
 
-        share = self.share.to(step.x)
-        alike = _differ_in_prompt_alone(positive, at_step.cond)
-        share, uncond, before = solve_fast(step, predict, share, self.tolerance, alike)
+        alike = _differ_in_prompt_alone(inside.conds["positive"], negative)
+        share, uncond, before = solve_fast(step, predict, self.share.to(step.x), effort.tolerance, alike)
         self.share = share.cpu()
         return uncond, before
 
-    def _between(self, ends: list[torch.Tensor], share: torch.Tensor) -> torch.Tensor:
-        return torch.lerp(*ends, share.view(-1, *[1] * (ends[0].ndim - 1)))
+    def _prompt(self, share: torch.Tensor) -> dict[str, torch.Tensor]:
+        ends = {"cross_attn": self.texts} | ({} if self.pooled is None else {"pooled_output": self.pooled})
+        return {key: torch.lerp(*pair, share.view(-1, *[1] * (pair[0].ndim - 1))) for key, pair in ends.items()}
 
-    def _pooled_output(self, share: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {} if self.pooled is None else {"pooled_output": self._between(self.pooled, share)}
+
+def _common_length(model: ModelPatcher, null: int, source: int) -> int:
+    """Cross-attention of a UNet sees no difference when a text is repeated; core joins prompts in this way too."""
+    if null != source and not isinstance(model.model.diffusion_model, UNetModel):
+        raise ValueError(
+            f"negative: expected as many tokens as the positive's {source} for fast, got {null}: {type(model.model).__name__} reads the "
+            "place of each token, so that neither text can be made longer. Use the method negative_prompt."
+        )
+    return math.lcm(null, source)
 
 
 def _rows(tensor: torch.Tensor, batch: int) -> torch.Tensor:
     return tensor.float().cpu().expand(batch, *tensor.shape[1:])
 
 
-@dataclass(frozen=True)
-class _AtStep:
-    """solvers.NullText, by one of the negative's entries."""
-
-    denoiser: Denoiser
-    x: torch.Tensor
-    level: torch.Tensor
-    cond: dict[str, Any]
-    progress: float  # share of the steps before this one
-
-    def predict(self, embedding: torch.Tensor) -> torch.Tensor:
-        return self.denoiser.predict(self.x, self.level, "negative", [with_embedding(self.cond, embedding)])
-
-    def predict_with_pullback(self, embedding: torch.Tensor) -> tuple[torch.Tensor, Pullback]:
-        return self.denoiser.predict_with_pullback(self.x, self.level, self.cond, embedding)
+def _encoded(inside: Inside, cond: dict[str, Any]) -> dict[str, Any]:
+    """`cond` with all that the model reads of it made anew, as core makes it at the start of a run without a mask."""
+    (new,) = comfy.samplers.encode_model_conds(
+        inside.model.extra_conds,
+        [cond],
+        inside.noise,
+        inside.noise.device,
+        "negative",
+        latent_image=inside.latent,
+        denoise_mask=None,
+        seed=inside.seed,
+        latent_shapes=[inside.latent.shape],
+    )
+    return new
 
 
 def _differ_in_prompt_alone(positive: list[dict[str, Any]], negative: dict[str, Any]) -> bool:
@@ -209,6 +229,15 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         return a.shape == b.shape and torch.equal(a, b)
     return a is b or (isinstance(a, (int, float, str, tuple)) and a == b)
+
+
+def _require_negative(model: ModelPatcher) -> None:
+    if model.model.model_config.unet_config.get("guidance_embed"):
+        raise ValueError(
+            f"model: expected one with classifier-free guidance, got {type(model.model).__name__}, which is guidance-distilled: its "
+            "guidance is a number that it reads (FluxGuidance), and no negative prompt is evaluated that could be optimised. Leave "
+            "this node out: invert with guidance 1, and edit with the guidance you like."
+        )
 
 
 def _require_plain(

@@ -2,7 +2,7 @@
 
 In sigma space the step is Euler's, x' = x + (x - D) (sigma_next - sigma) / sigma with D = u + w (c - u), where u and c are
 the denoised predictions for the null text and the source prompt. It is affine in u, so that the u which lands on the pivot
-is known before anything is solved:
+has a closed form:
 
     D* = x - (x* - x) sigma / (sigma_next - sigma),    u* = (D* - w c) / (1 - w),
 
@@ -10,20 +10,20 @@ and the published loss, the mean squared error of x' in variance-preserving unit
 
 `null_text` is the published loop: Adam on the embedding, made anew at every step.
 
-`fast` needs no gradient. On the pivot u* is c: what null-text inversion looks for is a text that predicts there what the
-source prompt itself predicts. So the source prompt is a solution that is known (negative-prompt inversion, 2305.16807, takes
-it), and what is left to find is how far to go there: one number a for each picture and step. From where the prompt is, the
-prediction runs from u to v, which is c where nothing but the prompts sets the two conditions apart, and to first order
-|u* - u - a (v - u)|^2 is a parabola in a. The smallest a in 0..1 that brings the loss down to the tolerance is taken, the
-best one where none does, and x goes on with what the model really predicts there, so that what the parabola leaves out is
-corrected by the next step. Steps start from the last one's prompt and most move it little or not at all. Evaluations a step:
-2 where the loss is small already, else 3, or 4 where v is not c.
+`fast` needs no gradient. On the pivot u* equals c: null-text inversion looks for a text that predicts what the source prompt
+predicts. The source prompt itself is therefore a solution (negative-prompt inversion, 2305.16807, takes it). `fast` looks for
+the shortest way towards it: one share a of the way from the null prompt to the source prompt, for each picture and step.
+Let u be the prediction at the present share and v the one at the source prompt. v equals c unless more than the prompts
+differs between the two conditions, such as a mask. To first order in a, the loss |u* - u - a (v - u)|^2 is a parabola. The
+smallest a in 0..1 that brings the loss down to the tolerance is taken, or the best one if none does. The model is then
+evaluated there and x moves on with the true prediction, so that the next step corrects the error of the approximation. Each
+step starts from the last one's share. Evaluations a step: 2 if the loss is small already, else 3, or 4 if v is not c.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -65,6 +65,11 @@ class Step:
     unit: float  # divides a latent at sigma_next for the loss: sqrt(sigma_next^2 + 1), or 1 for a flow model
 
     @property
+    def level(self) -> torch.Tensor:
+        """sigma for each row, [B]."""
+        return self.x.new_full((len(self.x),), self.sigma)
+
+    @property
     def width(self) -> float:
         return (self.sigma_next - self.sigma) / self.sigma
 
@@ -90,19 +95,16 @@ class Step:
         return error * (-2.0 * self.width * (1.0 - self.cfg) / self.unit**2 / error[0].numel())
 
 
-class NullText(Protocol):
-    """The model at this step's x and sigma, as a function of the null embedding [B, N, D]."""
-
-    def predict(self, embedding: torch.Tensor) -> torch.Tensor: ...
-
-    def predict_with_pullback(self, embedding: torch.Tensor) -> tuple[torch.Tensor, Pullback]: ...
-
-
 def solve_null_text(
-    step: Step, model: NullText, embedding: torch.Tensor, effort: Effort
+    step: Step,
+    embedding: torch.Tensor,
+    effort: Effort,
+    predict: Callable[[torch.Tensor], torch.Tensor],
+    predict_with_pullback: Callable[[torch.Tensor], tuple[torch.Tensor, Pullback]],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """2211.09794 algorithm 1 with the published code's early stop, which is looked at after the optimiser's step.
 
+    predict: denoised for a null embedding [B, N, D] at this step; predict_with_pullback: with the way back to the embedding.
     Returns the embedding, the prediction with it, and the loss before [B].
     Every row has its own loss and stops by itself; a row that has stopped keeps its embedding.
     """
@@ -111,7 +113,7 @@ def solve_null_text(
     active = torch.ones(len(embedding), dtype=torch.bool, device=embedding.device)
     before = None
     for _ in range(effort.inner_steps):
-        uncond, pullback = model.predict_with_pullback(embedding)
+        uncond, pullback = predict_with_pullback(embedding)
         loss = step.loss(uncond)
         before = loss if before is None else before
         kept = embedding.clone()
@@ -122,7 +124,7 @@ def solve_null_text(
         if not bool(active.any()):
             break
     embedding.grad = None
-    return embedding, model.predict(embedding), before
+    return embedding, predict(embedding), before
 
 
 def solve_fast(
@@ -146,7 +148,7 @@ def solve_fast(
     at_source = step.cond if source_predicts_cond else predict(torch.ones_like(share))
     move = line_share(step.wanted - uncond, at_source - uncond, tolerance / loss) * moving
     share = share + move * (1.0 - share)
-    return share, torch.where(moving.view(-1, 1, 1, 1), predict(share), uncond), loss
+    return share, torch.where(moving.view(-1, *[1] * (uncond.ndim - 1)), predict(share), uncond), loss
 
 
 def line_share(missing: torch.Tensor, gain: torch.Tensor, wanted_ratio: torch.Tensor) -> torch.Tensor:

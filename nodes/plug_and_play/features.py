@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..attention.calls import ModelOptions, Record
+from ..attention.structure import structure_of
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.source import visit
+from ..diffusion.source_run import exact_retracing
 from ..diffusion.trajectory import ModelFingerprint, Trajectory
-from .windows import Windows, record_sites
+from .windows import Windows
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -28,12 +30,13 @@ class Features:
     model: ModelFingerprint
     trajectory: str  # digest
     windows: Windows
+    exact: bool  # captured where exact retracing asks the model
 
     @property
     def nbytes(self) -> int:
         return sum(tensor.nbytes for record in self.records for tensor in record.values())
 
-    def require_match(self, trajectory: Trajectory, windows: Windows) -> None:
+    def require_match(self, trajectory: Trajectory, windows: Windows, exact: bool) -> None:
         """Raise ValueError unless these features hold all that an edit of `trajectory` with these settings reads."""
         if self.trajectory != digest(trajectory):
             raise ValueError(
@@ -44,6 +47,11 @@ class Features:
             raise ValueError(
                 f"features: expected captured blocks that include '{windows.sites}', got '{self.windows.sites}'. "
                 "Write the same blocks in both nodes."
+            )
+        if self.exact != exact:
+            raise ValueError(
+                f"features: expected some captured with exact_retracing {'on' if exact else 'off'}, as it is here, got the other. Set "
+                "both nodes alike."
             )
         for kind in ("feature", "attention"):
             needed, captured = (getattr(w, kind) for w in (windows, self.windows))
@@ -65,15 +73,21 @@ def capture(
     windows: Windows,
     dtype: torch.dtype,
     source: Conditioning | None = None,
+    exact: bool = False,
 ) -> Features:
     """Run the source pass of 2211.12572 over every step in `windows`; `source` defaults to the trajectory's conditioning."""
+    structure = structure_of(model)
     records: list[Record] = []
 
     def read(step: int, options: ModelOptions) -> None:
-        records.append(record_sites(options, windows.at(step), to_the_end=True))
+        records.append(structure.record(options, windows.at(step)))
 
     def keep(step: int) -> None:
-        records[-1] = {site: tensor.to("cpu", dtype) for site, tensor in records[-1].items()}
+        records[-1] = {
+            site: tensor.to("cpu", dtype if tensor.is_floating_point() else None)
+            for site, tensor in records[-1].items()
+        }
 
-    visit(model, trajectory, trajectory.positive if source is None else source, range(windows.last), read, keep)
-    return Features(tuple(records), ModelFingerprint.of(model), digest(trajectory), windows)
+    source = trajectory.positive if source is None else source
+    visit(exact_retracing(model, trajectory) if exact else model, trajectory, source, range(windows.last), read, keep)
+    return Features(tuple(records), ModelFingerprint.of(model), digest(trajectory), windows, exact)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..attention.calls import Chunk, ModelOptions, Record
-from ..attention.features import inject_features
-from ..attention.self_attention import inject_queries
+from ..attention.structure import Structure, structure_of
 from ..diffusion.conditioning import Conditioning
-from ..diffusion.source_run import SourceRuns
+from ..diffusion.context_window import Part, taken
+from ..diffusion.source_run import SourceRuns, exact_retracing
 from ..diffusion.trajectory import Trajectory
 from .features import Features
-from .windows import Windows, record_sites
+from .windows import Windows
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -26,12 +26,15 @@ def plug_and_play(
     windows: Windows,
     features: Features | None = None,
     source: Conditioning | None = None,
+    exact: bool = False,
 ) -> ModelPatcher:
-    """A clone of `model` whose every sampling run along `trajectory`'s levels keeps the source's structure."""
+    """A clone of `model` whose every sampling run along `trajectory`'s levels keeps the source's structure.
+
+    exact: retrace the trajectory exactly, also behind the windows.
+    """
     trajectory.model.require_match(model)
-    patched = model.clone()
     if windows.last == 0:
-        return patched
+        return exact_retracing(model, trajectory) if exact else model.clone()
     if features is not None:
         if source is not None:
             raise ValueError(
@@ -39,16 +42,16 @@ def plug_and_play(
                 "conditioning. Disconnect one of the two."
             )
         features.model.require_match(model)
-        features.require_match(trajectory, windows)
+        features.require_match(trajectory, windows, exact)
     elif source is None:
         source = trajectory.positive
-    edit = _Edit(windows, features)
-    SourceRuns(KEY, trajectory, source, lambda guider, sigmas, options: edit).add_to(patched)
-    return patched
+    edit = _Edit(structure_of(model), windows, features)
+    return SourceRuns(KEY, trajectory, source, lambda run: edit, exact).patched(model)
 
 
 @dataclass(frozen=True)
 class _Edit:
+    structure: Structure
     windows: Windows
     features: Features | None
 
@@ -56,20 +59,20 @@ class _Edit:
     def last(self) -> int:
         return self.windows.last
 
-    def concerns(self, cond: dict[str, Any]) -> bool:
+    def concerns(self, step: int, cond: dict[str, Any]) -> bool:
         return True
 
-    def record(self, step: int, options: ModelOptions) -> Record:
+    def record(self, step: int, options: ModelOptions, part: Part) -> Record:
+        sites = self.windows.at(step)
         if self.features is None:
-            return record_sites(options, self.windows.at(step))
-        sites = self.windows.at(step)
-        return {
-            key: value
-            for key, value in self.features.records[step].items()
-            if (key[2] in sites.features if key[0] == "feature" else key[1:] in sites.layers)
-        }
+            return self.structure.record(options, sites)
+        if part[0] != 0:
+            raise ValueError(
+                f"features: expected context windows over pictures (dim 0), got some over dim {part[0]}, for parts of which nothing was "
+                "captured. Disconnect `features`, so that the source is evaluated in these windows too."
+            )
+        chosen = self.structure.chosen(self.features.records[step], sites)
+        return {key: taken(part, value) for key, value in chosen.items()}
 
-    def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record]) -> None:
-        sites = self.windows.at(step)
-        inject_queries(options, sites.layers, records)
-        inject_features(options, sites.features, records)
+    def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record], part: Part) -> None:
+        self.structure.inject(options, self.windows.at(step), records)

@@ -1,14 +1,11 @@
-"""Where the source's values are read and injected, and for how long."""
+"""Where the source's structure is read and injected, and for how long."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..attention.calls import ModelOptions, Record
-from ..attention.features import record_features
-from ..attention.self_attention import record_queries
 from ..attention.unet_sites import Sites
-from ..diffusion.schedule import first_steps
+from ..diffusion.schedule import window_steps
 
 
 @dataclass(frozen=True)
@@ -24,30 +21,19 @@ class Windows:
         """Windows of `steps` steps; a kind without sites has none."""
         return cls(
             sites,
-            feature=first_steps(feature_end, steps) if sites.features else 0,
-            attention=first_steps(attention_end, steps) if sites.attention else 0,
+            feature=window_steps(feature_end, steps) if sites.features else 0,
+            attention=window_steps(attention_end, steps) if sites.attention else 0,
         )
 
     @property
     def last(self) -> int:
         return max(self.feature, self.attention)
 
+    def __str__(self) -> str:
+        return f"features in {self.feature} steps, attention in {self.attention}"
+
     def at(self, step: int) -> Sites:
         return Sites(
             features=self.sites.features if step < self.feature else (),
             attention=self.sites.attention if step < self.attention else (),
         )
-
-
-def record_sites(options: ModelOptions, sites: Sites, *, to_the_end: bool = False) -> Record:
-    """Read features and self-attention of the sites. to_the_end: run the network whole, which previews need."""
-    record: Record = {}
-
-    def all_seen() -> bool:
-        # Not behind an attention site: a patch that prepared the attention may wait for its output.
-        seen = sum(key[0] != "key" for key in record)
-        return not to_the_end and seen == len(sites.attention) + len(sites.features)
-
-    record_queries(options, sites.layers, record)
-    record_features(options, sites.features, record, all_seen)
-    return record

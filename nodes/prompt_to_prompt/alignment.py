@@ -1,15 +1,16 @@
 """Which of a source prompt's attention columns a target prompt's columns follow (prompt-to-prompt, 2208.01626).
 
 Columns are the positions of the text encoder's output: one chunk of 77 after another, each with its begin token, words, end
-token and padding. The costs and tie order are those of the authors' code; two of its slips are not reproduced. Its replace
-mapper reads every word after a replaced one of another token count from a shifted column: here they keep their own. Its refine
-mapper lets padding follow whatever the source has in the same column, which may be a word: here padding follows padding.
+token and padding. `replace_alignment` and `refine_alignment` are the authors' two, with their costs and tie order, but for two
+errors that docs/differences.md describes. `auto_alignment` is our own and needs no choice between them.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from itertools import groupby
 
 import torch
@@ -31,29 +32,27 @@ class Alignment:
 
 
 def replace_alignment(source: PromptTokens, target: PromptTokens) -> Alignment:
-    """Word i of the target follows word i of the source; both have the same number of words.
-
-    Columns of n source tokens spread evenly over m target tokens: the mapper's rows sum to 1. Tokens that both words begin or
-    end with, such as a comma, stay with each other.
-    """
+    """Word i of the target follows word i of the source; both have the same number of words."""
     if len(source.words) != len(target.words):
         raise ValueError(
             f"mode: expected as many words in both prompts for replace, got {len(source.words)} in source_text and "
             f"{len(target.words)} in target_text. Use refine, which may add and remove words, or auto."
         )
-    pairs: list[tuple[int, int, float]] = []
-    for old, new in zip(source.words, target.words, strict=True):
-        if len(old) == len(new):
-            pairs += [(i, j, 1.0) for i, j in zip(old, new, strict=True)]
-            continue
-        first = _common_start(source.of(old), target.of(new))
-        shorter = min(len(old), len(new)) - first
-        last = min(_common_start(source.of(old)[::-1], target.of(new)[::-1]), shorter)
-        ends = [*range(first), *range(-last, 0)]
-        pairs += [(old[k], new[k], 1.0) for k in ends]
-        middle = new[first : len(new) - last]
-        pairs += [(i, j, 1.0 / len(middle)) for i in old[first : len(old) - last] for j in middle]
-    return _alignment(source, target, pairs)
+    return _word_by_word(source, target, [(k, k) for k in range(len(source.words))])
+
+
+def auto_alignment(source: PromptTokens, target: PromptTokens) -> Alignment:
+    """Exchanged, added and removed words at once, by a comparison of the two lists of words.
+
+    Runs of equal words follow each other. A run of words in the place of as many others follows them word by word, as in
+    replace. All other words of the target are new. Punctuation around a word does not make it another word.
+    """
+    old, new = ([_bare(word) for word in prompt.spelled_words] for prompt in (source, target))
+    pairs: list[tuple[int, int]] = []
+    for _, i, i_end, j, j_end in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if i_end - i == j_end - j:
+            pairs += zip(range(i, i_end), range(j, j_end), strict=True)
+    return _word_by_word(source, target, pairs)
 
 
 def refine_alignment(source: PromptTokens, target: PromptTokens) -> Alignment:
@@ -83,6 +82,27 @@ def global_alignment(x: Sequence[Hashable], y: Sequence[Hashable]) -> list[tuple
             i, j = i - 1, j - 1
             pairs.append((i, j))
     return pairs[::-1]
+
+
+def _bare(word: str) -> str:
+    return re.sub(r"^\W+|\W+$", "", word) or word
+
+
+def _word_by_word(source: PromptTokens, target: PromptTokens, words: list[tuple[int, int]]) -> Alignment:
+    """Columns of n source tokens spread evenly over m target tokens; tokens that both words begin or end with stay paired."""
+    pairs: list[tuple[int, int, float]] = []
+    for i, j in words:
+        old, new = source.words[i], target.words[j]
+        if len(old) == len(new):
+            pairs += [(a, b, 1.0) for a, b in zip(old, new, strict=True)]
+            continue
+        first = _common_start(source.of(old), target.of(new))
+        shorter = min(len(old), len(new)) - first
+        last = min(_common_start(source.of(old)[::-1], target.of(new)[::-1]), shorter)
+        pairs += [(old[k], new[k], 1.0) for k in (*range(first), *range(-last, 0))]
+        middle = new[first : len(new) - last]
+        pairs += [(a, b, 1.0 / len(middle)) for a in old[first : len(old) - last] for b in middle]
+    return _alignment(source, target, pairs)
 
 
 def _common_start(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:

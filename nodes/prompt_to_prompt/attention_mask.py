@@ -15,11 +15,13 @@ import torch.nn.functional as F
 
 from ..attention.calls import ModelOptions
 from ..attention.cross_attention import CrossCall, on_cross_attention
-from ..attention.unet_layers import Layer, attention_layers
+from ..attention.unet_layers import attention_layers, leave_behind
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.source import visit
 from ..diffusion.trajectory import Trajectory
-from .local_blend import blend_layers
+from ..text.prompt_tokens import PromptTokens
+from .local_blend import at_size, blend_layers, map_size
+from .prompt_edit import PromptEdit, Tokenize, columns_of, phrases, tokenize_prompt
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
@@ -36,9 +38,16 @@ def word_map(
     steps: range,
 ) -> torch.Tensor:
     """[B, h, w] in 0..1 at the layers' size: attention to these columns of a prompt that has `prompt_columns`."""
-    size = tuple(trajectory.latents.shape[-2:])
-    total = _WordMap(blend_layers(attention_layers(model), size), columns, prompt_columns)
-    visit(model, trajectory, source, steps, lambda step, options: total.read(options))
+    latent = tuple(trajectory.latents.shape[-2:])
+    factors = attention_layers(model)
+    layers = blend_layers(factors, latent)
+    total = _WordMap(map_size(latent, factors[layers[0]]), columns, prompt_columns)
+
+    def read(step: int, options: ModelOptions) -> None:
+        on_cross_attention(options, layers, total.add)
+        leave_behind(options, layers)
+
+    visit(model, trajectory, source, steps, read)
     maps = total.sum.cpu()
     low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
     return (maps - low) / (high - low).clamp_min(1e-12)
@@ -47,20 +56,54 @@ def word_map(
 class _WordMap:
     """Sums over steps, layers, heads and words, each map relative to its mean: [B, h, w]."""
 
-    def __init__(self, layers: tuple[Layer, ...], columns: Sequence[int], prompt_columns: int):
-        self.layers = layers
-        self.columns = list(columns)
-        self.prompt_columns = prompt_columns
+    def __init__(self, size: tuple[int, int], columns: Sequence[int], prompt_columns: int):
+        self.size = size
+        self.words = torch.zeros(prompt_columns)
+        self.words[list(columns)] = 1.0
         self.sum: torch.Tensor | float = 0.0
 
-    def read(self, model_options: ModelOptions) -> None:
-        on_cross_attention(model_options, self.layers, self._add)
-
-    def _add(self, call: CrossCall) -> torch.Tensor:
-        maps = call.probabilities(slice(None), self.prompt_columns)[..., self.columns].sum((1, 3))
+    def add(self, call: CrossCall) -> torch.Tensor:
+        self.words = self.words.to(call.q.device)
+        maps = (call.probabilities(slice(None), len(self.words)) @ self.words).sum(1)
         maps = maps / maps.mean(1, keepdim=True).clamp_min(1e-12)
-        self.sum = self.sum + maps.unflatten(-1, call.size)
+        self.sum = self.sum + at_size(maps.unflatten(-1, call.size)[:, None], self.size)[:, 0]
         return call.output
+
+
+def words_of(read: Tokenize, text: str, words: str, edit: PromptEdit | None) -> tuple[PromptTokens, tuple[int, ...]]:
+    """The prompt and the columns of the words in it."""
+    if edit is not None:
+        if not edit.source_blend:
+            raise ValueError(
+                "edit: expected one with blend_words of its source_text, got none of them. Write them in Encode Prompt Edit, or "
+                "disconnect the edit and use words."
+            )
+        return edit.source, edit.source_blend
+    prompt = tokenize_prompt(read, text, "text")
+    wanted = phrases(words)
+    if not wanted:
+        raise ValueError("words: expected at least one word of the text, got none. Write what the mask is to cover.")
+    found = [columns_of(read, phrase, "words", text=prompt) for phrase in wanted]
+    return prompt, tuple(sorted({column for columns in found for column in columns}))
+
+
+def require_picture(image: torch.Tensor, batch: int, size: tuple[int, int], pixels: int) -> None:
+    """Raise ValueError unless `image` [B, H, W, C] can be the inverted picture, of this size, at another scale.
+
+    pixels: of one latent pixel, by which an encoder may have cut the picture.
+    """
+    if len(image) not in (1, batch):
+        raise ValueError(
+            f"image: expected one picture or the trajectory's {batch}, got a batch of {len(image)}. Connect the "
+            "picture that was inverted."
+        )
+    height, width = image.shape[1:3]
+    off = max(abs(height * size[1] / width - size[0]), abs(width * size[0] / height - size[1]))
+    if off > pixels:
+        raise ValueError(
+            f"image: expected the inverted picture, which has the shape of {size[1]} x {size[0]} pixels, got one of {width} x {height}, on "
+            "which the mask would be stretched. Connect the picture as it went into VAE Encode, after any crop."
+        )
 
 
 def enlarged(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

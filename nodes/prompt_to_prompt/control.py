@@ -1,8 +1,8 @@
 """Prompt-to-prompt (2208.01626): a source picture's attention steers the rows of another prompt while they are sampled.
 
-At each step the source row is the trajectory's own latent. Cross-attention, at every layer and for the first `cross` steps:
-A = (edit(A_source, A_target) * equalizer), edit being the prompts' alignment. Self-attention, for the first `self_attention`
-steps: q and k of the source. Only rows of the sampler's positive conditioning are edited.
+At each step the source row is the trajectory's own latent. Cross-attention, at every layer and inside the words' windows:
+A = edit(A_source, A_target) * equalizer, edit being the prompts' alignment. Self-attention, inside its window: q and k of the
+source. Only rows of the sampler's positive conditioning are edited.
 """
 
 from __future__ import annotations
@@ -15,52 +15,40 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..attention.calls import Chunk, ModelOptions, Record, chunks_of, is_source_pass
-from ..attention.cross_attention import KEY, CrossCall, on_cross_attention, record_cross
+from ..attention.cross_attention import CrossCall, on_cross_attention, record_cross
 from ..attention.self_attention import inject_queries, record_queries
-from ..attention.unet_layers import Layer, attention_layers
+from ..attention.unet_layers import Layer, attention_layers, leave_behind
 from ..diffusion.conditioning import Conditioning
-from ..diffusion.schedule import first_steps
-from ..diffusion.source_run import SourceRuns
+from ..diffusion.context_window import Part
+from ..diffusion.source_run import Run, SourceRuns, exact_retracing
 from ..diffusion.trajectory import Trajectory
 from ..text.prompt_tokens import PromptTokens
-from .local_blend import LocalBlend, blend_layers
-from .prompt_edit import PROMPT, PromptEdit
+from .local_blend import LocalBlend, Maps
+from .prompt_edit import PROMPT
+from .settings import Settings
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
+
+KEY = "palimpsest.prompt_to_prompt"
+EDITED = "palimpsest.edited"  # marks the entries of the sampler's positive in their dicts
 
 # The published code replaces self-attention of at most 32 x 32 pixels at a latent of 64 x 64. Counted in the latent's
 # pixels that is every layer but those at full resolution, whatever the picture's size.
 SELF_ATTENTION_FROM = 2
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Steps are counts from the noisy end; blending starts after `blend_start` of them."""
-
-    edit: PromptEdit
-    cross: int
-    self_attention: int
-    blend_start: int
-    blend_threshold: float
-
-    @classmethod
-    def of(
-        cls, edit: PromptEdit, steps: int, cross_end: float, self_end: float, blend_start: float, blend_threshold: float
-    ) -> Settings:
-        return cls(
-            edit,
-            first_steps(cross_end, steps),
-            first_steps(self_end, steps),
-            first_steps(blend_start, steps),
-            blend_threshold,
-        )
-
-
 def prompt_to_prompt(
-    model: ModelPatcher, trajectory: Trajectory, source: Conditioning, settings: Settings
+    model: ModelPatcher,
+    trajectory: Trajectory,
+    source: Conditioning | None,
+    settings: Settings,
+    exact: bool = False,
 ) -> ModelPatcher:
-    """A clone of `model` whose every sampling run along `trajectory`'s levels is steered by the source's attention."""
+    """A clone of `model` whose every sampling run along `trajectory`'s levels is steered by the source's attention.
+
+    source: the trajectory's own prompt if None. exact: retrace the trajectory exactly, also behind the windows.
+    """
     layers = attention_layers(model)
     trajectory.model.require_match(model)
     if model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
@@ -68,17 +56,26 @@ def prompt_to_prompt(
             "model: expected one without a prompt-to-prompt edit, got one that has been through Prompt-to-Prompt already. "
             "Write both edits into one Encode Prompt Edit."
         )
-    require_prompt(source, settings.edit.source, "source", "`source` of the connected Encode Prompt Edit")
-    patched = model.clone()
-    blends = settings.edit.blends and settings.blend_start < trajectory.steps
-    if max(settings.cross, settings.self_attention) == 0 and not blends:
-        return patched
+    if source is None:
+        source = trajectory.positive
+        require_prompt(
+            source,
+            settings.edit.source,
+            "trajectory",
+            "one inverted with `source_text` of the connected Encode Prompt Edit",
+        )
+    else:
+        require_prompt(
+            source, settings.edit.source, "source", "an encoding of `source_text` of the connected Encode Prompt Edit"
+        )
+    if settings.last == 0:
+        return exact_retracing(model, trajectory) if exact else model.clone()
 
-    def begin(guider, sigmas: torch.Tensor, model_options: ModelOptions) -> _Edit:
-        positive = guider.conds.get("positive")
+    def begin(run: Run) -> _Edit:
+        positive = run.guider.conds.get("positive")
         if positive is None:
             raise ValueError(
-                f"guider: expected one with a positive conditioning, got {type(guider).__name__} without. Use CFGGuider."
+                f"guider: expected one with a positive conditioning, got {type(run.guider).__name__} without. Use CFGGuider."
             )
         require_prompt(
             [[cond["cross_attn"], cond] for cond in positive],
@@ -86,19 +83,21 @@ def prompt_to_prompt(
             "positive",
             "`target` of the connected Encode Prompt Edit",
         )
-        if not blends:
-            return _Edit(settings, layers, positive, None)
-        if all("area" in cond for cond in positive):
+        for cond in positive:
+            cond[EDITED] = True
+        whole = frozenset(cond["uuid"] for cond in positive if "area" not in cond)
+        if not settings.blends:
+            return _Edit(settings, layers, whole, None)
+        if not whole:
             raise ValueError(
                 "blend_words: expected a positive prompt for the whole picture, got only prompts with an area. "
                 "Leave blend_words empty, or take the area away."
             )
-        blend = LocalBlend(trajectory, sigmas, settings.blend_start, settings.blend_threshold)
-        comfy.model_patcher.set_model_options_post_cfg_function(model_options, blend.post_cfg)
-        return _Edit(settings, layers, positive, blend)
+        blend = LocalBlend.of(run, trajectory, settings, layers)
+        comfy.model_patcher.set_model_options_post_cfg_function(run.model_options, blend.post_cfg)
+        return _Edit(settings, layers, whole, blend)
 
-    SourceRuns(KEY, trajectory, source, begin).add_to(patched)
-    return patched
+    return SourceRuns(KEY, trajectory, source, begin, exact).patched(model)
 
 
 def require_prompt(conditioning: Conditioning, prompt: PromptTokens, socket: str, expected: str) -> None:
@@ -119,61 +118,103 @@ def require_prompt(conditioning: Conditioning, prompt: PromptTokens, socket: str
 
 
 class _Edit:
-    """One sampling run."""
+    """One sampling run. whole: uuids of the positive's entries for the whole picture."""
 
-    def __init__(
-        self, settings: Settings, layers: dict[Layer, int], positive: list[dict[str, Any]], blend: LocalBlend | None
-    ):
+    def __init__(self, settings: Settings, layers: dict[Layer, int], whole: frozenset[Any], blend: LocalBlend | None):
         self.settings = settings
         self.layers = layers
-        self.positive = [cond["model_conds"]["c_crossattn"] for cond in positive]
-        self.without_area = frozenset(cond["uuid"] for cond in positive if "area" not in cond)
+        self.whole = whole
         self.blend = blend
-        self.last = max(settings.cross, settings.self_attention)
-        if blend is not None:
-            self.last = blend.trajectory.steps
+        self.blend_layers = () if blend is None else blend.layers
+        self.last = settings.last
+        self.tables: dict[tuple, _Tables] = {}
 
-    def concerns(self, cond: dict[str, Any]) -> bool:
-        # Known by the embedding, which other nodes and core hand on even where they copy the dict around it.
-        return any(cond["model_conds"]["c_crossattn"] is embedding for embedding in self.positive)
+    def concerns(self, step: int, cond: dict[str, Any]) -> bool:
+        # Core copies an entry with an area, uuid and all, into the other prompt's list, but it does so before a run begins.
+        return EDITED in cond and bool(self.self_layers(step) or self.cross_layers(step))
 
-    def record(self, step: int, options: ModelOptions) -> Record:
+    def record(self, step: int, options: ModelOptions, part: Part) -> Record:
         record: Record = {}
-        record_queries(options, self.self_layers(step), record)
-        record_cross(options, self.cross_layers(step), len(self.settings.edit.source.ids), record)
+        self_layers, cross_layers = self.self_layers(step), self.cross_layers(step)
+        record_queries(options, self_layers, record)
+        record_cross(options, cross_layers, len(self.settings.edit.source.ids), record)
+        leave_behind(options, {*self_layers, *cross_layers})
         return record
 
-    def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record]) -> None:
+    def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record], part: Part) -> None:
         inject_queries(options, self.self_layers(step), records)
-        on_cross_attention(options, self.cross_layers(step), _CrossControl(self, step, records))
+        on_cross_attention(options, self.cross_layers(step), _CrossControl(self, step, records, part))
 
     def self_layers(self, step: int) -> frozenset[Layer]:
-        if step >= self.settings.self_attention:
+        if step not in self.settings.self_attention:
             return frozenset()
         return frozenset(layer for layer, factor in self.layers.items() if factor >= SELF_ATTENTION_FROM)
 
     def cross_layers(self, step: int) -> tuple[Layer, ...]:
-        if step < self.settings.cross:
+        if any(self.settings.words_at(step)):
             return tuple(self.layers)
-        return self.blend_layers()
+        return self.blend_layers
 
-    def blend_layers(self) -> tuple[Layer, ...]:
-        if self.blend is None:
-            return ()
-        return blend_layers(self.layers, tuple(self.blend.trajectory.latents.shape[-2:]))
+    def tables_at(self, step: int, device: torch.device) -> _Tables:
+        """Made once for each device and each set of words whose windows are open."""
+        key = (device, self.settings.words_at(step))
+        if key not in self.tables:
+            self.tables[key] = _Tables.of(self.settings, step, device)
+        return self.tables[key]
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """What one step does to probabilities [..., columns], as matrices.
+
+    change = source @ mapped + own * kept is what the edit adds to the row's own.
+    The words' places before reweighting, which would turn the map of a word with a negative factor upside down:
+    source @ source_words of the source, source @ target_mapped + own @ target_own of the target; two columns each, the words
+    whose place may change and those whose place must not.
+    """
+
+    mapped: torch.Tensor | None  # None when no window is open
+    kept: torch.Tensor
+    source_words: torch.Tensor
+    target_mapped: torch.Tensor
+    target_own: torch.Tensor
+
+    @classmethod
+    def of(cls, settings: Settings, step: int, device: torch.device) -> _Tables:
+        edit = settings.edit
+        mapper, aligned = edit.alignment.mapper.float(), edit.alignment.aligned.float()
+        opened = settings.opened(step)
+        follows = aligned * opened
+        target_words = _indicators(len(edit.target.ids), edit.target_blend, edit.target_kept)
+        tensors = (
+            mapper * (follows * edit.equalizer),
+            opened * ((1.0 - aligned) * edit.equalizer - 1.0),
+            _indicators(len(edit.source.ids), edit.source_blend, edit.source_kept),
+            (mapper * follows) @ target_words,
+            (1.0 - follows)[:, None] * target_words,
+        )
+        mapped, *rest = (tensor.to(device) for tensor in tensors)
+        return cls(mapped if bool(opened.any()) else None, *rest)
+
+
+def _indicators(columns: int, *groups: tuple[int, ...]) -> torch.Tensor:
+    """[columns, groups]: 1 where a column is one of a group's."""
+    indicators = torch.zeros(columns, len(groups))
+    for i, group in enumerate(groups):
+        indicators[list(group), i] = 1.0
+    return indicators
 
 
 class _CrossControl:
     """Cross-attention in the calls for one set of conditions; `records` has those of the positive conditioning."""
 
-    def __init__(self, edit: _Edit, step: int, records: dict[Chunk, Record]):
+    def __init__(self, edit: _Edit, step: int, records: dict[Chunk, Record], part: Part):
         self.edit = edit
         self.step = step
         self.records = records
-        self.maps = None
-        if edit.blend is not None and any(uuid in edit.without_area for _, uuid in records):
-            self.blend_layers = edit.blend_layers()
-            self.maps = edit.blend.new_maps(step)
+        self.maps: Maps | None = None
+        if edit.blend is not None and any(uuid in edit.whole for _, uuid in records):
+            self.maps = edit.blend.new_maps(step, part)
 
     def __call__(self, call: CrossCall) -> torch.Tensor:
         if is_source_pass(call.options):
@@ -192,18 +233,15 @@ class _CrossControl:
         return output
 
     def _change(self, call: CrossCall, rows: slice, chunk: Chunk) -> torch.Tensor | None:
-        """What the edited probabilities add to the layer's output in these rows, None outside the window."""
+        """What the edited probabilities add to the layer's output in these rows, None outside the windows."""
         edit = self.edit.settings.edit
         own = call.probabilities(rows, len(edit.target.ids))
         source = self.records[chunk][("cross", *call.layer)].to(own)
         source = source.repeat(len(own) // len(source), 1, 1, 1)
-        edited = own
-        if self.step < self.edit.settings.cross:
-            mapper, aligned = (t.to(own) for t in (edit.alignment.mapper, edit.alignment.aligned))
-            edited = (source @ mapper) * aligned + own * (1.0 - aligned)
-        if self.maps is not None and call.layer in self.blend_layers and chunk[1] in self.edit.without_area:
-            # Before reweighting: a negative factor would turn its word's map upside down.
-            self.maps.add(call.size, source[..., list(edit.source_blend)], edited[..., list(edit.target_blend)])
-        if edited is own:
+        tables = self.edit.tables_at(self.step, own.device)
+        if self.maps is not None and call.layer in self.edit.blend_layers and chunk[1] in self.edit.whole:
+            target = source @ tables.target_mapped + own @ tables.target_own
+            self.maps.add(call.size, (source @ tables.source_words).sum(1), target.sum(1))
+        if tables.mapped is None:
             return None
-        return call.applied(edited * edit.equalizer.to(own) - own, rows)
+        return call.applied(source @ tables.mapped + own * tables.kept, rows)

@@ -1,8 +1,10 @@
 """Prompt-to-prompt's local blend: outside the words' own place the picture stays the source's.
 
-After each step the published code sets x = x_src + mask (x - x_src). Here the guided prediction is changed instead, so that
-x - (x - denoised) (sigma - sigma_next) / sigma, the step that Euler and DDIM take, ends exactly there, and the sampler's own x is
-left alone: denoised' = mask denoised + (1 - mask) (x_src_next - r x) / (1 - r) with r = sigma_next / sigma.
+After each step the published code sets x = x_src + mask (x - x_src). Here the guided prediction is changed instead, and the sampler's
+own x is left alone. For samplers without noise of their own the prediction is such that
+x - (x - denoised) (sigma - sigma_next) / sigma, the step that Euler and DDIM take, ends exactly on the source's next latent:
+denoised' = mask denoised + (1 - mask) (x_src_next - r x) / (1 - r) with r = sigma_next / sigma. Samplers that add noise leave the
+source's path by it; there the prediction outside the mask is the source's picture itself. Both end on it.
 """
 
 from __future__ import annotations
@@ -13,13 +15,18 @@ import torch
 import torch.nn.functional as F
 
 from ..attention.unet_layers import Layer
+from ..diffusion.context_window import WHOLE, Part
+from ..diffusion.samplers import DETERMINISTIC, sampler_name
+from ..diffusion.source_run import Run
 from ..diffusion.trajectory import Trajectory
+from .settings import Settings
 
 FACTOR = 4  # of the published layers, 16 x 16 at a latent of 64 x 64
 MAP = 16  # pixels along the longer side that a map has at least, where the model has such layers
+Size = tuple[int, int]
 
 
-def blend_layers(layers: Mapping[Layer, int], latent: tuple[int, int]) -> tuple[Layer, ...]:
+def blend_layers(layers: Mapping[Layer, int], latent: Size) -> tuple[Layer, ...]:
     """The layers whose maps place the words: of encoder and decoder, at a quarter of the latent's resolution.
 
     A latent below 64 pixels takes the next finer ones, down to full resolution, so that maps keep 16 pixels. Where a model has
@@ -33,33 +40,71 @@ def blend_layers(layers: Mapping[Layer, int], latent: tuple[int, int]) -> tuple[
     return tuple(layer for layer, own in sides.items() if own == nearest)
 
 
+def map_size(latent: Size, factor: int) -> Size:
+    """Of a layer that works this many times coarser than the latent."""
+    return tuple(-(-side // factor) for side in latent)
+
+
+def at_size(maps: torch.Tensor, size: Size) -> torch.Tensor:
+    """[B, maps, h, w] at another size. Patches such as Deep Shrink change the size of layers while they last."""
+    return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
+
+
 class Maps:
-    """One evaluation's attention to the blend words of source and target [B, h, w], summed over layers, heads and tokens."""
+    """One evaluation's attention to the words whose place may change, and to those whose place must not, one map a layer.
 
-    def __init__(self):
-        self.source: torch.Tensor | float = 0.0
-        self.target: torch.Tensor | float = 0.0
+    Only added to while the network runs, possibly in several threads, each with its own device.
+    """
 
-    def add(self, size: tuple[int, int], source: torch.Tensor, target: torch.Tensor) -> None:
-        """source, target: [B, heads, N, tokens]."""
-        self.source = self.source + source.sum((1, 3)).unflatten(-1, size)
-        self.target = self.target + target.sum((1, 3)).unflatten(-1, size)
+    def __init__(self, part: Part):
+        self.part = part
+        self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def add(self, size: Size, source: torch.Tensor, target: torch.Tensor) -> None:
+        """source, target: [B, N, 2]."""
+        source, target = (maps.transpose(1, 2).unflatten(-1, size) for maps in (source, target))
+        self.layers.append((source, target))
+
+    def total(self, size: Size, like: torch.Tensor) -> torch.Tensor:
+        """[B, 4, h, w] over layers: for source and target the words whose place may change, then those whose place must not."""
+        source, target = (sum(at_size(maps.to(like), size) for maps in side) for side in zip(*self.layers, strict=True))
+        return torch.stack([source[:, 0], target[:, 0], source[:, 1], target[:, 1]], 1)
 
 
 class LocalBlend:
     """One sampling run."""
 
-    def __init__(self, trajectory: Trajectory, sigmas: torch.Tensor, start: int, threshold: float):
+    def __init__(
+        self,
+        trajectory: Trajectory,
+        sigmas: torch.Tensor,
+        settings: Settings,
+        layers: Mapping[Layer, int],
+        noisy: bool,
+    ):
+        latent = tuple(trajectory.latents.shape[-2:])
+        self.layers = blend_layers(layers, latent)
+        self.size = map_size(latent, layers[self.layers[0]])
         self.trajectory = trajectory
         self.sigmas = sigmas
-        self.start = start
-        self.threshold = threshold
+        self.settings = settings
+        self.noisy = noisy
         self.evaluated: list[tuple[int, Maps]] = []  # since the last prediction
-        self.latest: tuple[int, Maps] = (-1, Maps())
-        self.before = Maps()  # of the steps before the latest
+        self.latest: tuple[int, torch.Tensor | None] = (-1, None)
+        self.before: torch.Tensor | None = None  # of the steps before the latest
 
-    def new_maps(self, step: int) -> Maps:
-        maps = Maps()
+    @classmethod
+    def of(cls, run: Run, trajectory: Trajectory, settings: Settings, layers: Mapping[Layer, int]) -> LocalBlend:
+        handler = run.model_options.get("context_handler")
+        if handler is not None and handler.dim != 0:
+            raise ValueError(
+                f"blend_words: expected context windows over pictures (dim 0), got some over dim {handler.dim}, which never show the model "
+                "the whole picture. Leave blend_words empty, or the context windows out."
+            )
+        return cls(trajectory, run.sigmas, settings, layers, sampler_name(run.sampler) not in DETERMINISTIC)
+
+    def new_maps(self, step: int, part: Part) -> Maps:
+        maps = Maps(part)
         self.evaluated.append((step, maps))
         return maps
 
@@ -67,25 +112,56 @@ class LocalBlend:
         denoised, x = args["denoised"], args["input"]
         if not self.evaluated:
             return denoised
-        # Later evaluations for one prediction, such as PAG's, are of a UNet that others have disturbed.
-        step, maps = self.evaluated[0]
-        self.evaluated.clear()
+        step, maps = self._read(x)
         if step != self.latest[0]:
-            self.before.source = self.before.source + self.latest[1].source
-            self.before.target = self.before.target + self.latest[1].target
+            self.before = _sum(self.before, self.latest[1])
         self.latest = step, maps
-        source, target = self.before.source + maps.source, self.before.target + maps.target
+        maps = _sum(self.before, maps)
         i = int((self.sigmas - args["sigma"][0].cpu()).abs().argmin())
         # The positive may rest at these levels (a time range of its own), and a schedule may stop early.
-        if step < self.start or not isinstance(target, torch.Tensor) or i == len(self.sigmas) - 1:
+        if step not in self.settings.blend or maps is None or i == len(self.sigmas) - 1:
             return denoised
-        mask = self._mask(target, x) | self._mask(source, x)
-        source = self.trajectory.latents[self.trajectory.step_of(float(self.sigmas[i + 1]))].to(x)
+        last = self.trajectory.steps if self.noisy else self.trajectory.step_of(float(self.sigmas[i + 1]))
+        source = self.trajectory.latents[last].to(x)
         source = source.repeat(len(x) // len(source), 1, 1, 1)
-        ratio = float(self.sigmas[i + 1] / self.sigmas[i])
-        return torch.where(mask, denoised, (source - ratio * x) / (1.0 - ratio))
+        ratio = 0.0 if self.noisy else float(self.sigmas[i + 1] / self.sigmas[i])
+        return torch.where(self._mask(maps, x), denoised, (source - ratio * x) / (1.0 - ratio))
+
+    def _read(self, x: torch.Tensor) -> tuple[int, torch.Tensor | None]:
+        """The step, and the maps [B, 4, h, w] that one prediction for x was made with."""
+        step = self.evaluated[0][0]
+        # Later evaluations for one prediction, such as PAG's, are of a UNet that others have disturbed.
+        parts: dict[Part, Maps] = {}
+        for _, maps in self.evaluated:
+            parts.setdefault(maps.part, maps)
+        self.evaluated.clear()
+        read = {part: maps.total(self.size, x) for part, maps in parts.items() if maps.layers}
+        if not read or WHOLE in read:
+            return step, read.get(WHOLE)
+        total = x.new_zeros(len(x), 4, *self.size)
+        count = x.new_zeros(len(x), 1, 1, 1)
+        for (_, rows), maps in read.items():
+            rows = torch.tensor(rows, device=x.device)
+            total.index_add_(0, rows, maps)
+            count.index_add_(0, rows, torch.ones_like(maps[:, :1, :1, :1]))
+        return step, total / count.clamp_min(1.0)
 
     def _mask(self, maps: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        maps = F.max_pool2d(maps[:, None], 3, stride=1, padding=1)
+        """[B, 1, H, W], where the picture may change."""
+        changed, kept = maps[:, :2], maps[:, 2:]
+        mask = self._above(F.max_pool2d(changed, 3, stride=1, padding=1), x)
+        if self.settings.edit.source_kept or self.settings.edit.target_kept:
+            mask = mask & ~self._above(kept, x)
+        return mask
+
+    def _above(self, maps: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Where the source's or the target's map is above the threshold, as a share of its highest value."""
         maps = F.interpolate(maps, size=x.shape[-2:])
-        return maps > self.threshold * maps.amax((2, 3), keepdim=True)
+        above = maps > self.settings.blend_threshold * maps.amax((2, 3), keepdim=True)
+        return above.any(1, keepdim=True)
+
+
+def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b

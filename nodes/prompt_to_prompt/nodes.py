@@ -1,19 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
 from comfy_api.latest import io
 
-from ..diffusion.schedule import first_steps
 from ..diffusion.sockets import TrajectoryIO
 from ..display.feedback import show_on_node
 from ..display.heatmap import heatmap
-from ..text.prompt_tokens import PromptTokens
 from ..text.tokens import tokenize
-from .attention_mask import enlarged, mask_of, word_map
-from .control import Settings, prompt_to_prompt, require_prompt
-from .prompt_edit import MODES, PROMPT, PromptEdit, columns_of, phrases, prompt_edit, tokenize_prompt
+from .attention_mask import enlarged, mask_of, require_picture, word_map, words_of
+from .control import prompt_to_prompt, require_prompt
+from .prompt_edit import MODES, PROMPT, PromptEdit, prompt_edit
+from .settings import Settings, window
 
 CATEGORY = "palimpsest/prompt_to_prompt"
 ALIASES = ["p2p", "prompt to prompt", "hertz", "cross attention control", "word swap"]
@@ -61,13 +59,14 @@ class EncodePromptEdit(io.ComfyNode):
                     "mode",
                     options=list(MODES),
                     default="auto",
-                    tooltip="replace: word for word, both prompts have as many words. refine: words may be added or left out; new "
-                    "words get attention of their own. auto: replace when the number of words is equal, else refine.",
+                    tooltip="auto: words may be exchanged, added and left out in one edit; new words get attention of their own. "
+                    "replace, refine: the published modes. replace is word for word, with as many words in both prompts; refine lets "
+                    "words be added or left out, and an exchanged word counts as new.",
                 ),
                 io.String.Input(
                     "reweight",
                     default="",
-                    tooltip="Words of target_text with a factor for their attention: 'fluffy: 2, red: -1'. 1 changes nothing, 0 takes "
+                    tooltip="Words of target_text as they stand there, with a factor for their attention: 'fluffy: 2, red: -1'. 1 changes nothing, 0 takes "
                     "the word away, negative values push it away. Strong factors distort: stay within -2 and 4 or so.",
                 ),
                 io.String.Input(
@@ -75,6 +74,22 @@ class EncodePromptEdit(io.ComfyNode):
                     default="",
                     tooltip="Words whose place may change, from either prompt: 'cat, dog'. Everything elsewhere stays the source's "
                     "pixels. Empty: the whole picture may change.",
+                ),
+                io.String.Input(
+                    "keep_words",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Words whose place must not change, also where blend_words lie, from either prompt: 'mat'. For use with "
+                    "blend_words. Published as substruct_words.",
+                ),
+                io.String.Input(
+                    "word_windows",
+                    default="",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Words of target_text that take the source's cross-attention in steps of their own instead of up to cross_end, "
+                    "as shares: 'fluffy: 0.2-0.8, red: 0.4'. A single number is the end.",
                 ),
             ],
             outputs=[
@@ -90,13 +105,18 @@ class EncodePromptEdit(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, source_text, target_text, mode, reweight, blend_words) -> io.NodeOutput:
-        edit = prompt_edit(partial(tokenize, clip), source_text, target_text, mode, reweight, blend_words)
+    def execute(
+        cls, clip, source_text, target_text, mode, reweight, blend_words, keep_words="", word_windows=""
+    ) -> io.NodeOutput:
+        edit = prompt_edit(
+            partial(tokenize, clip), source_text, target_text, mode, reweight, blend_words, keep_words, word_windows
+        )
         source, target = (
             clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict={PROMPT: text})
             for text in (source_text, target_text)
         )
-        show_on_node(cls, f"{edit.mode}, {len(edit.source.words)} and {len(edit.target.words)} words")
+        new = sum(not bool(edit.alignment.aligned[list(word)].any()) for word in edit.target.words)
+        show_on_node(cls, f"{len(edit.source.words)} and {len(edit.target.words)} words, {new} of them new")
         return io.NodeOutput(source, target, edit)
 
 
@@ -109,15 +129,12 @@ class PromptToPrompt(io.ComfyNode):
             category=CATEGORY,
             description="Changes an inverted picture by changing words of its prompt: the attention of the words that stay is the "
             f"source's, so its composition stays too. {PAPER}.",
-            search_aliases=[*ALIASES, "edit by words", "local blend"],
+            search_aliases=[*ALIASES, "edit by words", "local blend", "cross_replace_steps", "self_replace_steps"],
             inputs=[
                 io.Model.Input(
                     "model", tooltip="SD1.x, SD2.x or SDXL: the kind of model the trajectory was made with."
                 ),
                 _trajectory_input(),
-                io.Conditioning.Input(
-                    "source", tooltip="`source` of Encode Prompt Edit: the prompt that the picture is read with."
-                ),
                 PromptEditIO.Input("edit", tooltip="`edit` of Encode Prompt Edit."),
                 io.Float.Input(
                     "cross_end",
@@ -126,7 +143,8 @@ class PromptToPrompt(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="Share of the steps, from the noisy end, in which words take the source's cross-attention: 0.8 of 50 is "
-                    "the first 40. Higher keeps more of the composition. 0 turns it off, and reweighting with it.",
+                    "the first 40. Higher keeps more of the composition. 0 turns it off, and reweighting with it; any other value is at "
+                    "least one step. Published as cross_replace_steps.",
                 ),
                 io.Float.Input(
                     "self_end",
@@ -135,7 +153,8 @@ class PromptToPrompt(io.ComfyNode):
                     max=1.0,
                     step=0.01,
                     tooltip="Share of the steps, from the noisy end, that take the source's self-attention. Higher keeps more of the "
-                    "shapes; lower it to change a shape. 0 turns it off.",
+                    "shapes; lower it to change a shape. 0 turns it off; any other value is at least one step. Published as "
+                    "self_replace_steps.",
                 ),
                 io.Float.Input(
                     "blend_start",
@@ -154,6 +173,31 @@ class PromptToPrompt(io.ComfyNode):
                     tooltip="Only with blend_words: how much attention, as a share of the most, makes a pixel part of the words' place. "
                     "Higher is a smaller place.",
                 ),
+                io.Float.Input(
+                    "self_start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Share of the steps after which self-attention begins to be the source's. 0 is from the first step.",
+                ),
+                io.Boolean.Input(
+                    "exact_retracing",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Corrects every step so that sampling goes back exactly the way the inversion came. Needs a trajectory by "
+                    "method ddim, and euler or ddim as sampler. The source then comes back to rounding at one model call a step. It "
+                    "keeps more of the source and lets fewer edits through.",
+                ),
+                io.Conditioning.Input(
+                    "source",
+                    optional=True,
+                    tooltip="`source` of Encode Prompt Edit, when the picture was inverted with another prompt. Unconnected: the prompt "
+                    "it was inverted with, which then must be source_text.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -161,14 +205,27 @@ class PromptToPrompt(io.ComfyNode):
                     tooltip="Connect to a sampler or guider, with `target` as its positive and the inversion's noise or latent.",
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(
-        cls, model, trajectory, source, edit, cross_end, self_end, blend_start, blend_threshold
+        cls,
+        model,
+        trajectory,
+        edit,
+        cross_end,
+        self_end,
+        blend_start,
+        blend_threshold,
+        self_start=0.0,
+        exact_retracing=False,
+        source=None,
     ) -> io.NodeOutput:
-        settings = Settings.of(edit, trajectory.steps, cross_end, self_end, blend_start, blend_threshold)
-        return io.NodeOutput(prompt_to_prompt(model, trajectory, source, settings))
+        settings = Settings.of(edit, trajectory.steps, cross_end, self_end, blend_start, blend_threshold, self_start)
+        patched = prompt_to_prompt(model, trajectory, source, settings, exact_retracing)
+        show_on_node(cls, f"{settings}, of {trajectory.steps}")
+        return io.NodeOutput(patched)
 
 
 class AttentionMask(io.ComfyNode):
@@ -233,13 +290,16 @@ class AttentionMask(io.ComfyNode):
                     tooltip="From Encode Prompt Edit: the place of its blend_words in its source_text.",
                 ),
                 io.Image.Input(
-                    "image", optional=True, tooltip="The picture, to lay the heatmap over. The mask takes its size."
+                    "image",
+                    optional=True,
+                    tooltip="The picture that was inverted, to lay the heatmap over; another size is fine, another crop is not. The mask "
+                    "takes its size.",
                 ),
             ],
             outputs=[
                 io.Mask.Output(
                     display_name="mask",
-                    tooltip="1 where the words are, at the size of the image, else 8 times the latent's.",
+                    tooltip="1 where the words are, at the size of the image, or without one at that of the inverted picture.",
                 ),
                 io.Image.Output(
                     display_name="heatmap", tooltip="The attention as colours, over the image if there is one."
@@ -252,47 +312,27 @@ class AttentionMask(io.ComfyNode):
     def execute(
         cls, model, clip, trajectory, text, words, start, end, threshold, positive=None, edit=None, image=None
     ) -> io.NodeOutput:
-        prompt, columns = _words_of(partial(tokenize, clip), text, words, edit)
-        steps = range(first_steps(start, trajectory.steps), first_steps(end, trajectory.steps))
+        prompt, columns = words_of(partial(tokenize, clip), text, words, edit)
+        steps = window(start, end, trajectory.steps)
         if not steps:
             raise ValueError(
                 f"end: expected at least one of the trajectory's {trajectory.steps} steps between start and end, got {start} and "
                 f"{end}. Raise end, or lower start."
             )
-        if image is not None and len(image) not in (1, trajectory.batch):
-            raise ValueError(
-                f"image: expected one picture or the trajectory's {trajectory.batch}, got a batch of {len(image)}. Connect the "
-                "picture that was inverted."
-            )
+        pixels = model.get_model_object("latent_format").spacial_downscale_ratio
+        size = tuple(pixels * n for n in trajectory.latents.shape[-2:])
+        if image is not None:
+            require_picture(image, trajectory.batch, size, pixels)
+            size = tuple(image.shape[1:3])
         if positive is None:
             positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
         else:
             require_prompt(positive, prompt, "positive", "an encoding of the text")
         maps = word_map(model, trajectory, positive, columns, len(prompt.ids), steps)
-        size = tuple(image.shape[1:3]) if image is not None else tuple(8 * n for n in trajectory.latents.shape[-2:])
         maps = enlarged(maps, size)
         mask = mask_of(maps, threshold)
         show_on_node(cls, f"{100 * float(mask.mean()):.1f} % of the picture, {len(steps)} steps read")
         return io.NodeOutput(mask, heatmap(maps, image))
-
-
-def _words_of(
-    read: Callable[[str], PromptTokens], text: str, words: str, edit: PromptEdit | None
-) -> tuple[PromptTokens, tuple[int, ...]]:
-    """The prompt and the columns of the words in it."""
-    if edit is not None:
-        if not edit.source_blend:
-            raise ValueError(
-                "edit: expected one with blend_words of its source_text, got none of them. Write them in Encode Prompt Edit, or "
-                "disconnect the edit and use words."
-            )
-        return edit.source, edit.source_blend
-    prompt = tokenize_prompt(read, text, "text")
-    wanted = phrases(words)
-    if not wanted:
-        raise ValueError("words: expected at least one word of the text, got none. Write what the mask is to cover.")
-    found = [columns_of(read, phrase, "words", text=prompt) for phrase in wanted]
-    return prompt, tuple(sorted({column for columns in found for column in columns}))
 
 
 NODES = [EncodePromptEdit, PromptToPrompt, AttentionMask]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 
 from ..text.prompt_tokens import PromptTokens
-from .alignment import Alignment, refine_alignment, replace_alignment
+from .alignment import Alignment, auto_alignment, refine_alignment, replace_alignment
 
-MODES = ("auto", "replace", "refine")
+ALIGNMENTS = {"auto": auto_alignment, "replace": replace_alignment, "refine": refine_alignment}
+MODES = tuple(ALIGNMENTS)
 PROMPT = "palimpsest.prompt"  # in the dict of a CONDITIONING entry: the text it encodes
 
 Tokenize = Callable[[str], PromptTokens]
@@ -22,7 +23,9 @@ Tokenize = Callable[[str], PromptTokens]
 class PromptEdit:
     """What prompt-to-prompt does to a target prompt's cross-attention.
 
-    equalizer: [target columns], the factor of each; blend columns: of the words whose pixels may change, in each prompt.
+    equalizer: [target columns], the factor of each.
+    blend, kept: columns of the words whose place may change, and of those whose place must not, in each prompt.
+    windows: columns of target words, and the shares of the steps between which they are edited.
     """
 
     source: PromptTokens = field(repr=False)
@@ -32,6 +35,9 @@ class PromptEdit:
     equalizer: torch.Tensor = field(repr=False)
     source_blend: tuple[int, ...]
     target_blend: tuple[int, ...]
+    source_kept: tuple[int, ...] = ()
+    target_kept: tuple[int, ...] = ()
+    windows: tuple[tuple[tuple[int, ...], float, float], ...] = ()
 
     @property
     def blends(self) -> bool:
@@ -39,28 +45,52 @@ class PromptEdit:
 
 
 def prompt_edit(
-    tokenize: Tokenize, source_text: str, target_text: str, mode: str, reweight: str, blend_words: str
+    tokenize: Tokenize,
+    source_text: str,
+    target_text: str,
+    mode: str,
+    reweight: str,
+    blend_words: str,
+    keep_words: str = "",
+    word_windows: str = "",
 ) -> PromptEdit:
     source, target = (
         tokenize_prompt(tokenize, source_text, "source_text"),
         tokenize_prompt(tokenize, target_text, "target_text"),
     )
-    if mode == "auto":
-        mode = "replace" if len(source.words) == len(target.words) else "refine"
-    alignment = (replace_alignment if mode == "replace" else refine_alignment)(source, target)
     equalizer = torch.ones(len(target.ids))
     for phrase, weight in parse_reweight(reweight):
         equalizer[list(columns_of(tokenize, phrase, "reweight", target_text=target))] = weight
-    source_blend: set[int] = set()
-    target_blend: set[int] = set()
-    for phrase in phrases(blend_words):
-        columns_of(tokenize, phrase, "blend_words", source_text=source, target_text=target)
-        tokens = _words(tokenize, phrase)
-        source_blend.update(source.find(tokens))
-        target_blend.update(target.find(tokens))
-    return PromptEdit(
-        source, target, mode, alignment, equalizer, tuple(sorted(source_blend)), tuple(sorted(target_blend))
+    windows = tuple(
+        (columns_of(tokenize, phrase, "word_windows", target_text=target), start, end)
+        for phrase, start, end in parse_windows(word_windows)
     )
+    source_blend, target_blend = _in_both(tokenize, blend_words, "blend_words", source, target)
+    source_kept, target_kept = _in_both(tokenize, keep_words, "keep_words", source, target)
+    return PromptEdit(
+        source,
+        target,
+        mode,
+        ALIGNMENTS[mode](source, target),
+        equalizer,
+        source_blend,
+        target_blend,
+        source_kept,
+        target_kept,
+        windows,
+    )
+
+
+def _in_both(
+    tokenize: Tokenize, text: str, socket: str, source: PromptTokens, target: PromptTokens
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Columns in each prompt of phrases of which each stands in at least one."""
+    columns: tuple[set[int], set[int]] = set(), set()
+    for phrase in phrases(text):
+        columns_of(tokenize, phrase, socket, source_text=source, target_text=target)
+        for prompt, found in zip((source, target), columns, strict=True):
+            found.update(prompt.find(tokenize(phrase)))
+    return tuple(sorted(columns[0])), tuple(sorted(columns[1]))
 
 
 def tokenize_prompt(tokenize: Tokenize, text: str, socket: str) -> PromptTokens:
@@ -96,21 +126,34 @@ def parse_reweight(text: str) -> list[tuple[str, float]]:
     return parsed
 
 
+def parse_windows(text: str) -> list[tuple[str, float, float]]:
+    """("fluffy", 0.2, 0.8), ("red", 0.0, 0.4) of "fluffy: 0.2-0.8, red: 0.4"."""
+    parsed = []
+    for entry in phrases(text):
+        form = re.fullmatch(r"(.+):\s*(?:([\d.]+)\s*-)?\s*([\d.]+)", entry, re.DOTALL)
+        try:
+            words, start, end = form[1].strip(), float(form[2] or 0.0), float(form[3])
+        except (TypeError, ValueError):
+            words, start, end = "", 0.0, 0.0
+        if not (words and 0.0 <= start <= end <= 1.0):
+            raise ValueError(
+                f"word_windows: expected words of target_text with shares of the steps between 0 and 1, after a colon, got {entry!r} in "
+                f"{text!r}. Write them like 'fluffy: 0.2-0.8, red: 0.4'."
+            )
+        parsed.append((words, start, end))
+    return parsed
+
+
 def columns_of(tokenize: Tokenize, phrase: str, socket: str, **prompts: PromptTokens) -> tuple[int, ...]:
     """Columns of the phrase in the first of `prompts` (by socket) that has it; ValueError when none does."""
-    tokens = _words(tokenize, phrase)
+    wanted = tokenize(phrase)
     for prompt in prompts.values():
-        if tokens and (columns := prompt.find(tokens)):
+        if columns := prompt.find(wanted):
             return columns
-    longest = max(len(prompt.content) for prompt in prompts.values())
-    why = f" It has {len(tokens)} tokens, and no prompt more than {longest}." if len(tokens) > longest else ""
+    tokens, longest = len(wanted.content), max(len(prompt.content) for prompt in prompts.values())
+    why = f" It has {tokens} tokens, and no prompt more than {longest}." if tokens > longest else ""
     texts = " and ".join(f"{name} {prompt.text!r}" for name, prompt in prompts.items())
     raise ValueError(
         f"{socket}: expected words as they stand in {' or '.join(prompts)}, got {phrase!r}, which is not in {texts}.{why} "
         "Separate several words or groups of words by commas."
     )
-
-
-def _words(tokenize: Tokenize, phrase: str) -> tuple[Hashable, ...]:
-    prompt = tokenize(phrase)
-    return prompt.of(prompt.content)

@@ -27,35 +27,47 @@ if TYPE_CHECKING:
 STABLE_DIFFUSION = ("text_encoder", "vae", "unet")
 SUBJECT = (IMAGE_ENCODER, POSTFUSE)
 WHAT = "FastComposer's or Face-diffuser's checkpoint"
-LAYOUT = {  # SD1.x's blocks, of whatever widths; enough to name a UNet's tensors
+LAYOUT = {  # of SD1.x's UNet; its widths do not matter for the names of the tensors
     "num_res_blocks": [2, 2, 2, 2],
     "channel_mult": [1, 2, 4, 4],
     "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
     "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
     "transformer_depth_middle": 1,
 }
-# What core's table of names has and SD1.x has not, or has only where the width changes.
+# Names in core's table that SD1.x does not have, or only where the width changes.
 OPTIONAL = re.compile(r"conv_shortcut|down_blocks\.3\.downsamplers|up_blocks\.3\.upsamplers|(add|class)_embedding")
 TEXT_LAYER = re.compile(r"encoder\.layers\.(\d+)\.")
 
 Parts = dict[str, dict[str, torch.Tensor]]
 
 
-Loaded = tuple["SubjectEncoder | None", "ModelPatcher", "VAE", "CLIP"]
+Loaded = tuple["ModelPatcher", "CLIP", "VAE", "SubjectEncoder | None"]
 
 
-def load(path: Path, embedding_directory: list[str]) -> Loaded:
-    """The encoder is None for a checkpoint without one (TDM). Anything else than such a checkpoint raises ValueError."""
-    return models(read_tensors(path, "ckpt_name", WHAT), path.name, embedding_directory)
+def load(path: Path, embedding_directory: list[str], disable_dynamic: bool = False) -> Loaded:
+    """The encoder is None for a checkpoint without one, such as Face-diffuser's TDM. Other files raise ValueError."""
+    loaded = models(read_tensors(path, "ckpt_name", WHAT), path.name, embedding_directory, disable_dynamic)
+    model, clip, vae, _ = loaded
+    for part, patcher in enumerate((model, clip.patcher, vae.patcher)):
+        patcher.cached_patcher_init = (_load_patcher, (path, embedding_directory, part))
+    return loaded
 
 
-def models(weights: dict[str, torch.Tensor], file: str, embedding_directory: list[str]) -> Loaded:
-    """What the tensors of a published file, named `file` in errors, are as ComfyUI's models. Empties `weights`."""
+def _load_patcher(path: Path, embedding_directory: list[str], part: int, disable_dynamic: bool = False) -> ModelPatcher:
+    """Core loads a part again where it needs weights of its own: for LoRA hooks under dynamic VRAM, and for another device."""
+    model, clip, vae, _ = load(path, embedding_directory, disable_dynamic)
+    return (model, clip.patcher, vae.patcher)[part]
+
+
+def models(
+    weights: dict[str, torch.Tensor], file: str, embedding_directory: list[str], disable_dynamic: bool = False
+) -> Loaded:
+    """The tensors of a published file as ComfyUI's models. file: its name, for errors. Empties `weights`."""
     parts = _split(weights, file)
     try:
         subject = {f"{part}.{name}": value for part in SUBJECT for name, value in parts.get(part, {}).items()}
         encoder = subject_encoder(subject) if subject else None
-        return encoder, *_stable_diffusion(parts, embedding_directory)
+        return *_stable_diffusion(parts, embedding_directory, disable_dynamic), encoder
     except (ValueError, RuntimeError) as error:  # core's own of a tensor in another shape is a RuntimeError
         why = " ".join(str(error).split())[:400].rstrip(".")
         raise ValueError(f"ckpt_name: expected {WHAT}, got {file}, where {why}. Download the file again.") from error
@@ -80,8 +92,10 @@ def _split(weights: dict[str, torch.Tensor], file: str) -> Parts:
     raise ValueError(f"ckpt_name: expected {WHAT}, got {file}, {what}. {then}")
 
 
-def _stable_diffusion(parts: Parts, embedding_directory: list[str]) -> tuple[ModelPatcher, VAE, CLIP]:
-    """Through core's tables of names to the layout of SD1.x checkpoints, and through core's loader of those."""
+def _stable_diffusion(
+    parts: Parts, embedding_directory: list[str], disable_dynamic: bool
+) -> tuple[ModelPatcher, CLIP, VAE]:
+    """Renamed by core's own tables to the layout of an SD1.x checkpoint, then loaded by core's loader."""
     text = {f"text_model.{name}": value for name, value in parts["text_encoder"].items()}
     vae = comfy.diffusers_convert.convert_vae_state_dict(parts["vae"])
     unet = _original_unet(parts["unet"])
@@ -99,6 +113,7 @@ def _stable_diffusion(parts: Parts, embedding_directory: list[str]) -> tuple[Mod
         weights,
         embedding_directory=embedding_directory,
         te_model_options={"clip_l_model_config": {"num_hidden_layers": len(layers)}},
+        disable_dynamic=disable_dynamic,
     )
     if clip is None or "post_quant_conv.weight" not in vae or codec.first_stage_model is None:
         raise ValueError("text_encoder or vae is of another kind than SD1.x's")
@@ -110,8 +125,8 @@ def _stable_diffusion(parts: Parts, embedding_directory: list[str]) -> tuple[Mod
         expected = {
             name: value.shape for name, value in module.state_dict().items() if name != "text_projection.weight"
         }
-        require_weights(part, expected, {name: value.shape for name, value in found.items()})
-    return model, codec, clip
+        require_weights(part, expected, found)
+    return model, clip, codec
 
 
 def _original_unet(unet: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

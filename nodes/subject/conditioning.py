@@ -1,4 +1,4 @@
-"""Text conditioning whose subjects carry reference pictures (FastComposer, 2305.10431)."""
+"""Text conditioning with reference pictures of its subjects (FastComposer, 2305.10431)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 def subject_conditioning(
     clip: CLIP, encoder: SubjectEncoder, text: str, references: list[Reference]
 ) -> tuple[Conditioning, Conditioning, MarkedPrompt]:
-    """(with the pictures, plain, the prompt): the same but for the last token of each marked noun.
+    """(conditioning with the pictures, plain conditioning, the prompt). They differ at the last token of each marked noun.
 
-    A weight on a noun acts after the pictures are put in, as ComfyUI's weights act after the text encoder: the network was
-    trained on states without weights.
+    The network was trained on text without weights. So the weight of a noun is applied after its picture was put in, as ComfyUI
+    applies weights to what the text encoder gives.
     """
     _require_sd1(clip)
     prompt = parse(clip, text)
@@ -67,13 +67,13 @@ def _require_sd1(clip: CLIP) -> None:
     if encoders != ["l"]:
         raise ValueError(
             f"clip: expected SD1.x's text encoder, CLIP ViT-L, which the subject encoder was trained with, got {', '.join(encoders)}. "
-            "Connect `clip` of Load Subject Encoder, or of an SD1.x checkpoint."
+            "Connect `clip` of Load Subject Checkpoint, or of an SD1.x checkpoint."
         )
     require_last_layer(clip, "the subject encoder")
 
 
 def _columns(prompt: MarkedPrompt, own: list[int]) -> list[int]:
-    """Columns of the conditioning that the pictures go to. ComfyUI's tokeniser cuts nothing off; one of another pack may."""
+    """Columns of the conditioning that the pictures go to. Tokenisers of other packs may cut off long texts; ComfyUI's does not."""
     for noun, slot in zip(prompt.nouns, prompt.slots, strict=True):
         if slot >= len(own):
             raise ValueError(

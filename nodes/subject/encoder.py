@@ -1,4 +1,4 @@
-"""The subject encoder of a checkpoint: CLIP's image encoder and the postfuse network, as one model that ComfyUI manages."""
+"""The subject encoder of a checkpoint: CLIP's image encoder and the postfuse network, in one model that ComfyUI manages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from comfy.clip_model import CLIPVisionModelProjection
 from comfy.model_patcher import ModelPatcher
 
-from ..files.weight_file import require_weights
+from ..files.weight_file import assign, require_weights
 from .postfuse import Postfuse
 
 IMAGE_ENCODER, POSTFUSE = "image_encoder", "postfuse_module"
@@ -21,7 +21,7 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 
 
 class SubjectModel(torch.nn.Module):
-    """Both networks under the names they have in published files."""
+    """Both networks, named as in published files."""
 
     def __init__(self, vision: dict, dtype: torch.dtype, device: torch.device, operations: type):
         super().__init__()
@@ -56,25 +56,26 @@ class SubjectEncoder:
 
 
 def subject_encoder(weights: dict[str, torch.Tensor], dtype: torch.dtype | None = None) -> SubjectEncoder:
-    """From tensors named image_encoder.* and postfuse_module.*; ValueError names what is lacking or of another shape."""
+    """Made of the tensors image_encoder.* and postfuse_module.*. ValueError if one is missing or has another shape."""
     vision = _vision_config(weights)
     load_device = comfy.model_management.text_encoder_device()
     offload_device = comfy.model_management.text_encoder_offload_device()
     dtype = dtype or comfy.model_management.text_encoder_dtype(load_device)
-    model = SubjectModel(vision, dtype, offload_device, comfy.ops.manual_cast).eval()
-    # Of torch's layers, because ComfyUI's may have no weights before a file is read.
-    shell = SubjectModel(vision, dtype, torch.device("meta"), torch.nn)
+    meta = torch.device("meta")
+    model = SubjectModel(vision, dtype, meta, comfy.ops.manual_cast).eval()
+    # torch's layers tell the shapes: ComfyUI's have no weights before a file is read if dynamic VRAM is on.
+    shell = SubjectModel(vision, dtype, meta, torch.nn)
     expected = {name: value.shape for name, value in shell.state_dict().items()}
-    require_weights("the subject encoder", expected, {name: value.shape for name, value in weights.items()})
+    require_weights("the subject encoder", expected, weights)
+    assign(model, {name: weights[name] for name in expected}, dtype, offload_device)
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
-    model.load_state_dict({name: weights[name] for name in expected}, assign=patcher.is_dynamic())
     return SubjectEncoder(patcher, vision["projection_dim"], vision["image_size"])
 
 
 def _vision_config(weights: dict[str, torch.Tensor]) -> dict:
-    """What CLIP's image encoder needs to be built, read off its weights."""
+    """The configuration of CLIP's image encoder, read from the shapes of its weights."""
     embeddings = f"{IMAGE_ENCODER}.vision_model.embeddings."
-    layer = re.compile(rf"{IMAGE_ENCODER}\.vision_model\.encoder\.layers\.(\d+)\.")
+    layer = re.compile(rf"{IMAGE_ENCODER}\.vision_model\.encoder\.layers\.(\d{{1,3}})\.")
     telling = {
         "patch": f"{embeddings}patch_embedding.weight",
         "positions": f"{embeddings}position_embedding.weight",

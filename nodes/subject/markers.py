@@ -1,4 +1,4 @@
-"""The markers that tell which noun of a prompt a reference picture belongs to."""
+"""Markers in a prompt, each after the noun that a reference picture belongs to."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ EXAMPLE = f"'a man {MARKERS[0]} and a dog {MARKERS[0]} on a beach'"
 
 @dataclass(frozen=True)
 class MarkedPrompt:
-    """text: the prompt without its markers, weights included; for each marker, the noun before it and where its last token is.
+    """text: the prompt without its markers, but with its weights; nouns: the noun before each marker.
 
-    slots count the text's own tokens: begin, end and padding are left out.
+    slots: the index of each noun's last token among the tokens of the text, without start, end and padding.
     """
 
     text: str
@@ -30,8 +30,8 @@ class MarkedPrompt:
 
 
 def parse(clip: CLIP, text: str) -> MarkedPrompt:
-    """Markers are cut out before anything is tokenised, and divide words as spaces do."""
-    # A space keeps apart what the marker kept apart; tokenisers do not see it.
+    """Markers are cut out before the text is tokenised, and separate words like spaces."""
+    # The space keeps the words beside the marker apart; tokenisers ignore it.
     cleaned = re.sub(rf"\s*(?:{MARKER.pattern})(?=(\S?))", lambda match: " " if match[1] else "", text)
     nouns: list[str] = []
     slots: list[int] = []
@@ -49,13 +49,13 @@ def parse(clip: CLIP, text: str) -> MarkedPrompt:
 
 
 def own_columns(tokens: dict[str, list[list[tuple]]]) -> list[int]:
-    """Columns of a tokenised text's own tokens among all of its chunks', by their word ids."""
+    """Columns of the text's own tokens in all chunks joined, without start, end and padding: those with a word id."""
     [chunks] = tokens.values()
     return [i for i, (*_, word) in enumerate(token for chunk in chunks for token in chunk) if word]
 
 
 def _length(clip: CLIP, text: str) -> int:
-    """Tokens of all words, one by one: a tokeniser that cuts long texts off does not cut words."""
+    """How many tokens the text has, counted word by word, so that a tokeniser that cuts off long texts cuts none."""
     words = (clip.tokenize(word, return_word_ids=True, disable_weights=True) for word in text.split())
     return sum(len(own_columns(tokens)) for tokens in words)
 

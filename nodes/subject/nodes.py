@@ -26,7 +26,7 @@ class LoadSubjectEncoder(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_LoadSubjectEncoder",
-            display_name="Load Subject Encoder",
+            display_name="Load Subject Checkpoint",
             category=CATEGORY,
             description="Loads a FastComposer or Face-diffuser checkpoint: what reads reference pictures of subjects, and the model, VAE "
             f"and CLIP that belong to it. {PAPERS}.",
@@ -40,16 +40,16 @@ class LoadSubjectEncoder(io.ComfyNode):
                 )
             ],
             outputs=[
+                io.Model.Output(
+                    display_name="model", tooltip="The file's UNet, an SD1.5 that was trained with reference pictures."
+                ),
+                io.Clip.Output(
+                    display_name="clip", tooltip="The file's text encoder, SD1.5's. For Subject Conditioning."
+                ),
+                io.Vae.Output(display_name="vae", tooltip="The file's VAE, SD1.5's."),
                 SubjectEncoderIO.Output(
                     display_name="subject_encoder",
                     tooltip="For Subject Conditioning. A checkpoint without one (Face-diffuser's TDM) gives the other outputs only.",
-                ),
-                io.Model.Output(
-                    display_name="model", tooltip="The file's UNet, an SD1.5 that knows reference pictures."
-                ),
-                io.Vae.Output(display_name="vae", tooltip="The file's VAE, SD1.5's."),
-                io.Clip.Output(
-                    display_name="clip", tooltip="The file's text encoder, SD1.5's. For Subject Conditioning."
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -58,14 +58,14 @@ class LoadSubjectEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, ckpt_name) -> io.NodeOutput:
         path = folder_paths.get_full_path_or_raise("checkpoints", ckpt_name)
-        encoder, *stable_diffusion = load(Path(path), folder_paths.get_folder_paths("embeddings"))
+        model, clip, vae, encoder = load(Path(path), folder_paths.get_folder_paths("embeddings"))
         if encoder is None:
             show_on_node(cls, "a text-only model, without a subject encoder")
             encoder = ExecutionBlocker(
                 f"subject_encoder: expected from a checkpoint with one, got {ckpt_name}, a text-only model such as Face-diffuser's TDM: "
                 "use its model for the scene, and take subject_encoder from FastComposer's file or Face-diffuser's SDM."
             )
-        return io.NodeOutput(encoder, *stable_diffusion)
+        return io.NodeOutput(model, clip, vae, encoder)
 
 
 def _picture_sockets() -> list[io.Input]:
@@ -103,9 +103,9 @@ class SubjectConditioning(io.ComfyNode):
             search_aliases=[*ALIASES, "multiple subjects", "face", "postfuse", "clip text encode"],
             inputs=[
                 io.Clip.Input(
-                    "clip", tooltip="`clip` of Load Subject Encoder, or of any SD1.x checkpoint, at its last layer."
+                    "clip", tooltip="`clip` of Load Subject Checkpoint, or of any SD1.x checkpoint, at its last layer."
                 ),
-                SubjectEncoderIO.Input("subject_encoder", tooltip="From Load Subject Encoder."),
+                SubjectEncoderIO.Input("subject_encoder", tooltip="From Load Subject Checkpoint."),
                 io.Image.Input(
                     "images",
                     tooltip="A picture of the first subject, cropped to it. A batch gives one reference for each of its pictures.",

@@ -1,4 +1,4 @@
-"""The network that puts a reference picture into the text state of a noun (FastComposer, 2305.10431; also Face-diffuser's)."""
+"""The network that blends a reference picture into the text state of a noun (FastComposer, 2305.10431; also Face-diffuser)."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Reference:
 
 
 def references(sockets: Sequence[tuple[str, torch.Tensor | None, str, torch.Tensor | None]]) -> list[Reference]:
-    """References in the order of the sockets, (name, IMAGE, name, MASK) each; a batch is that many references."""
+    """References in the order of the sockets, each (name, IMAGE, name, MASK). Each picture of a batch is one reference."""
     found: list[Reference] = []
     for image_name, image, mask_name, mask in sockets:
         if image is None:
@@ -69,14 +69,14 @@ def prepared(reference: Reference, size: int) -> torch.Tensor:
     picture = reference.image if reference.mask is None else _cut_out(reference.image, reference.mask)
     height, width = picture.shape[:2]
     x = picture.movedim(-1, 0)
-    # Half of an odd difference is rounded down, as published: one pixel is then made up by the resizing.
+    # Half of an odd difference is rounded down, as published; resizing then makes the picture square.
     across, down = max(height - width, 0) // 2, max(width - height, 0) // 2
     x = torch.nn.functional.pad(x, (across, across, down, down))
     return torch.nn.functional.interpolate(x[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
 def _cut_out(picture: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Training: bytes of uniform noise for the background, then the subject's bounding box."""
+    """As in training: the background becomes uniform noise, and the picture is cropped to the subject's bounding box."""
     subject = mask.to(picture.device) >= 0.5
     generator = torch.Generator().manual_seed(BACKGROUND_SEED)
     noise = torch.randint(0, 255, picture.shape, generator=generator).to(picture) / 255

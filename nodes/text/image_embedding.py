@@ -1,4 +1,4 @@
-"""Image embeddings as CLIP_VISION_OUTPUT: one vector for each picture, in the space CLIP shares with text."""
+"""Image embeddings as CLIP_VISION_OUTPUT: one vector for each picture, in the space that CLIP's pictures and texts share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ ENCODERS = {768: "CLIP ViT-L/14", 1024: "CLIP ViT-H/14", 1280: "CLIP ViT-bigG/14
 
 
 class ImageEmbedding(comfy.clip_vision.Output):
-    """What an encoder's output is to unCLIP models: `image_embeds` [batch, width], and nothing of a picture's patches."""
+    """A CLIP_VISION_OUTPUT that has only what unCLIP models read: `image_embeds` [batch, width], and no states of patches."""
 
     def __init__(self, image_embeds: torch.Tensor):
         self.image_embeds = image_embeds
@@ -17,12 +17,12 @@ class ImageEmbedding(comfy.clip_vision.Output):
     def __getattr__(self, name: str):
         raise AttributeError(
             f"clip_vision_output: expected an encoded picture with its {name}, got an embedding that was computed or loaded, which has "
-            "image_embeds only. Connect CLIP Vision Encode here, or use this embedding with unCLIP Conditioning."
+            "image_embeds only. Connect CLIP Vision Encode here, or use this embedding with unCLIPConditioning."
         )
 
 
 def image_embeds(value: comfy.clip_vision.Output | torch.Tensor, socket: str) -> torch.Tensor:
-    """[batch, width] of a CLIP_VISION_OUTPUT, or of the tensor IPAdapter's encoders give; ValueError names the socket."""
+    """[batch, width] of a CLIP_VISION_OUTPUT, or of EMBEDS, the plain tensor of IPAdapter's nodes; ValueError names the socket."""
     embeds = value if isinstance(value, torch.Tensor) else getattr(value, "image_embeds", None)
     if not isinstance(embeds, torch.Tensor) or embeds.ndim != 2 or 0 in embeds.shape:
         got = list(embeds.shape) if isinstance(embeds, torch.Tensor) else "none"
@@ -34,18 +34,18 @@ def image_embeds(value: comfy.clip_vision.Output | torch.Tensor, socket: str) ->
         raise ValueError(f"{socket}: expected finite numbers, got nan or inf. Encode the picture again.")
     if bool((embeds == 0).all(dim=-1).any()):
         raise ValueError(
-            f"{socket}: expected a direction, got an embedding of zeros. Encode a picture; to leave a model without one, connect none."
+            f"{socket}: expected an embedding of a picture, got an embedding of zeros. Encode a picture; to sample without one, disconnect it."
         )
     return embeds
 
 
 def encoder_of(width: int) -> str:
-    """Width and, where it tells, the CLIP model that gives it."""
+    """For errors: the width, and the CLIP model it belongs to if that is known."""
     return f"{width} wide ({ENCODERS[width]})" if width in ENCODERS else f"{width} wide"
 
 
 def require_match(embeds: dict[str, torch.Tensor]) -> int:
-    """The common batch of embeddings by socket: as many each, or one for all; ValueError for other widths or batches."""
+    """The batch size of embeddings of one width, of which a single one goes with any batch; ValueError if they do not match."""
     (first, like), *others = embeds.items()
     for socket, other in others:
         if other.shape[1] != like.shape[1]:
@@ -57,7 +57,7 @@ def require_match(embeds: dict[str, torch.Tensor]) -> int:
 
 
 def require_batch(counts: dict[str, int]) -> int:
-    """The common batch by socket: as many rows each, or one for all; ValueError for others."""
+    """The batch size of sockets that all have as many rows, or a single one; ValueError if they differ."""
     many = {socket: count for socket, count in counts.items() if count > 1}
     for socket, count in many.items():
         first, expected = next(iter(many.items()))

@@ -2,35 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+# CLIP's vocabulary writes every byte of a token's UTF-8 as one printable character (GPT-2's table) and ends words with this.
+WORD_END = "</w>"
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_OTHERS = [byte for byte in range(0x100) if byte not in _PRINTABLE]
+BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(0x100 + i): byte for i, byte in enumerate(_OTHERS)}
+
+WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")  # scripts, by their Unicode names
 
 
 @dataclass(frozen=True)
 class PromptTokens:
     """A tokenised prompt.
 
-    ids: the token of each column, or anything hashable that stands for a textual inversion's vector.
-    words: the columns of each word of the text, in order; all other columns are special tokens.
+    ids: the token of each column as CLIP's vocabulary writes it, or a name for a textual inversion's vector.
+    words: the columns of each word, in order; words are what stands between spaces. All other columns are special tokens.
+    spelled_words: the words as one reads them, in lower case, without weights and escapes.
     chunk: columns in a chunk.
     """
 
     text: str
-    ids: tuple[Hashable, ...]
+    ids: tuple[str, ...]
     words: tuple[tuple[int, ...], ...]
     chunk: int
+    spelled_words: tuple[str, ...]
 
     @property
     def content(self) -> tuple[int, ...]:
         return tuple(column for word in self.words for column in word)
 
-    def of(self, columns: Sequence[int]) -> tuple[Hashable, ...]:
+    def of(self, columns: Sequence[int]) -> tuple[str, ...]:
         return tuple(self.ids[column] for column in columns)
 
-    def find(self, phrase: Sequence[Hashable]) -> tuple[int, ...]:
-        """The columns of every place where these tokens stand one after another; empty when there is none."""
-        content, n = self.content, len(phrase)
-        found = [
-            content[i : i + n] for i in range(len(content) - n + 1) if self.of(content[i : i + n]) == tuple(phrase)
-        ]
-        return tuple(sorted({column for columns in found for column in columns}))
+    def find(self, phrase: PromptTokens) -> tuple[int, ...]:
+        """The columns of every place where the phrase stands, also between brackets, quotes or other punctuation.
+
+        A token that the phrase shares with its surroundings, such as `),`, is one of them. Empty when there is no such place.
+        """
+        own, wanted = self._spelling, [character for character, _ in phrase._spelling]
+        columns: set[int] = set()
+        for first in range(len(own) - len(wanted) + 1 if wanted else 0):
+            last = first + len(wanted)
+            if [character for character, _ in own[first:last]] == wanted and self._cuts(first) and self._cuts(last):
+                columns.update(column for _, columns in own[first:last] for column in columns)
+        return tuple(sorted(columns))
+
+    @cached_property
+    def _spelling(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Each character with the columns that it stands in; between words a space, which has none."""
+        spelling: list[tuple[str, tuple[int, ...]]] = []
+        for word in self.words:
+            spelling += [(" ", ()), *self._spell(word)]
+        return spelling[1:]
+
+    def _spell(self, word: Sequence[int]) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """A token may be a part of a character: an emoji has up to four bytes. A vector counts as one character."""
+        character, columns = b"", ()
+        for column in word:
+            symbols = self.ids[column].removesuffix(WORD_END)
+            if not all(symbol in BYTES for symbol in symbols):
+                yield symbols, (column,)
+                continue
+            for symbol in symbols:
+                character += bytes([BYTES[symbol]])
+                columns = (*columns, column) if column not in columns else columns
+                try:
+                    yield character.decode(), columns
+                except UnicodeDecodeError:
+                    continue
+                character, columns = b"", ()
+
+    def _cuts(self, place: int) -> bool:
+        """Whether a phrase may begin or end in front of this character: not inside a word or a number."""
+        if place in (0, len(self._spelling)):
+            return True
+        (before, _), (after, _) = self._spelling[place - 1], self._spelling[place]
+        if unicodedata.category(after[0]).startswith("M") or "\N{ZERO WIDTH JOINER}" in (before, after):
+            return False
+        letters = before.isalpha() and after.isalpha()
+        spaced = not any(unicodedata.name(letter[0], "").startswith(WITHOUT_SPACES) for letter in (before, after))
+        return not ((letters and spaced) or (before.isdigit() and after.isdigit()))

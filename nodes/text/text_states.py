@@ -1,4 +1,4 @@
-"""What unCLIP's networks read of a text: CLIP's states, its projected embedding, and which tokens are the text's own."""
+"""What unCLIP's networks read of a text: CLIP's hidden states, its projected embedding, and which tokens are the text's own."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class TextStates:
     """states: [B, 77, width] of the last layer, after its LayerNorm; pooled: [B, width], projected, not normalised.
 
-    mask: [B, 77] bool, True for start token, text and end token. unread: tokens of each text that found no place.
-    States under a False mean nothing: how a tokeniser pads does not matter to whoever keeps to the mask.
+    mask: [B, 77] bool, True for start token, text and end token, False for padding, whose states must not be read.
+    unread: how many tokens of each text were cut off.
     """
 
     states: torch.Tensor
@@ -27,10 +27,10 @@ class TextStates:
     unread: tuple[int, ...]
 
 
-def text_states(clip: CLIP, texts: Sequence[str], width: int, what: str) -> TextStates:
-    """From the encoder of this width in a stock CLIP, such as the G of SDXL's two for 1280.
+def text_states(clip: CLIP, texts: Sequence[str], width: int | None, what: str) -> TextStates:
+    """Encode texts with the encoder of this width in a stock CLIP: of SDXL's two, 1280 is the G. None: with its only encoder.
 
-    Texts are cut after 75 tokens, as published. what: the network that needs them, for errors, as in "the prior".
+    Texts are cut after 75 tokens, as published. what: the network that reads the states, for errors, as in "the prior".
     """
     require_last_layer(clip, what)
     name, encoder = _encoder(clip, width, what)
@@ -62,27 +62,35 @@ def require_last_layer(clip: CLIP, what: str) -> None:
         )
 
 
-def _encoder(clip: CLIP, width: int, what: str) -> tuple[str, SDClipModel]:
-    """The tokens' name, and the model, of the one CLIP text encoder of that width."""
+def _encoder(clip: CLIP, width: int | None, what: str) -> tuple[str, SDClipModel]:
+    """A CLIP text encoder of that width: its name among the tokens, and the model."""
     found = {}
     for name in clip.tokenize(""):
         encoder = getattr(clip.cond_stage_model, f"clip_{name}", None)
         projection = getattr(getattr(encoder, "transformer", None), "text_projection", None)
         if projection is not None:
             found[projection.weight.shape[0]] = name, encoder
+    got = ", ".join(str(size) for size in sorted(found)) or "an encoder of another kind"
+    if width is None and len(found) > 1:
+        raise ValueError(
+            f"clip: expected a single CLIP text encoder where no model is connected, got encoders of width {got}. Connect the model, "
+            f"which tells the width that {what} reads."
+        )
+    if width is None and found:
+        [width] = found
     if width not in found:
-        got = ", ".join(str(size) for size in sorted(found)) or "an encoder of another kind"
         usual = {768: "CLIP ViT-L/14, as of SD1.x", 1280: "CLIP ViT-bigG/14, as of SDXL"}.get(
             width, "the one it came with"
         )
         raise ValueError(
-            f"clip: expected a CLIP text encoder of width {width}, which {what} was trained with, got {got}. Connect {usual}."
+            f"clip: expected a CLIP text encoder{'' if width is None else f' of width {width}'}, which {what} was trained with, got {got}. "
+            f"Connect {usual}."
         )
     return found[width]
 
 
 def _require_projection(encoder: SDClipModel, what: str) -> None:
-    """Checkpoints of SD1.x have no text_projection; ComfyUI then leaves in its place whatever the memory held."""
+    """Checkpoints of SD1.x have no text_projection: ComfyUI then leaves the parameter uninitialised."""
     weight = encoder.transformer.text_projection.weight.detach().float()
     rms = float(weight.square().mean().sqrt()) * weight.shape[1] ** 0.5
     if not (0.01 < rms < 100.0 and float((weight == 0).float().mean()) < 0.1):  # a NaN fails the first
@@ -94,7 +102,7 @@ def _require_projection(encoder: SDClipModel, what: str) -> None:
 
 
 def _one_chunk(chunks: list[list[tuple]], encoder: SDClipModel) -> tuple[list[tuple], int, int]:
-    """(77 tokens with weights, how many are the text's own with start and end, how many of the text are left over)."""
+    """(77 tokens with weights, how many of them are start, text and end, how many tokens of the text were cut off)."""
     special, length = encoder.special_tokens, encoder.max_length
     own = [(token, weight) for chunk in chunks for token, weight, word in chunk if word]
     read = own[: length - 2]

@@ -1,4 +1,4 @@
-"""The cosine noise schedule of DALL-E 2 and Karlo, and the few steps of it that sampling visits."""
+"""The cosine noise schedule of DALL-E 2 and Karlo, and the levels of it that sampling visits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 TRAIN_STEPS = 1000
-SMALLEST_VARIANCE = 1e-20  # published floor under a logarithm; the last step's variance is 0
+SMALLEST_VARIANCE = 1e-20  # as published: the last step's variance is 0, whose logarithm is not finite
 
 
 def squaredcos_cap_v2(train_steps: int = TRAIN_STEPS) -> torch.Tensor:
@@ -21,10 +21,13 @@ def squaredcos_cap_v2(train_steps: int = TRAIN_STEPS) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class RespacedSchedule:
-    """All [steps], float64, on the CPU and in sampling order: index 0 is the noisiest step.
+    """The levels that sampling visits, noisiest first, as float64 tensors [steps] on the CPU.
 
-    timesteps: training indices as the network gets them, int64; alpha_bar: at each step; alpha_bar_next: at the less noisy
-    level it goes to, 1 for the last; betas and posterior_variance: of the respaced chain, not of the training one.
+    timesteps: the network's own, int64; alpha_bar: at each step; alpha_bar_next: at the less noisy level the step goes to,
+    1 for the last one; betas and posterior_variance: of the chain of visited levels, not of the training chain.
+
+    Coefficients are computed in float64 and applied to tensors of any precision. 1 - alpha_bar near the picture has few
+    digits left in float32: the last ancestral step would then give 0.9995 x0 instead of x0.
     """
 
     timesteps: torch.Tensor
@@ -37,14 +40,14 @@ class RespacedSchedule:
         return len(self.timesteps)
 
     def posterior_mean(self, i: int, x: torch.Tensor, x0: torch.Tensor) -> torch.Tensor:
-        """Mean of q(x of the next level | x of level i, x0) (2006.11239, equation 7)."""
+        """The mean of q(x at the next level | x at level i, x0) (2006.11239, equation 7)."""
         a, b, beta = (float(values[i]) for values in (self.alpha_bar, self.alpha_bar_next, self.betas))
-        return (b**0.5 * beta * x0 + (1 - beta) ** 0.5 * (1 - b) * x) / (1 - a)
+        return b**0.5 * beta / (1 - a) * x0 + (1 - beta) ** 0.5 * (1 - b) / (1 - a) * x
 
     def step(self, i: int, x: torch.Tensor, x0: torch.Tensor, noise: torch.Tensor, eta: float = 1.0) -> torch.Tensor:
-        """x at the next level (2010.02502, equation 12): eta 1 is the ancestral step with the posterior's variance.
+        """x at the next level (2010.02502, equation 12). eta 1 is the ancestral step with the posterior's variance, eta 0 is DDIM.
 
-        x0 may have been clamped: the noise in x is taken to be what x0 leaves over. With eta 0 `noise` has no effect.
+        The noise in x is computed from x and x0, so that a clamped x0 is consistent.
         """
         if eta == 1.0:
             return self.posterior_mean(i, x, x0) + float(self.posterior_variance[i]) ** 0.5 * noise
@@ -54,18 +57,14 @@ class RespacedSchedule:
         return b**0.5 * x0 + max(1 - b - variance, 0.0) ** 0.5 * eps + variance**0.5 * noise
 
     def learned_log_variance(self, i: int, fraction: torch.Tensor) -> torch.Tensor:
-        """A network's answer in -1 .. 1 between the logarithms of the posterior's variance and of beta (2102.09672, eq. 15)."""
+        """Interpolates between the logarithms of the posterior's variance (-1) and of beta (1) (2102.09672, equation 15)."""
         low = math.log(max(float(self.posterior_variance[i]), SMALLEST_VARIANCE))
         high = math.log(float(self.betas[i]))
         return low + (fraction + 1) / 2 * (high - low)
 
 
 def respaced(steps: int, betas: torch.Tensor | None = None) -> RespacedSchedule:
-    """`steps` levels of the chain with these betas [train_steps], the cosine one unless given, from its first to its last.
-
-    Rounded to float32 just where diffusers rounds, which shows where alpha_bar is near 1: the last ancestral step gives
-    0.9995 x0, as it does there. In float64, as in Karlo's own code, it would be x0.
-    """
+    """`steps` levels spread evenly over the training chain, from its noisiest to its first; the cosine chain unless betas are given."""
     betas = squaredcos_cap_v2() if betas is None else betas
     if not 2 <= steps <= len(betas):
         raise ValueError(
@@ -77,11 +76,9 @@ def respaced(steps: int, betas: torch.Tensor | None = None) -> RespacedSchedule:
 
 
 def visiting(levels: torch.Tensor, betas: torch.Tensor | None = None) -> RespacedSchedule:
-    """The chain from level to level [steps + 1]: training indices in sampling order, -1 for the picture itself."""
-    betas = (squaredcos_cap_v2() if betas is None else betas).float()
-    alpha_bar = torch.cat([(1 - betas).cumprod(0), torch.ones(1)])[levels]
-    timesteps, alpha_bar, alpha_bar_next = levels[:-1], alpha_bar[:-1], alpha_bar[1:]
-    neighbours = levels[:-1] - levels[1:] == 1
-    chain_betas = torch.where(neighbours, betas[timesteps], 1 - alpha_bar / alpha_bar_next)
-    a, b, beta = alpha_bar.double(), alpha_bar_next.double(), chain_betas.double()
-    return RespacedSchedule(timesteps, a, b, beta, (1 - b) / (1 - a) * beta)
+    """The chain from level to level [steps + 1]: training timesteps, noisiest first, with -1 for the picture itself."""
+    betas = squaredcos_cap_v2() if betas is None else betas.double()
+    alpha_bar = torch.cat([(1 - betas).cumprod(0), betas.new_ones(1)])[levels]
+    a, b = alpha_bar[:-1], alpha_bar[1:]
+    chain_betas = 1 - a / b
+    return RespacedSchedule(levels[:-1], a, b, chain_betas, (1 - b) / (1 - a) * chain_betas)

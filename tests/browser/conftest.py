@@ -3,10 +3,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from playwright.sync_api import Browser
-from skimage import data
-from support.host.frontend import HOW_TO_GET_ONE, find_browser, launch
+from support.host.frontend import HOW_TO_GET_ONE, Frontend, find_browser, launch, open_frontend
+from support.host.server import Server
 
 
 @pytest.fixture(scope="session")
@@ -20,11 +19,35 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A photograph of 64x64 pixels, quick to edit with the random checkpoint."""
-    file = tmp_path_factory.mktemp("photo") / "photo.png"
-    Image.fromarray(data.astronaut()).resize((64, 64)).save(file)
-    return file
+def canvas_page(browser: Browser, server: Server) -> Iterator[Frontend]:
+    with open_frontend(browser, server.address) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def nodes2_page(browser: Browser, server: Server) -> Iterator[Frontend]:
+    with open_frontend(browser, server.address, vue_nodes=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def canvas(canvas_page: Frontend) -> Frontend:
+    """The page with the classic renderer, which all tests share, emptied."""
+    canvas_page.start_over()
+    return canvas_page
+
+
+@pytest.fixture
+def nodes2(nodes2_page: Frontend) -> Frontend:
+    """The same with Nodes 2.0."""
+    nodes2_page.start_over()
+    return nodes2_page
+
+
+@pytest.fixture(params=["canvas", "nodes2"])
+def frontend(request: pytest.FixtureRequest) -> Frontend:
+    """Either page: the test runs once in each renderer."""
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture(scope="session")

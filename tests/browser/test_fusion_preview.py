@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser.test_workflows import wait_until_idle
 from PIL import Image
 from playwright.sync_api import Browser
 from support.host.client import Client, Graph
@@ -83,7 +82,7 @@ def test_the_expert_s_places_are_tinted_while_sampling(
         picture = wait_for_tint(frontend)
         picture.save(screenshots / f"fusion preview {'nodes2' if vue_nodes else 'canvas'}.png")
         client.interrupt()
-        wait_until_idle(client)
+        client.wait_until_idle()
     assert frontend.errors == []
 
 

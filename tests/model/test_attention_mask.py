@@ -8,24 +8,14 @@ from palimpsest.nodes.prompt_to_prompt.nodes import AttentionMask
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.text.tokens import tokenize
 from skimage.filters import threshold_otsu
-from support.fixtures import tiny_clip
+from support.fixtures.other_packs import deep_shrink
 from support.fixtures.sampling import random_trajectory
-from support.fixtures.tiny_models import conditioning, flow_dit, sd15, sdxl
+from support.fixtures.tiny_models import conditioning, flow_dit, sdxl
 from support.fixtures.unet_probe import UNetProbe, fingerprint, same
 
 pytestmark = pytest.mark.model
 
 TEXT = "a red cat on the grass"
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +68,9 @@ def test_sizes_and_values(model, clip, trajectory):
     mask, colours = read(model, clip, trajectory)
     assert mask.shape == (2, 128, 128) and set(mask.unique().tolist()) == {0.0, 1.0}
     assert colours.shape == (2, 128, 128, 3) and 0.0 <= float(colours.min()) <= float(colours.max()) <= 1.0
-    image = torch.rand(1, 96, 80, 3)
+    image = torch.rand(1, 96, 100, 3)  # another size, and the few pixels that VAE Encode cuts
     mask, over = read(model, clip, trajectory, image=image)
-    assert mask.shape == (2, 96, 80) and over.shape == (2, 96, 80, 3)
+    assert mask.shape == (2, 96, 100) and over.shape == (2, 96, 100, 3)
     assert float(read(model, clip, trajectory, threshold=1.0)[0].sum()) == 0.0
 
 
@@ -100,6 +90,29 @@ def test_positive_and_edit_take_the_place_of_text_and_words(model, clip, traject
     assert not same(read(model, clip, trajectory, positive=conditioning(model, 5))[1], expected, 1e-3)
     edit = prompt_edit(partial(tokenize, clip), TEXT, "a red dog on the grass", "auto", "", "cat, dog")
     assert torch.equal(read(model, clip, trajectory, words="", text="", edit=edit)[1], expected)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (18, 16)])
+def test_deep_shrink(model, clip, size):
+    """Fault E8: layers' maps of other sizes could not be added."""
+    trajectory = random_trajectory(model, conditioning(model, 1), 4, size=size, scheduler="normal")
+    mask, _ = read(deep_shrink(model), clip, trajectory)
+    assert mask.shape == (1, 8 * size[0], 8 * size[1])
+
+
+def test_leaves_the_network_behind_the_last_layer_it_reads(model, clip):
+    """Fault E19: every layer behind it was run for nothing."""
+    trajectory = random_trajectory(model, conditioning(model, 1), 1, size=(64, 64))
+    ran = []
+    unet = model.model.diffusion_model
+    handles = [
+        block[0].register_forward_hook(lambda *_, number=number: ran.append(number))
+        for number, block in enumerate(unet.output_blocks)
+    ]
+    read(model, clip, trajectory)
+    for handle in handles:
+        handle.remove()
+    assert ran == [0, 1, 2, 3, 4, 5]
 
 
 def test_another_word_is_elsewhere(model, clip, trajectory):
@@ -140,6 +153,12 @@ def test_heatmap_rises_in_lightness():
         ({"words": "a red cat on the grass today"}, "^words: .* It has 7 tokens, and no prompt more than 6"),
         ({"start": 0.5, "end": 0.5}, "^end: expected at least one of the trajectory's 4 steps"),
         ({"image": torch.zeros(3, 8, 8, 3)}, "^image: expected one picture or the trajectory's 2, got a batch of 3"),
+        # Fault R8: the mask was stretched over a picture that had been cropped before it was inverted.
+        (
+            {"image": torch.zeros(1, 128, 256, 3)},
+            "^image: expected the inverted picture, .* 128 x 128 .* got .* 256 x 128",
+        ),
+        ({"image": torch.zeros(1, 300, 200, 3)}, "^image: expected the inverted picture, .* got one of 200 x 300"),
     ],
 )
 def test_refuses_naming_socket_and_value(model, clip, trajectory, options, says):

@@ -49,7 +49,8 @@ def slerp(a, b, thetas: str, frames: int = 0):
 def test_slerp_ends_in_what_the_encoder_gave_and_is_scipys_between(encoder):
     a, b = encoded(encoder, 1), encoded(encoder, 2)
     kept = a.image_embeds.clone()
-    batch, single = slerp(a, b, "0, 0.3, 1")
+    batch, single, embeds = slerp(a, b, "0, 0.3, 1")
+    assert embeds.equal(batch.image_embeds) and slerp(embeds, embeds, "0")[2].equal(embeds)
     assert batch.image_embeds.shape == (3, WIDTH) and batch.image_embeds.dtype == a.image_embeds.dtype
     assert batch.image_embeds[:1].equal(a.image_embeds) and batch.image_embeds[2:].equal(b.image_embeds)
     assert a.image_embeds.equal(kept)
@@ -79,7 +80,7 @@ def test_what_ipadapter_encoders_give_is_taken_and_what_plus_gives_is_explained(
     assert slerp(a.image_embeds, b, "0.5")[0].image_embeds.equal(slerp(a, b, "0.5")[0].image_embeds)
     with pytest.raises(ValueError, match=r"embedding_a: expected CLIP's image embedding.+got \[1, 17, 32\]"):
         slerp(a.penultimate_hidden_states, b, "0.5")
-    with pytest.raises(ValueError, match="embedding_b: expected a direction, got an embedding of zeros"):
+    with pytest.raises(ValueError, match="embedding_b: expected an embedding of a picture, got an embedding of zeros"):
         slerp(a, torch.zeros_like(b.image_embeds), "0.5")
     with pytest.raises(ValueError, match="embedding_b: expected finite numbers"):
         slerp(a, b.image_embeds / 0, "0.5")
@@ -125,7 +126,7 @@ def test_latent_slerp_goes_from_noise_to_noise_as_one_vector():
 def test_mix_weighs_and_names_what_cancels_out(encoder):
     a, b, c = (encoded(encoder, seed) for seed in (1, 2, 3))
     sockets = {"embedding0": a, "embedding1": b, "embedding2": c}
-    batch, single = EmbeddingMix.execute(sockets, "0.5, 2, -1", "sum").args
+    batch, single, _ = EmbeddingMix.execute(sockets, "0.5, 2, -1", "sum").args
     plain = 0.5 * a.image_embeds + 2 * b.image_embeds - c.image_embeds
     torch.testing.assert_close(batch.image_embeds, plain, rtol=0, atol=1e-6 * float(plain.abs().max()))
     kept = EmbeddingMix.execute(sockets, "0.5, 2, -1", "keep").args[0].image_embeds
@@ -162,7 +163,7 @@ class Twin:
 def test_text_diff_is_the_paper_on_transformers_text_embeddings(encoder):
     clip, image = tiny_clip.sd1(), encoded(encoder, 1, 2)
     twin = Twin(clip)
-    batch, single = EmbeddingTextDiff.execute(image, clip, "a cat in winter", "a cat", "0, 0.2, 0.5", 0).args
+    batch, single, _ = EmbeddingTextDiff.execute(image, clip, "a cat in winter", "a cat", "0, 0.2, 0.5", 0).args
     assert batch.image_embeds.shape == (6, WIDTH) and len(single) == 6
     text, base = (x / np.linalg.norm(x) for x in (twin.embed("a cat in winter"), twin.embed("a cat")))
     z_d = (text - base) / np.linalg.norm(text - base)

@@ -9,19 +9,19 @@ import torch
 from support.fixtures.fusion import expert, fuse, fuse_subject, general, run, start_for
 from support.fixtures.other_packs import lora
 from support.fixtures.sampling import schedule
-from support.fixtures.tiny_models import conditioning, sd15
+from support.fixtures.tiny_models import conditioning, two_level
 from support.fixtures.unet_probe import fingerprint, same
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 STEPS = 3
-RUNS = 20
+RUNS = 6
 TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 @pytest.fixture(scope="module")
 def models():
-    return sd15(0), sd15(1)
+    return two_level(0), two_level(1)
 
 
 @pytest.fixture(scope="module")

@@ -5,18 +5,13 @@ import torch
 from palimpsest.nodes.plug_and_play.negative_schedule import weights
 from palimpsest.nodes.plug_and_play.nodes import NegativeSchedule, PlugAndPlay
 from support.fixtures.sampling import random_trajectory, sample, schedule
-from support.fixtures.tiny_models import conditioning, sd15, sdxl
+from support.fixtures.tiny_models import conditioning, sdxl
 from support.fixtures.unet_probe import same
 
 pytestmark = pytest.mark.model
 
 CFG = 7.5
 STEPS = 4
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
 
 
 def run(model, negative, sampler="euler", steps=STEPS):

@@ -9,29 +9,29 @@ import torch
 from palimpsest.nodes.diffusion.schedule import MADE_FOR
 from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.inversion.nodes import SampleTrajectory
-from palimpsest.nodes.inversion.noise import trajectory_latent, trajectory_noise
+from palimpsest.nodes.inversion.noise import trajectory_latent
 from palimpsest.nodes.null_text.nodes import NullTextOptimize
 from palimpsest.nodes.null_text.optimize import optimize
 from palimpsest.nodes.null_text.solvers import Effort
 from support.fixtures import tiny_models
 from support.fixtures.inversions import relative, schedule
+from support.fixtures.null_text_runs import CFG, sampled
 
 import nodes as core_nodes
 
 pytestmark = pytest.mark.model
 
-CFG = 7.5
 STEPS = 5
 QUICK = Effort(inner_steps=3)
 
 
-def v_model(build=tiny_models.sd15):
+def v_model(build=tiny_models.two_level):
     """A random eps net is chaotic at low noise; read as v-prediction it can be inverted."""
     return core_advanced.ModelSamplingDiscrete().patch(build(), "v_prediction", False)[0]
 
 
 MODELS = {
-    "eps": tiny_models.sd15,
+    "eps": tiny_models.two_level,
     "v": tiny_models.sd21_v,
     "sdxl": lambda: v_model(tiny_models.sdxl),
     "flow": tiny_models.flow_dit,
@@ -45,21 +45,12 @@ def inverted(model, batch=1, steps=STEPS, positive=None, iterations=12):
     return positive, invert(model, positive, latent, schedule(model, steps, scheduler), "fixed_point", iterations)
 
 
-def sampled(model, trajectory, positive, negative, cfg=CFG):
-    """Latents in the model's sampling space, through stock SamplerCustomAdvanced."""
-    guider = core.CFGGuider.execute(model, positive, negative, cfg)[0]
-    euler = core.KSamplerSelect.execute("euler")[0]
-    latent = {"samples": torch.zeros_like(trajectory.start)}
-    noise = trajectory_noise(model, trajectory)
-    out = core.SamplerCustomAdvanced.execute(noise, guider, euler, trajectory.sigmas, latent)[0]["samples"]
-    return model.model.process_latent_in(out)
-
-
 @pytest.mark.parametrize(
     ("method", "kind"),
     [*(("fast", kind) for kind in MODELS), ("null_text", "eps"), ("null_text", "v"), ("null_text", "sdxl")],
 )
 @torch.inference_mode()
+@pytest.mark.compat
 def test_stock_samplers_end_where_the_optimisation_did(kind, method):
     model = MODELS[kind]()
     positive, trajectory = inverted(model, batch=2)
@@ -169,7 +160,7 @@ def test_an_area_of_the_negative_is_kept(method):
 
 @torch.inference_mode()
 def test_a_control_net_on_both_prompts_is_honoured():
-    model = v_model()
+    model = v_model(tiny_models.sd15)
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(3))
     both = core_nodes.ControlNetApplyAdvanced().apply_controlnet(
         tiny_models.conditioning(model, 1),
@@ -211,6 +202,7 @@ def test_rows_of_a_batch_are_optimised_as_if_alone():
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
 @torch.inference_mode()
+@pytest.mark.compat
 def test_low_precision_weights_keep_a_float32_embedding(dtype):
     model = tiny_models.sd21_v(dtype=dtype)
     positive, trajectory = inverted(model, steps=3)
@@ -295,7 +287,7 @@ def test_the_node_shows_its_progress_and_draws_a_report():
     comfy.utils.set_progress_bar_global_hook(lambda value, total, preview, **_: progress.append((value, total)))
     try:
         result, report = NullTextOptimize.execute(
-            model, positive, tiny_models.conditioning(model, 3), trajectory, CFG, 2, 1e-2, 1e-5, "null_text", "code"
+            model, tiny_models.conditioning(model, 3), trajectory, CFG, 2, 1e-2, 1e-5, "null_text", "code", positive
         ).args
     finally:
         comfy.utils.set_progress_bar_global_hook(None)

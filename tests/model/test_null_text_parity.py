@@ -70,7 +70,12 @@ def setup(prediction, batch=1):
 
 @pytest.mark.parametrize(
     ("prediction", "steps", "inner_steps", "constants"),
-    [("epsilon", 50, 10, "code"), ("v_prediction", 10, 10, "code"), ("v_prediction", 10, 3, "paper")],
+    [
+        ("epsilon", 5, 4, "code"),
+        ("v_prediction", 4, 3, "paper"),
+        pytest.param("epsilon", 50, 10, "code", marks=pytest.mark.long),
+        pytest.param("v_prediction", 10, 10, "code", marks=pytest.mark.long),
+    ],
 )
 def test_equals_the_published_loop(prediction, steps, inner_steps, constants):
     model, unet, latent = setup(prediction)

@@ -1,6 +1,5 @@
 import dataclasses
 
-import comfy.hooks
 import comfy.model_management
 import pytest
 import torch
@@ -13,11 +12,6 @@ from support.fixtures.unet_probe import UNetProbe, fingerprint, rows_equal, same
 pytestmark = pytest.mark.model
 
 CFG = 7.5
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
 
 
 def plug_and_play(model, trajectory, feature_end=1.0, attention_end=1.0, blocks="auto", **optional):
@@ -44,7 +38,7 @@ def test_same_prompt_and_latent_give_the_source_row(model):
 def test_windows_of_zero_are_no_node_at_all(model):
     positive, negative = prompts(model)
     trajectory = random_trajectory(model, conditioning(model, 1), steps=4)
-    neutral = plug_and_play(model, trajectory, feature_end=0.0, attention_end=0.24)
+    neutral = plug_and_play(model, trajectory, feature_end=0.0, attention_end=0.0)
     assert neutral.wrappers == model.wrappers
     args = trajectory.start, positive, negative, CFG, trajectory.sigmas
     assert torch.equal(sample(neutral, *args)[-1], sample(model, *args)[-1])
@@ -248,7 +242,6 @@ def test_half_precision_weights(dtype):
 @pytest.mark.parametrize(
     ("options", "sampler", "says"),
     [
-        ({}, "euler_ancestral", "sampler: expected .* got euler_ancestral"),
         ({}, "dpm_2", "sampler: expected .* got dpm_2, which also needs sigma"),
         ({"sigmas": "karras"}, "euler", "sigmas: expected levels of the trajectory"),
         ({"size": (24, 16)}, "euler", r"latent_image: expected the trajectory's 4 x 16 x 16 .* got 4 x 24 x 16"),
@@ -274,7 +267,7 @@ def test_dpm_2_may_finish_after_the_windows(model):
 
 def test_refuses_models_it_cannot_edit(model):
     trajectory = random_trajectory(model, conditioning(model, 1), steps=2)
-    with pytest.raises(ValueError, match=r"^model: expected an image model with a UNet .* got SD3"):
+    with pytest.raises(ValueError, match=r"^model: expected the kind of model the trajectory was made with.* got SD3"):
         plug_and_play(flow_dit(), trajectory)
     with pytest.raises(ValueError, match=r"^model: expected the kind of model the trajectory was made with"):
         plug_and_play(sdxl(), trajectory)
@@ -289,13 +282,6 @@ def test_refuses_sources_that_are_no_single_prompt(model):
         patched = plug_and_play(model, trajectory, source=source)
         with pytest.raises(ValueError, match=rf"^source: expected .* {says}"):
             sample(patched, trajectory.start, positive, negative, CFG, trajectory.sigmas)
-
-
-def test_refuses_hooks_on_the_source(model):
-    trajectory = random_trajectory(model, conditioning(model, 1), steps=2)
-    hooked = [[conditioning(model, 1)[0][0], {"hooks": comfy.hooks.HookGroup()}]]
-    with pytest.raises(ValueError, match=r"^source: expected conditioning without hooks"):
-        plug_and_play(model, trajectory, source=hooked)
 
 
 def test_depths_are_the_loaded_unet_s(model):

@@ -1,26 +1,31 @@
 """Plug-and-Play beside core's own model patches: each keeps its effect, in either order."""
 
+import dataclasses
+
 import pytest
 import torch
 from palimpsest.nodes.attention.unet_sites import decoder_depths, parse_sites
 from palimpsest.nodes.plug_and_play.features import capture
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.plug_and_play.windows import Windows
-from support.fixtures.other_packs import OTHERS, hyper_tile, perturbed_attention, reference_tokens, with_control
+from support.fixtures.other_packs import (
+    OTHERS,
+    hyper_tile,
+    perturbed_attention,
+    random_tiles,
+    reference_tokens,
+    token_merging,
+    with_control,
+)
 from support.fixtures.sampling import random_trajectory, sample
-from support.fixtures.tiny_models import conditioning, sd15
+from support.fixtures.tiny_models import conditioning
 from support.fixtures.tiny_models import control_net as tiny_control_net
 from support.fixtures.unet_probe import UNetProbe, rows_equal, same
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 CFG = 7.5
 STEPS = 2
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +60,38 @@ def test_keeps_its_effect_and_ours_in_either_order(model, trajectory, other):
     assert torch.equal(after, run(other(plug_and_play(model, trajectory)), trajectory))
     assert not same(after, run(plug_and_play(model, trajectory), trajectory), 1e-3)
     assert not same(after, run(other(model), trajectory), 1e-3)
+
+
+@pytest.mark.parametrize("other", [random_tiles, token_merging])
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
+def test_patches_that_choose_tokens_anew_at_each_call(model, other, sampler):
+    """Faults R4 and R5: the source's tokens, tiled or merged in one way, landed among tokens chosen in another.
+
+    With the source's prompt, latent and guidance 1 the source comes back as exactly as that patch alone lets it.
+    """
+    prompt = conditioning(model, 2)
+    grid = random_trajectory(model, prompt, 4)
+    path = sample(model, grid.start, prompt, prompt, 1.0, grid.sigmas)
+    trajectory = dataclasses.replace(grid, latents=torch.stack(path))
+
+    def missed(patched):
+        torch.manual_seed(3)
+        result = sample(patched, grid.start, prompt, prompt, 1.0, grid.sigmas, sampler)[-1]
+        return float((result - path[-1]).norm() / path[-1].norm())
+
+    own = missed(other(model)) if sampler == "euler" else 1.0
+    for both in (plug_and_play(other(model), trajectory), other(plug_and_play(model, trajectory))):
+        assert missed(both) <= 1.5 * own
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_tiles_beside_other_source_rows(model, trajectory, seed):
+    """Fault R4: with other tiles than the source's the run failed."""
+    torch.manual_seed(seed)
+    live = run(plug_and_play(random_tiles(model), trajectory), trajectory)
+    features = capture_all(random_tiles(model), trajectory)
+    kept = run(plug_and_play(random_tiles(model), trajectory, features=features), trajectory)
+    assert bool(torch.isfinite(live).all()) and bool(torch.isfinite(kept).all())
 
 
 @pytest.mark.parametrize("other", [perturbed_attention, hyper_tile, reference_tokens])

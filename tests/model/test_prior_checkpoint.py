@@ -117,8 +117,8 @@ def test_files_that_are_cut_short_are_refused(tmp_path, weights, name):
     ("names", "message"),
     [
         (["model.diffusion_model.input_blocks.0.0.weight"], "an ordinary checkpoint. Use Load Checkpoint for it"),
-        (["model.clip_tok_proj.weight", "model.cf_param"], "Karlo's decoder. Use Load UnCLIP Decoder for it"),
-        (["model_first_steps.out.0.weight"], "Karlo's upsampler. Use Load Upsampler for it"),
+        (["model.clip_tok_proj.weight", "model.cf_param"], "Karlo's decoder. Use unCLIP Load Decoder for it"),
+        (["model_first_steps.out.0.weight"], "Karlo's upsampler. Use unCLIP Load Upsampler for it"),
         (["proj_to_clip_embeddings.weight"], "a PriorTransformer without the learned query .* Shap-E"),
         (["lora_unet_a.weight", "b.weight"], r"a file that starts with b\.weight, lora_unet_a\.weight\. Choose Karlo's"),
         ([], "a file that starts with nothing"),
@@ -146,7 +146,10 @@ def test_something_else_than_tensors_is_refused(tmp_path):
 )  # fmt: skip
 def test_a_tensor_that_is_missing_is_named(weights, lost):
     kept = {name: value for name, value in weights.items() if name != lost}
-    message = {"prd_embedding": "without the learned query", "clip_mean": "stats_name: expected"}.get(lost, lost)
+    message = {
+        "prd_embedding": "without the learned query",
+        "clip_mean": r"^prior_name: .* where clip_mean or clip_std is missing",
+    }.get(lost, lost)
     with pytest.raises(ValueError, match=message):
         prior(kept, "some.safetensors", None)
 
@@ -162,7 +165,9 @@ def test_a_tensor_of_another_shape_or_kind_and_one_too_many_are_named(weights, l
     short = name.removeprefix("model.")
     with pytest.raises(ValueError, match=REFUSED + rf".* where the prior has {short} as .* expected"):
         prior({**full, name: full[name][:-1].clone()}, "some.bin", None)
-    with pytest.raises(ValueError, match=REFUSED + rf".* where {short} is of torch.int8, expected floating point"):
+    with pytest.raises(
+        ValueError, match=REFUSED + rf".* where the prior has {short} as torch.int8, expected floating point"
+    ):
         prior({**full, name: full[name].to(torch.int8)}, "some.bin", None)
     with pytest.raises(ValueError, match=REFUSED + r".* where there is norm_in.weight, which none of them has"):
         prior({**full, "norm_in.weight": torch.zeros(1)}, "some.bin", None)

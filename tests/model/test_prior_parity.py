@@ -1,4 +1,8 @@
-"""Against diffusers' PriorTransformer, UnCLIPScheduler and Kandinsky pipeline: same weights, text states and noise, float32."""
+"""Against diffusers' PriorTransformer, UnCLIPScheduler and Kandinsky pipeline on the same weights, text states and noise.
+
+The networks run in float32. The scheduler's coefficients are closed forms in float64, as in Karlo's own code (fault P1); with
+diffusers' own, which are float32, the embeddings are only near.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from palimpsest.nodes.unclip.prior.checkpoint import prior
 from palimpsest.nodes.unclip.prior.prior import Options, Prior, sample
 from support.fixtures import tiny_clip
 from support.fixtures.twin_prior import KANDINSKY_22_WIDTH, KARLO_WIDTH, TINY, loop, published_noise, random_text, twin
+from support.fixtures.unclip_schedulers import exactly
 from transformers import (
     CLIPTextConfig,
     CLIPTextModelWithProjection,
@@ -35,22 +40,29 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @torch.inference_mode()
-def compare(model: PriorTransformer, steps: int, count: int, cfg: float, clamp: float, lengths=(9, 2)) -> float:
+def compare(
+    model: PriorTransformer, steps: int, count: int, cfg: float, clamp: float, lengths=(9, 2), exact: bool = True
+) -> float:
     width = model.config.embedding_dim
     text = random_text(width, lengths if cfg != 1.0 else lengths[:1])
     found = sample(ours(model), text, published_noise(3, steps, count, width), Options(steps, cfg, clamp))
-    return relative(found, loop(model, text, 3, count, steps, cfg, clamp))
+    return relative(found, loop(model, text, 3, count, steps, cfg, clamp, exact))
 
 
 @pytest.mark.parametrize("lengths", [(9, 2), (2, 77), (77, 30), (2, 2)])
 @pytest.mark.parametrize("clamp", [5.0, 10.0])
-def test_the_loop_is_diffusers(lengths, clamp):
+def test_P1_the_loop_is_the_published_one_in_float64(lengths, clamp):
     assert compare(twin(**TINY), 25, 3, 4.0, clamp, lengths) < 1e-5
 
 
 @pytest.mark.parametrize("steps", [7, 40, 100])
-def test_the_loop_is_diffusers_for_other_counts_of_steps(steps):
+def test_P1_the_loop_is_the_published_one_for_other_counts_of_steps(steps):
     assert compare(twin(**TINY, seed=1), steps, 1, 4.0, 5.0) < 1e-5
+
+
+@pytest.mark.parametrize("steps", [25, 100])
+def test_with_the_float32_coefficients_of_diffusers_the_last_step_scales_the_embedding_by_0_9995(steps):
+    assert compare(twin(**TINY), steps, 3, 4.0, 5.0, exact=False) < 1e-3
 
 
 def test_without_guidance_too():
@@ -58,7 +70,7 @@ def test_without_guidance_too():
 
 
 @pytest.mark.parametrize("size", [KARLO_WIDTH, KANDINSKY_22_WIDTH])
-def test_the_loop_is_diffusers_at_the_published_widths(size):
+def test_the_loop_is_the_published_one_at_the_published_widths(size):
     assert compare(twin(**size), 3, 2, 4.0, 5.0) < 1e-5
 
 
@@ -82,7 +94,7 @@ def test_kandinsky_s_pipeline_gives_the_same_embeddings():
         tokenizer=CLIPTokenizer.from_pretrained(
             Path(comfy.sd1_clip.__file__).with_name("sd1_tokenizer"), model_max_length=77
         ),
-        scheduler=UnCLIPScheduler(prediction_type="sample", clip_sample_range=10.0),
+        scheduler=exactly(UnCLIPScheduler(prediction_type="sample", clip_sample_range=10.0)),
         image_processor=None,
     )
     pipeline.set_progress_bar_config(disable=True)

@@ -8,9 +8,8 @@ from palimpsest.nodes.diffusion.schedule import first_steps
 from palimpsest.nodes.prompt_to_prompt.control import Settings, prompt_to_prompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.text.tokens import tokenize
-from support.fixtures import tiny_clip
 from support.fixtures.sampling import random_trajectory, sample
-from support.fixtures.tiny_models import conditioning, sd15
+from support.fixtures.tiny_models import conditioning
 from support.fixtures.twin_prompt_to_prompt import Control, PublishedPromptToPrompt
 from support.fixtures.twin_unet import sd15_twin
 
@@ -18,16 +17,6 @@ pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 CFG = 7.5
 STEPS = 10
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
 
 
 def replace(source, own, columns):
@@ -46,8 +35,9 @@ def refine(source, own, mapper, aligned):
 def run_both(model, clip, texts, published, cross, self_end, size, batch=1, steps=STEPS, **words):
     source, negative, positive = (conditioning(model, seed) for seed in (1, 2, 3))
     trajectory = random_trajectory(model, source, steps, batch, (size, size))
-    edit = prompt_edit(partial(tokenize, clip), *texts, "auto", words.get("reweight", ""), words.get("blend", ""))
-    settings = Settings.of(edit, steps, cross, self_end, 0.2, published.threshold)
+    said = (words.get(name, "") for name in ("reweight", "blend", "keep", "windows"))
+    edit = prompt_edit(partial(tokenize, clip), *texts, "auto", *said)
+    settings = Settings.of(edit, steps, cross, self_end, 0.2, published.threshold, words.get("self_start", 0.0))
     patched = prompt_to_prompt(model, trajectory, source, settings)
     start = trajectory.start.flip(-1)  # away from the source's own path
     ours = sample(patched, start, positive, negative, CFG, trajectory.sigmas)
@@ -111,7 +101,38 @@ def test_reweighted_refinement_acts_on_the_refined_maps(model, clip):
     assert_equal(model, clip, texts, published, 0.8, 0.4, 16, reweight="fluffy: 3, cat: 0.5")
 
 
-@pytest.mark.parametrize(("size", "steps"), [(32, STEPS), (64, 3)])
+def test_windows_of_words(model, clip):
+    """Fault P4: a window for each word, and self-attention that starts after the first step."""
+    texts = "a red cat on the grass", "a blue dog on the grass"
+    alpha = torch.zeros(STEPS, 77)
+    alpha[:6] = 1.0
+    alpha[:, 2] = alpha[:, 3] = 0.0
+    alpha[:2, 2] = alpha[4:9, 3] = 1.0
+    equalizer = torch.ones(77)
+    equalizer[3] = 2.0
+    published = Control(lambda source, own: source * equalizer, 6, 8, 8**2, alpha=alpha, self_start=3)
+    options = {"reweight": "dog: 2", "self_start": 0.3, "windows": "blue: 0.2, dog: 0.4-0.9"}
+    assert_equal(model, clip, texts, published, 0.6, 0.8, 16, **options)
+
+
+def test_words_whose_place_must_not_change(model, clip):
+    """Fault P4: the published substruct_words."""
+    texts = "a red cat on the grass", "a red dog on the grass"
+    blend = {"blend": ([3], [3], 2), "threshold": 0.8}
+    published = Control(lambda source, own: source, 8, 4, 16**2, kept=([6], [6]), **blend)
+    options = {"blend": "cat, dog"}
+    result, trajectory, _ = run_both(model, clip, texts, published, 0.8, 0.4, 32, **options, keep="grass")
+    freer = run_both(
+        model, clip, texts, Control(lambda source, own: source, 8, 4, 16**2, **blend), 0.8, 0.4, 32, **options
+    )[0]
+    as_source = [((path - trajectory.latents[-1]).abs().amax(1) < 1e-4).sum() for path in (result, freer)]
+    assert as_source[0] > as_source[1]
+
+
+@pytest.mark.parametrize(
+    ("size", "steps"),
+    [(32, 5), pytest.param(32, STEPS, marks=pytest.mark.long), pytest.param(64, 3, marks=pytest.mark.long)],
+)
 def test_local_blend(model, clip, size, steps):
     """64 is the published size, with its literal limit of 32 x 32 pixels for self-attention."""
     texts = "a red cat on the grass", "a red dog on the grass"

@@ -10,18 +10,13 @@ from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.text.tokens import tokenize
 from support.fixtures import other_packs, tiny_clip
 from support.fixtures.sampling import random_trajectory, sample
-from support.fixtures.tiny_models import conditioning, control_net, sd15
+from support.fixtures.tiny_models import conditioning, control_net
 from support.fixtures.unet_probe import UNetProbe, rows_equal, same
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 CFG = 7.5
 STEPS = 2
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15()
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +30,7 @@ def edit():
 
 
 def prompt_to_prompt(model, trajectory, edit):
-    return PromptToPrompt.execute(model, trajectory, trajectory.positive, edit, 1.0, 1.0, 0.5, 0.3)[0]
+    return PromptToPrompt.execute(model, trajectory, edit, 1.0, 1.0, 0.5, 0.3)[0]
 
 
 def run(model, trajectory, positive=None, negative=None):
@@ -62,6 +57,15 @@ def test_keeps_its_effect_and_ours_in_either_order(model, trajectory, edit, othe
     assert torch.equal(after, run(other(prompt_to_prompt(model, trajectory, edit)), trajectory))
     assert not same(after, run(prompt_to_prompt(model, trajectory, edit), trajectory), 1e-3)
     assert not same(after, run(other(model), trajectory), 1e-3)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (18, 16)])
+def test_deep_shrink_with_blend_words(model, edit, size):
+    """Fault E8: layers' maps of other sizes, in a step and between steps, could not be added."""
+    trajectory = random_trajectory(model, conditioning(model, 1), 4, size=size, scheduler="normal")
+    shrunk = other_packs.deep_shrink(model)
+    result = run(prompt_to_prompt(shrunk, trajectory, edit), trajectory)
+    assert bool(torch.isfinite(result).all()) and not same(result, run(shrunk, trajectory), 1e-3)
 
 
 def test_an_attention_that_replaces_nothing_changes_nothing(model, trajectory, edit):

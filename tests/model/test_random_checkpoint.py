@@ -5,7 +5,7 @@ import pytest
 import torch
 from support.fixtures import checkpoints
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 
 def test_random_sd15_is_detected_as_sd15_and_stays_finite():

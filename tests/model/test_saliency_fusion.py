@@ -22,11 +22,6 @@ LEFT = Mask(torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], -1), "decide"
 
 
 @pytest.fixture(scope="module")
-def model():
-    return sd15(0)
-
-
-@pytest.fixture(scope="module")
 def other():
     return sd15(1)
 

@@ -20,16 +20,11 @@ from support.fixtures.sampling import random_trajectory, schedule
 from support.fixtures.tiny_models import conditioning, control_net, sd15, sdxl
 from support.fixtures.unet_probe import fingerprint, same
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 STEPS = 2
 EVERYWHERE = Mask(torch.ones(1, 8, 8), "decide")
 LEFT = Mask(torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], -1), "decide")
-
-
-@pytest.fixture(scope="module")
-def model():
-    return sd15(0)
 
 
 @pytest.fixture(scope="module")

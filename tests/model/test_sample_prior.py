@@ -1,4 +1,4 @@
-"""Sample Prior on a small random prior in the published layout, with ComfyUI's own CLIP, memory management and interruption."""
+"""unCLIP Sample Prior on a small random prior in the published layout, with ComfyUI's own CLIP, memory management and interruption."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from palimpsest.nodes.unclip.prior.prior import (
     draw_noise,
     sample,
 )
+from palimpsest.nodes.unclip.prior.transformer import PriorTransformer
 from support.fixtures import tiny_clip
 from support.fixtures.twin_prior import TINY, random_text, twin
 
@@ -39,11 +40,6 @@ def made(dtype: torch.dtype | None = None, seed: int = 0) -> Prior:
 @pytest.fixture(scope="module")
 def model() -> Prior:
     return made()
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
 
 
 @torch.inference_mode()
@@ -266,3 +262,14 @@ def test_of_two_text_encoders_the_fitting_one_is_used(model, clip):
 def test_no_candidates_and_too_few_steps_are_refused(model, clip, changed, message):
     with pytest.raises(ValueError, match=message):
         run(model, clip, **changed)
+
+
+def test_F17_masks_are_built_once_a_run(clip, monkeypatch):
+    """Fault F17: at every step. Now: for the texts, for each part of the candidates, and for each block of timesteps."""
+    built = []
+    mask = PriorTransformer._mask
+    monkeypatch.setattr(PriorTransformer, "_mask", lambda self, sees: built.append(sees.shape) or mask(self, sees))
+    for steps in (2, TIMES_AT_ONCE):
+        built.clear()
+        run(made(), clip, steps=steps, candidates=CANDIDATES_AT_ONCE, batch_size=2)
+        assert len(built) == 1 + 2 + 1

@@ -11,7 +11,7 @@ import pytest
 from palimpsest.nodes.extension import SLICES
 from support.host.provision import ROOT
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 
 def nodes_of(folder: Path, name: str) -> set[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import comfy.sd
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from palimpsest.nodes.subject.checkpoint import load, models
 from safetensors.torch import load_file, save_file
@@ -55,7 +56,7 @@ def test_the_fixture_has_the_published_names_and_shapes(weights):
 
 
 def test_the_unet_is_the_file_s(loaded, weights):
-    _, model, _, _ = loaded
+    model, _, _, _ = loaded
     twin = UNet2DConditionModel(block_out_channels=(320,) * 4, cross_attention_dim=768, attention_head_dim=8)
     twin.load_state_dict(of(weights, "unet"))
     generator = torch.Generator().manual_seed(1)
@@ -91,7 +92,7 @@ def test_the_vae_is_the_file_s(loaded, weights):
 
 
 def test_the_text_encoder_is_the_file_s(loaded, weights):
-    _, _, _, clip = loaded
+    _, clip, _, _ = loaded
     twin = CLIPTextModel(text_config(1)).eval()
     twin.load_state_dict(of(weights, "text_encoder"))
     tokens = clip.tokenize("a man and a dog")
@@ -109,21 +110,35 @@ def test_bin_and_new_vae_names_are_the_same_models(loaded, tmp_path, weights):
         found[name] = value
     file = tmp_path / "pytorch_model.bin"
     torch.save(found, file)
-    encoder, model, vae, clip = load(file, [])
+    model, clip, vae, encoder = load(file, [])
     for ours, other in (
-        (encoder.patcher.model, loaded[0].patcher.model),
-        (model.model.diffusion_model, loaded[1].model.diffusion_model),
+        (model.model.diffusion_model, loaded[0].model.diffusion_model),
+        (clip.cond_stage_model.clip_l.transformer.text_model, loaded[1].cond_stage_model.clip_l.transformer.text_model),
         (vae.first_stage_model, loaded[2].first_stage_model),
-        (clip.cond_stage_model.clip_l.transformer.text_model, loaded[3].cond_stage_model.clip_l.transformer.text_model),
+        (encoder.patcher.model, loaded[3].patcher.model),
     ):
         other = other.state_dict()
         assert all(torch.equal(value, other[name]) for name, value in ours.state_dict().items())
 
 
+@pytest.mark.newest
+def test_F2_core_is_told_how_to_load_each_part_again(loaded):
+    """Fault F2: a LoRA hook on the model could not be used under dynamic VRAM, where core loads the model again for it."""
+    model, clip, vae, _ = loaded
+    for part, patcher in enumerate((model, clip.patcher, vae.patcher)):
+        load_again, arguments = patcher.cached_patcher_init
+        assert arguments[2] == part
+    load_again, arguments = model.cached_patcher_init
+    again = load_again(*arguments, disable_dynamic=True)
+    assert type(again) is ModelPatcher and type(again.model) is type(model.model) and again.model is not model.model
+    expected = model.model.diffusion_model.state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in again.model.diffusion_model.state_dict().items())
+
+
 def test_a_text_only_file_gives_its_models(tmp_path, weights):
     file = tmp_path / "tdm.safetensors"
     save_file(subject_checkpoint.text_only(weights), file)
-    encoder, model, vae, clip = load(file, [])
+    model, clip, vae, encoder = load(file, [])
     assert encoder is None
     assert isinstance(model.model.model_config, comfy.supported_models.SD15)
     assert vae.first_stage_model is not None and clip is not None

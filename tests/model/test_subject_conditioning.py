@@ -32,11 +32,6 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
-
-
-@pytest.fixture(scope="module")
 def made(clip):
     return tiny(clip)
 

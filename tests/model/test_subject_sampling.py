@@ -5,21 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from palimpsest.nodes.subject.nodes import SubjectConditioning
-from support.fixtures import tiny_clip, tiny_models
 from support.fixtures.sampling import sample, schedule
 from support.fixtures.twin_subject import MARKER, tiny
 
 from nodes import CLIPTextEncode, ConditioningCombine, ConditioningSetTimestepRange
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 STEPS = 6
 CFG = 5.0
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +24,6 @@ def conditionings(clip):
     positive_subject, positive = SubjectConditioning.execute(clip, encoder, pictures, text).args
     [negative] = CLIPTextEncode().encode(clip, "")
     return positive_subject, positive, negative
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_models.sd15()
 
 
 def start(model, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

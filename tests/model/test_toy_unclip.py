@@ -66,7 +66,8 @@ def test_the_training_runs_the_prior_as_sampling_does(world, scenes) -> None:
         together = answer(model, z, read, timesteps)
         reading = model.read(read.states, read.pooled, read.mask)
         times = model.read_times(reading, timesteps)
-        apart = torch.stack([model(z, reading, times, i)[i, i] for i in range(2)])
+        mask = model.mask(reading, len(z))
+        apart = torch.stack([model(z, reading, times, i, mask)[i, i] for i in range(2)])
     assert torch.allclose(together, apart, atol=1e-4)
 
 
@@ -96,6 +97,7 @@ def test_the_prior_comes_nearer_to_the_picture_than_the_text_is(world, scenes, p
     assert 0.9 < length < 1.1
 
 
+@pytest.mark.long
 def test_held_out_texts_are_painted(world, scenes) -> None:
     words = [caption(scene) for scene in scenes[:8]]
     with torch.inference_mode():
@@ -104,6 +106,7 @@ def test_held_out_texts_are_painted(world, scenes) -> None:
     assert row.both >= 7 / 8 and row.same["background"] >= 7 / 8
 
 
+@pytest.mark.long
 def test_a_picture_comes_back_from_its_embedding_and_noise(world, scenes, pictures) -> None:
     small = small_pictures(pictures[:4])
     with torch.inference_mode():
@@ -127,6 +130,7 @@ def test_the_first_upsampler_is_nearer_to_the_edges_than_interpolation(world, pi
     assert ours < theirs
 
 
+@pytest.mark.long
 def test_upsamplers_keep_the_colours_and_leave_flat_parts_flat(world, pictures) -> None:
     sizes = [shrunk(pictures[:4], 32), shrunk(pictures[:4], 64), pictures[:4]]
     for i, (most, (small, large)) in enumerate(zip((0.02, 0.03), itertools.pairwise(sizes), strict=True)):

@@ -56,6 +56,7 @@ def test_live_previews_show_about_the_colours_of_the_picture(world) -> None:
     assert (preview - torch.nn.functional.avg_pool2d(images, 8)).abs().mean() < 0.03
 
 
+@pytest.mark.long
 def test_held_out_prompts_are_drawn(world) -> None:
     scenes = sample_scenes(8, 204, split="held_out")
     readings, _ = judge(sample(*world, [caption(scene) for scene in scenes], 0, steps=25))
@@ -103,6 +104,7 @@ def test_low_rank_differences_are_what_was_learnt() -> None:
     assert torch.allclose(again(x), learnt, atol=1e-6)
 
 
+@pytest.mark.long
 def test_the_expert_draws_what_the_general_model_has_never_seen(world) -> None:
     scenes = sample_scenes(8, 205, split="held_out", textures=NOVEL_TEXTURES, backgrounds=STUDIO)
     right = {}
@@ -114,6 +116,7 @@ def test_the_expert_draws_what_the_general_model_has_never_seen(world) -> None:
 
 
 @pytest.mark.newest
+@pytest.mark.long
 def test_a_subject_from_a_picture_is_drawn_in_a_scene_from_words() -> None:
     scenes, references = subjects_in_scenes(8, 206)
     pictures = Subjects().draw(scenes, references, Way("both models", stages=(0.3, 0.6)))

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import comfy.latent_formats
+import comfy.supported_models
 import comfy_extras.nodes_custom_sampler as core
 import comfy_extras.nodes_model_advanced as core_advanced
 import pytest
@@ -20,7 +21,7 @@ from support.fixtures.inversions import KINDS, relative, sample_back, schedule
 
 import nodes as core_nodes
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.compat]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -32,7 +33,7 @@ def test_stock_samplers_retrace_the_trajectory_from_noise_and_from_latent(kind: 
     # A flow model's first level is sigma 1, where a latent counts nothing: its latent output starts one level lower.
     sigmas = schedule(model, steps, scheduler)[1 if kind == "flow" else 0 :]
     positive, picture = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2, batch=2, height=8, width=16)
-    trajectory, noise, latent = DDIMInvert.execute(model, positive, picture, sigmas, "ddim", 1).args
+    trajectory, noise, latent, _ = DDIMInvert.execute(model, positive, picture, sigmas, "ddim", 1).args
     guider = core.BasicGuider.execute(model, positive)[0]
     euler = core.KSamplerSelect.execute("euler")[0]
     fmt = model.get_model_object("latent_format")
@@ -81,27 +82,11 @@ def test_sample_trajectory_gives_the_samples_of_stock_sampling_bit_for_bit():
     assert trajectory.method == "sampled"
 
 
-@pytest.mark.parametrize(
-    "name", ["euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde", "lcm", "ddpm", "er_sde", "dpm_adaptive"]
-)
-@torch.inference_mode()
-def test_samplers_that_leave_the_deterministic_path_are_refused(name: str):
-    model = tiny_models.sd15()
-    guider = core.BasicGuider.execute(model, tiny_models.conditioning(model, 1))[0]
-    sampler = core.KSamplerSelect.execute(name)[0]
-    with pytest.raises(
-        ValueError, match=f"sampler: expected a sampler that follows one deterministic path.*got {name}"
-    ):
-        SampleTrajectory.execute(
-            core.RandomNoise.execute(5)[0], guider, sampler, schedule(model, 4), {"samples": torch.zeros(1, 4, 8, 8)}
-        )
-
-
 @torch.inference_mode()
 def test_trajectory_start_gives_the_same_start_as_the_inversion():
     model = tiny_models.sd15()
     picture = tiny_models.latent(model, 2)
-    trajectory, noise, latent = DDIMInvert.execute(
+    trajectory, noise, latent, _ = DDIMInvert.execute(
         model, tiny_models.conditioning(model, 1), picture, schedule(model, 4), "ddim", 1
     ).args
     again, start, sigmas = TrajectoryStart.execute(model, trajectory).args
@@ -155,12 +140,38 @@ def test_a_fingerprint_tells_prediction_types_apart():
         ModelFingerprint.of(model).require_match(v)
 
 
+def test_a_fingerprint_tells_widths_of_text_apart_E10():
+    """Fault E10: SD1.5 and SD2.1-base shared a fingerprint, and the wrong checkpoint gave a matrix error."""
+
+    def lumina(model_class: type, width: int):
+        unet = {
+            "image_model": "lumina2", "patch_size": 2, "in_channels": 16, "dim": 72, "cap_feat_dim": width, "n_layers": 1,
+            "qk_norm": True, "n_heads": 6, "n_kv_heads": 2, "axes_dims": [4, 4, 4], "axes_lens": [300, 512, 512],
+            "rope_theta": 10000.0, "ffn_dim_multiplier": 4.0,
+        }  # fmt: skip
+        return tiny_models._patcher(model_class(unet), 0, torch.float32)
+
+    class WiderText(comfy.supported_models.SD15):
+        unet_extra_config = {"num_heads": 4, "num_head_channels": -1}
+
+    sd21_base = tiny_models._patcher(WiderText({**tiny_models.SD1_UNET, "context_dim": 128}), 0, torch.float32)
+    for one, other, widths in (
+        (tiny_models.sd15(), sd21_base, (64, 128)),
+        (lumina(comfy.supported_models.Lumina2, 64), lumina(comfy.supported_models.Lumina2, 96), (64, 96)),
+    ):
+        wanted = ModelFingerprint.of(one)
+        with pytest.raises(ValueError, match=rf"text of width {widths[0]}\), got .*text of width {widths[1]}\)"):
+            wanted.require_match(other)
+        wanted.require_match(one)
+        replace(wanted, text_width=None).require_match(other)  # a file of an earlier version
+
+
 @torch.inference_mode()
 def test_a_plug_and_play_edit_can_be_recorded():
     """The patched model asks which sampler runs; the recorder must not hide it."""
     model = tiny_models.sd15()
     positive, picture = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2, height=8, width=8)
-    trajectory, noise, _ = DDIMInvert.execute(model, positive, picture, schedule(model, 4), "ddim", 1).args
+    trajectory, noise, *_ = DDIMInvert.execute(model, positive, picture, schedule(model, 4), "ddim", 1).args
     edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "auto")[0]
     guider = core.CFGGuider.execute(edited, tiny_models.conditioning(model, 3), positive, 4.0)[0]
     euler = core.KSamplerSelect.execute("euler")[0]

@@ -1,4 +1,8 @@
-"""The decoder and the upsamplers against diffusers' unCLIP pipelines on the same weights, texts and noise, stage by stage."""
+"""The decoder and the upsamplers against diffusers' unCLIP pipelines on the same weights, texts and noise, stage by stage.
+
+The networks run in float32. The schedulers' coefficients are closed forms in float64, as in Karlo's own code (fault P1); with
+diffusers' own, which are float32, pictures are only near.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import torch
 from diffusers import DDIMScheduler
 from palimpsest.nodes.unclip.decoder.conditioning import unclip_conditioning
 from palimpsest.nodes.unclip.decoder.upsampling import linear_betas, upsample
-from support.fixtures import tiny_clip, twin_unclip, unclip
+from support.fixtures import twin_unclip, unclip
 from support.fixtures.sampling import sample, schedule
 from support.fixtures.twin_unclip_pipeline import (
     DECODER_SEED,
@@ -40,11 +44,6 @@ def networks():
     return twin_unclip.upsampler(1), twin_unclip.upsampler(2)
 
 
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
-
-
 def decode(model, clip, texts: list[str], image_embeds: torch.Tensor, start: torch.Tensor, steps: int, cfg: float):
     """Through core's guider, each text with its own embedding and noise: as many runs as there are pictures."""
     sigmas = schedule(model, steps, "normal")
@@ -64,18 +63,18 @@ def decode(model, clip, texts: list[str], image_embeds: torch.Tensor, start: tor
 
 
 @torch.inference_mode()
-def test_text_to_image_equals_diffusers_pipeline(twin, networks, clip):
+def test_P1_text_to_image_is_the_published_pipeline_in_float64(twin, networks, clip):
     start = unclip.noise(2)
     theirs = text_to_image(clip, twin, *networks, PROMPTS, STEPS, 7, CFG, start)
     decoded = decode(unclip.decoder(twin), clip, PROMPTS, theirs.image_embeds, start, STEPS, CFG)
-    assert relative(decoded, theirs.decoded) < 1e-3
+    assert relative(decoded, theirs.decoded) < 1e-4
     small = (theirs.decoded.movedim(1, -1) + 1) / 2
     image = upsample(unclip.upsampler(*networks), small, 2, 0, UPSAMPLER_SEED, 512)
-    assert relative(image, theirs.image) < 1e-3
+    assert relative(image, theirs.image) < 1e-5
 
 
 @torch.inference_mode()
-def test_image_variation_equals_diffusers_pipeline(twin, networks, clip):
+def test_P1_image_variation_is_the_published_pipeline_in_float64(twin, networks, clip):
     """Two pictures at once, through one run: a batch of embeddings."""
     start, embeds = unclip.noise(2, seed=3), unclip.embedding(2)
     theirs = image_variation(clip, twin, *networks, embeds.image_embeds, STEPS, 7, CFG, start)
@@ -85,9 +84,21 @@ def test_image_variation_equals_diffusers_pipeline(twin, networks, clip):
     sampler = unclip.ancestral(noise_sampler=unclip.drawn(start.shape, DECODER_SEED))
     x = start * (1 + sigmas[0] ** 2) ** 0.5
     decoded = sample(model, x, guidance.positive, guidance.negative, CFG, sigmas, sampler)[-1]
-    assert relative(decoded, theirs.decoded) < 1e-3
+    assert relative(decoded, theirs.decoded) < 1e-4
     small = (theirs.decoded.movedim(1, -1) + 1) / 2
     image = upsample(unclip.upsampler(*networks), small, 2, 7, UPSAMPLER_SEED, 512)
+    assert relative(image, theirs.image) < 1e-5
+
+
+@torch.inference_mode()
+def test_with_the_float32_coefficients_of_diffusers_pictures_are_near(twin, networks, clip):
+    """The last step of each stage scales the picture by 0.9995, and a random network multiplies what differs before it."""
+    start = unclip.noise(2)
+    theirs = text_to_image(clip, twin, *networks, PROMPTS, STEPS, 7, CFG, start, exact=False)
+    decoded = decode(unclip.decoder(twin), clip, PROMPTS, theirs.image_embeds, start, STEPS, CFG)
+    assert relative(decoded, theirs.decoded) < 1e-2
+    small = (theirs.decoded.movedim(1, -1) + 1) / 2
+    image = upsample(unclip.upsampler(*networks), small, 2, 0, UPSAMPLER_SEED, 512)
     assert relative(image, theirs.image) < 1e-3
 
 
@@ -97,7 +108,7 @@ def test_the_published_number_of_steps_at_the_published_guidance(twin, clip):
     start, embeds = unclip.noise(), unclip.embedding()
     theirs = image_variation(clip, twin, *[twin_unclip.upsampler()] * 2, embeds.image_embeds, steps, 2, 8.0, start)
     decoded = decode(unclip.decoder(twin), clip, [""], embeds.image_embeds, start, steps, 8.0)
-    assert relative(decoded, theirs.decoded) < 1e-3
+    assert relative(decoded, theirs.decoded) < 1e-4
 
 
 @torch.inference_mode()
@@ -117,7 +128,7 @@ def test_dalle2_s_second_upsampler_is_ddim_on_the_linear_schedule():
         ddim.register_to_config(num_train_timesteps=t - following)
         eps = network(torch.cat([x, low_res], dim=1), t).sample
         x = ddim.step(eps, t, x, use_clipped_model_output=True).prev_sample
-    assert relative(ours, (x.movedim(1, -1) / 2 + 0.5).clamp(0, 1)) < 1e-3
+    assert relative(ours, (x.movedim(1, -1) / 2 + 0.5).clamp(0, 1)) < 1e-5
 
 
 @torch.inference_mode()
@@ -131,4 +142,4 @@ def test_karlo_s_upsampler_at_another_number_of_steps(networks):
     for i, t in enumerate(schedule.timesteps):
         eps = networks[i == 3](torch.cat([x, low_res], dim=1), t).sample
         x = schedule.step(eps, t, x, schedule.timesteps[i + 1] if i < 3 else None).prev_sample
-    assert relative(ours, (x.movedim(1, -1) / 2 + 0.5).clamp(0, 1)) < 1e-3
+    assert relative(ours, (x.movedim(1, -1) / 2 + 0.5).clamp(0, 1)) < 1e-5

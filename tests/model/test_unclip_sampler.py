@@ -1,13 +1,16 @@
-"""UnCLIP Sampler: whose variance it takes, which steps it visits, and what it refuses."""
+"""unCLIP Sampler: whose variance it takes, which steps it visits, and what it refuses."""
 
 from __future__ import annotations
 
+import math
+
+import comfy.samplers
 import pytest
 import torch
 from palimpsest.nodes.unclip.decoder.ancestral import LearnedVariance, levels_of
 from palimpsest.nodes.unclip.decoder.conditioning import unclip_conditioning
 from palimpsest.nodes.unclip.decoder.nodes import UnCLIPSampler
-from support.fixtures import tiny_clip, tiny_models, twin_unclip, unclip
+from support.fixtures import tiny_models, twin_unclip, unclip
 from support.fixtures.sampling import sample, schedule
 
 from nodes import ConditioningCombine, ConditioningSetArea
@@ -15,11 +18,6 @@ from nodes import ConditioningCombine, ConditioningSetArea
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 CFG = 4.0
-
-
-@pytest.fixture(scope="module")
-def clip():
-    return tiny_clip.sd1()
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +109,42 @@ def test_other_models_are_refused(guidance):
     with pytest.raises(ValueError, match=r"^sampler: expected an unCLIP decoder, .* got BaseModel\. Connect "):
         positive = tiny_models.conditioning(model, 1)
         sample(model, torch.randn(1, 4, 16, 16), positive, positive, 1.0, sigmas, UnCLIPSampler.execute("sigmas")[0])
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "got"),
+    [
+        ([math.nan, 0.0], "nan, 0"),
+        ([math.inf, 1.0, 0.0], "inf, 1, 0"),
+        ([5.0, math.nan, 0.0], "5, nan, 0"),
+        ([0.0, 1.0, 5.0], "0, 1, 5"),
+        ([5.0, 1.0, 2.0, 0.0], "5, 1, 2, 0"),
+        ([5.0, 1.0, -1.0], "5, 1, -1"),
+        (list(range(1, 9)), r"1, 2, 3, 4, 5, 6, \.\.\."),
+    ],
+)
+@torch.inference_mode()
+def test_R12_sigmas_that_do_not_go_down_to_the_picture_are_refused(model, guidance, sigmas, got):
+    """Fault R12: the picture was NaN, without a word."""
+    for spacing in ("published", "sigmas"):
+        with pytest.raises(
+            ValueError, match=rf"^sigmas: expected noise levels from high to low, all finite, got {got}\. "
+        ):
+            sampler = unclip.ancestral(spacing=spacing)
+            sample(
+                model, unclip.noise(), guidance.positive, guidance.negative, CFG, torch.tensor(sigmas).float(), sampler
+            )
+
+
+@torch.inference_mode()
+def test_R12_every_scheduler_of_core_gives_a_picture_or_is_refused_for_one_step_too(model, guidance):
+    for name in comfy.samplers.SCHEDULER_NAMES:
+        for steps in (1, 2, 3):
+            sigmas = schedule(model, steps, name)
+            x = unclip.noise() * (1 + sigmas[0] ** 2) ** 0.5
+            try:
+                out = sample(model, x, guidance.positive, guidance.negative, CFG, sigmas, unclip.ancestral())[-1]
+            except ValueError as error:
+                assert (name, steps) == ("kl_optimal", 1) and str(error).startswith("sigmas: "), error
+            else:
+                assert bool(torch.isfinite(out).all()), (name, steps)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.fixtures.server_runs import photo_file, pixels, quantised_unet_file, require_refusal
+from support.fixtures.server_runs import pixels, quantised_unet_file, require_refusal
 from support.host.client import Client, Graph, Node, PromptRejected, Run
 from support.host.graphs import WordEdit, add_preview, add_word_edit
 from support.host.server import Server
@@ -16,11 +16,6 @@ from support.host.server import Server
 pytestmark = pytest.mark.server
 
 QUANTISED = "quantised.safetensors"
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return photo_file(tmp_path_factory.mktemp("photo"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -191,7 +191,7 @@ def test_a_file_that_is_no_embedding_is_refused_and_runs_nothing(client: Client,
     save(graph, loader[0])
     run = client.run(graph)
     assert run.error.node_id == loader.id and run.error.type.endswith("EmbeddingFileError")
-    assert f"embedding_file: expected a file of Save Embedding, got {name}{SUFFIX}" in run.error.message
+    assert f"embedding_file: expected a file of unCLIP Save Embedding, got {name}{SUFFIX}" in run.error.message
     assert not (server.base / "input" / "made" / "ran").exists()
 
 

@@ -15,13 +15,35 @@ pytestmark = pytest.mark.server
 TESTS = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.compat
 def test_the_pack_loads_and_the_log_has_nothing_else_to_say_of_it(server: Server):
     # Later tests make nodes fail on purpose, and the log tells of it.
     start = server.log.partition("Starting server")[0]
-    lines = [line for line in start.splitlines() if "palimpsest" in line.lower()]
+    lines = lines_on_the_pack(start, server)
     assert len(lines) == 1, lines
-    assert lines[0].endswith(str(server.base / "custom_nodes" / "palimpsest"))
+    assert lines[0].endswith(str(Path("custom_nodes", "palimpsest")))
     assert " seconds: " in lines[0]  # "(IMPORT FAILED)" stands between the two when it did
+
+
+def lines_on_the_pack(log: str, server: Server) -> list[str]:
+    """Those that name it, the folders set aside in which the server and what it runs on lie: they may have its name too."""
+    for folder in (server.base, server.comfyui, sys.prefix):
+        log = log.replace(str(folder), "")
+    return [line for line in log.splitlines() if "palimpsest" in line.lower()]
+
+
+@pytest.mark.parametrize("clone", ["palimpsest", "Palimpsest 2", "Kunst & Söhne/palimpsest nodes"])
+def test_where_the_clone_lies_adds_no_line_on_the_pack_N1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clone: str):
+    root = tmp_path / clone
+    monkeypatch.setattr(sys, "prefix", str(root / ".venv"))
+    server = Server(root / ".comfyui" / "0.30.0", tmp_path / "server")
+    of_others = [
+        f"[Prompt Server] web root: {root / '.venv' / 'lib' / 'comfyui_frontend_package' / 'static'}",
+        f"** ComfyUI Path: {server.comfyui}",
+        f"   0.1 seconds: {server.comfyui / 'custom_nodes' / 'websocket_image_save.py'}",
+    ]
+    of_the_pack = [f"   0.0 seconds: {server.base / 'custom_nodes' / 'palimpsest'}", "palimpsest: a slice did not load"]
+    assert len(lines_on_the_pack("\n".join([*of_others, *of_the_pack]), server)) == 2
 
 
 def test_the_server_talks_to_this_machine_only(server: Server, client: Client):
@@ -32,6 +54,7 @@ def test_the_server_talks_to_this_machine_only(server: Server, client: Client):
         assert not connection.raddr or connection.raddr.ip == "127.0.0.1", connection
 
 
+@pytest.mark.compat
 def test_shutdown_leaves_nothing_behind(comfyui: Path, tmp_path: Path):
     server = Server(comfyui, tmp_path)
     server.start()

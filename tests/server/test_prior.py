@@ -119,6 +119,7 @@ def test_a_long_text_is_cut_and_the_node_says_so(client: Client, files: Files):
     )
 
 
+@pytest.mark.compat
 def test_wrong_files_are_told_apart_and_leave_nothing_behind(
     client: Client, server: Server, files: Files, sd15: str, tmp_path_factory: pytest.TempPathFactory
 ):

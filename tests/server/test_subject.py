@@ -44,10 +44,10 @@ class Scene:
 
     def sample(self, positive: list, model: Node | None = None) -> Node:
         graph, loader = self.graph, model or self.loader
-        negative = graph.add("CLIPTextEncode", clip=loader[3], text="")
+        negative = graph.add("CLIPTextEncode", clip=loader[1], text="")
         latent = graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=1)
         sampled = graph.add(
-            "KSampler", model=loader[1], positive=positive, negative=negative[0], latent_image=latent[0], seed=1, steps=2,
+            "KSampler", model=loader[0], positive=positive, negative=negative[0], latent_image=latent[0], seed=1, steps=2,
             cfg=5.0, sampler_name="euler", scheduler="normal", denoise=1.0,
         )  # fmt: skip
         decoded = graph.add("VAEDecode", samples=sampled[0], vae=loader[2])
@@ -59,7 +59,7 @@ def scene(client: Client, file: str, photos: tuple[Path, Path], text: str = TEXT
     loader = graph.add("PAL_LoadSubjectEncoder", ckpt_name=file)
     pictures = tuple(graph.add("LoadImage", image=client.upload_image(photo)) for photo in photos)
     subjects = graph.add(
-        "PAL_SubjectConditioning", clip=loader[3], subject_encoder=loader[0], images=pictures[0][0], text=text,
+        "PAL_SubjectConditioning", clip=loader[1], subject_encoder=loader[3], images=pictures[0][0], text=text,
         **{"image_2": pictures[1][0], **changed},
     )  # fmt: skip
     return Scene(graph, loader, subjects, pictures)
@@ -96,7 +96,7 @@ def test_a_text_only_file_gives_its_models_and_says_what_it_lacks(
     file = tmp_path_factory.mktemp("tdm") / "tdm.safetensors"
     save_file(subject_checkpoint.text_only(load_file(subject_checkpoint.published())), file)
     made = scene(client, server.link_model("checkpoints", file), photos)
-    text = made.graph.add("CLIPTextEncode", clip=made.loader[3], text="a beach")
+    text = made.graph.add("CLIPTextEncode", clip=made.loader[1], text="a beach")
     shown = made.sample(text[0])
     run = client.run(made.graph)
     assert pixels(client, run, shown).shape == (SIZE, SIZE, 3)
@@ -187,7 +187,7 @@ def test_pictures_and_masks_that_do_not_fit_are_refused(client: Client, subject_
 
 def test_another_clip_is_refused(client: Client, subject_file: str, photos):
     made = scene(client, subject_file, photos)
-    skip = made.graph.add("CLIPSetLastLayer", clip=made.loader[3], stop_at_clip_layer=-2)
+    skip = made.graph.add("CLIPSetLastLayer", clip=made.loader[1], stop_at_clip_layer=-2)
     made.graph[made.subjects.id]["inputs"]["clip"] = skip[0]
     made.sample(made.subjects[0])
     expect_error(

@@ -80,7 +80,7 @@ def wired(files: Files, steps: int = 4, decoder: dict | None = None, upsampler: 
         guider=guider[0],
         sampler=graph.add("PAL_UnCLIPSampler", spacing="published")[0],
         sigmas=graph.add("BasicScheduler", model=loaded[0], scheduler="normal", steps=steps, denoise=1.0)[0],
-        latent_image=graph.add("EmptyChromaRadianceLatentImage", width=SIZE, height=SIZE, batch_size=1)[0],
+        latent_image=graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=1)[0],
     )
     small = graph.add("VAEDecode", samples=sampled[0], vae=loaded[1])
     larger = graph.add("PAL_LoadUpsampler", **(upsampler or {"model_name": files.upsampler}))

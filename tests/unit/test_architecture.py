@@ -2,13 +2,11 @@
 
 import ast
 import re
-import shutil
-import subprocess
-from fnmatch import fnmatch
 from pathlib import Path
 
 import networkx
 import pytest
+from support.repository import repository_files
 
 pytestmark = pytest.mark.unit
 
@@ -20,7 +18,8 @@ SHARED = {"diffusion": {"attention"}, "attention": set(), "text": set(), "files"
 PARTS_OF_A_SLICE = {"unclip.prior", "unclip.decoder", "unclip.embeddings"}  # each sees unclip, not the other parts
 TOP_LEVEL = {
     *("__init__.py", "pyproject.toml", "README.md", "LICENSE", "Makefile", ".gitignore", ".comfyignore"),
-    *("nodes", "js", "tests", "docs", "example_workflows", "subgraphs", "locales", ".ci"),
+    *("CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "SECURITY.md"),
+    *("nodes", "js", "tests", "docs", "example_workflows", "subgraphs", "locales", ".ci", ".github"),
 }
 # What ties a module to the running application; the algorithms are plain functions over tensors and ComfyUI's models.
 APPLICATION = {"comfy_api", "server", "folder_paths", "nodes"}
@@ -35,21 +34,7 @@ FORBIDDEN_NAMES = {"torch.load", "torch.hub", "os.system", "os.popen"}
 MACHINE_PATH = re.compile(r"(?<![\w.$}~-])/(?:root|home|work|tmp|Users|mnt|private)/[\w.-]+|[A-Z]:\\\\Users")
 
 
-def repository_files() -> list[Path]:
-    """What git tracks, or without git all that is there and not named in .gitignore."""
-    if shutil.which("git") and (ROOT / ".git").exists():
-        listing = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        return [path for name in listing.split("\0") if name and (path := ROOT / name).is_file()]
-    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").split()]
-    return [
-        path
-        for path in ROOT.rglob("*")
-        if path.is_file()
-        and not any(fnmatch(part, pattern) for part in path.relative_to(ROOT).parts for pattern in ignored)
-    ]
-
-
-FILES = repository_files()
+FILES = [ROOT / name for name in repository_files()]
 SCRIPTS = [path for path in FILES if path.suffix in (".js", ".mjs")]
 
 

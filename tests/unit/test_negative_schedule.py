@@ -23,7 +23,7 @@ def strengths(entries, sigma):
     return [sum(e[1]["strength"] for e in kept if e[0] is side[0][0]) for side in (EMPTY, NEGATIVE)]
 
 
-def test_linear_starts_at_alpha_and_ends_at_zero():
+def test_linear_starts_at_the_empty_weight_and_ends_at_zero():
     assert weights(5, 0.75, "linear") == pytest.approx([0.75, 0.5625, 0.375, 0.1875, 0.0])
     assert weights(5, 0.75, "constant") == [0.75] * 5
     assert weights(3, 0.5, "exp") == pytest.approx([0.5, 0.5 * math.exp(-3), 0.5 * math.exp(-6)])
@@ -65,14 +65,24 @@ def test_several_entries_share_a_weight_as_their_strengths_do():
     assert two[0][1] == {"strength": 3.0}
 
 
-@pytest.mark.parametrize("socket", ["negative", "negative_source"])
+@pytest.mark.parametrize("socket", ["negative", "empty"])
 @pytest.mark.parametrize("key", ["start_percent", "end_percent", "clip_start_percent", "timestep_end"])
 def test_refuses_entries_with_times_of_their_own(socket, key):
-    sides = {"negative": NEGATIVE, "negative_source": EMPTY, socket: [[torch.ones(1, 2, 3), {key: 0.5}]]}
+    sides = {"negative": NEGATIVE, "empty": EMPTY, socket: [[torch.ones(1, 2, 3), {key: 0.5}]]}
     with pytest.raises(ValueError, match=rf"^{socket}: expected .* got some with {key}"):
-        negative_schedule(**sides, sigmas=SIGMAS, alpha=1.0, schedule="linear")
+        negative_schedule(**sides, sigmas=SIGMAS, empty_weight=1.0, schedule="linear")
 
 
 def test_refuses_sigmas_that_are_no_whole_schedule():
     with pytest.raises(ValueError, match=r"^sigmas: "):
         negative_schedule(NEGATIVE, EMPTY, SIGMAS.flip(0), 1.0, "linear")
+
+
+@pytest.mark.parametrize("socket", ["negative", "empty"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_refuses_prompts_without_any_strength(socket, count):
+    """Fault E20: a division by zero."""
+    mute = [[torch.ones(1, 2, 3), {"strength": 0.0}]] * count
+    sides = {"negative": NEGATIVE, "empty": EMPTY, socket: mute}
+    with pytest.raises(ValueError, match=rf"^{socket}: expected a prompt with a strength above 0"):
+        negative_schedule(**sides, sigmas=SIGMAS, empty_weight=1.0, schedule="linear")

@@ -117,16 +117,20 @@ def test_line_share_is_the_smallest_that_meets_the_ratio_or_the_best(ratio, alon
     assert share == pytest.approx(expected, abs=2e-3)
 
 
+def null_text(step, model, embedding, effort):
+    return solve_null_text(step, embedding, effort, model.predict, model.predict_with_pullback)
+
+
 def test_null_text_lowers_the_loss_at_every_inner_step(model, source):
     step = problem(model, source)
-    losses = [step.loss(solve_null_text(step, model, NULL, Effort(n, 1e-2, 0.0))[1]) for n in range(1, 8)]
+    losses = [step.loss(null_text(step, model, NULL, Effort(n, 1e-2, 0.0))[1]) for n in range(1, 8)]
     assert all(bool((b < a).all()) for a, b in itertools.pairwise(losses))
 
 
 def test_null_text_stops_after_the_step_at_which_it_saw_the_tolerance_met(model, source):
     step = problem(model, source)
     near = source + 1e-3
-    embedding, _, _ = solve_null_text(step, model, near, Effort(10, 1e-3, 1.0))
+    embedding, _, _ = null_text(step, model, near, Effort(10, 1e-3, 1.0))
     assert model.calls == ["forward", "backward", "forward"]
     assert not torch.equal(embedding, near)
     assert torch.equal(near, source + 1e-3)
@@ -136,8 +140,8 @@ def test_a_row_that_has_stopped_keeps_its_embedding(model, source):
     step = problem(model, source)
     mixed = torch.stack([source[0] + 1e-3, NULL[1]])
     tolerance = float(step.loss(model.predict(mixed))[0]) * 1.5
-    long, _, _ = solve_null_text(step, model, mixed, Effort(6, 1e-3, tolerance))
-    short, _, _ = solve_null_text(step, model, mixed, Effort(1, 1e-3, tolerance))
+    long, _, _ = null_text(step, model, mixed, Effort(6, 1e-3, tolerance))
+    short, _, _ = null_text(step, model, mixed, Effort(1, 1e-3, tolerance))
     assert torch.equal(long[0], short[0])
     assert not torch.equal(long[1], short[1])
 

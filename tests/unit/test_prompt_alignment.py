@@ -6,43 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from palimpsest.nodes.prompt_to_prompt.alignment import (
-    PromptTokens,
+    auto_alignment,
     global_alignment,
     refine_alignment,
     replace_alignment,
 )
-from palimpsest.nodes.prompt_to_prompt.prompt_edit import parse_reweight, phrases, prompt_edit
+from palimpsest.nodes.text.prompt_tokens import PromptTokens
+from support.fixtures.plain_words import CHUNK, ROOM, tokenize
 
 pytestmark = pytest.mark.unit
-
-CHUNK = 77
-ROOM = CHUNK - 2
-
-
-def tokens_of(word: str) -> list[str]:
-    """Pieces of four letters, and a comma of its own, as a subword tokeniser would cut."""
-    body = word.rstrip(",")
-    pieces = [body[i : i + 4] + ("" if i + 4 < len(body) else "$") for i in range(0, len(body), 4)]
-    return pieces + [","] * (len(word) - len(body))
-
-
-def tokenize(text: str) -> PromptTokens:
-    ids: list[str] = []
-    words = []
-    for word in text.split():
-        columns = []
-        for token in tokens_of(word):
-            if len(ids) % CHUNK == ROOM + 1:
-                ids.append("end")
-            if len(ids) % CHUNK == 0:
-                ids.append("begin")
-            columns.append(len(ids))
-            ids.append(token)
-        words.append(tuple(columns))
-    if not ids:
-        ids.append("begin")
-    ids += ["end"] + ["pad"] * (-(len(ids) + 1) % CHUNK)
-    return PromptTokens(text, tuple(ids), tuple(words), CHUNK)
 
 
 def published_refine(x: list, y: list) -> tuple[np.ndarray, np.ndarray]:
@@ -136,7 +108,7 @@ def test_alignment_pairs_equal_tokens_in_order_and_as_many_as_can_be(x, y):
 def test_identical_prompts_align_to_the_identity(text):
     prompt = tokenize(text)
     maps = torch.rand(2, 5, len(prompt.ids))
-    for align in (refine_alignment, replace_alignment):
+    for align in (auto_alignment, refine_alignment, replace_alignment):
         alignment = align(prompt, prompt)
         assert torch.equal(alignment.mapper, torch.eye(len(prompt.ids)))
         assert torch.equal(alignment.aligned, torch.ones(len(prompt.ids)))
@@ -206,76 +178,58 @@ def test_a_chunk_the_source_does_not_have_keeps_its_own_attention():
     assert not back.aligned[4:].any()  # the first chunk of the long prompt has no padding to follow
 
 
-def edit(source="a red cat", target="a red dog", mode="auto", reweight="", blend_words=""):
-    return prompt_edit(tokenize, source, target, mode, reweight, blend_words)
-
-
-def test_auto_replaces_word_for_word_and_refines_otherwise():
-    assert edit().mode == "replace"
-    assert edit(target="a red dog sits").mode == "refine"
-    assert edit(mode="refine").mode == "refine"
-
-
-def test_reweight_picks_every_token_of_words_of_the_target():
-    result = edit("a cat", "a fluffy cat, a cat on grass", reweight="fluffy: 2, cat: -1.5\non grass: 0")
-    weights = dict(zip(result.target.ids, result.equalizer.tolist(), strict=True))
-    assert weights["fluf"] == weights["fy$"] == 2.0
-    assert weights["on$"] == weights["gras"] == weights["s$"] == 0.0
-    assert result.equalizer.tolist().count(-1.5) == 2  # both cats
-    assert weights["a$"] == weights["begin"] == weights["pad"] == 1.0
-
-
-def test_blend_words_are_looked_up_in_both_prompts():
-    result = edit("a red cat on grass", "a red dog on grass", blend_words="cat, dog; red")
-    assert result.source_blend == (2, 3) and result.target_blend == (2, 3)
-    assert edit(blend_words="cat").target_blend == ()
-    assert edit(blend_words="cat").blends and not edit().blends
-
-
-def test_a_phrase_is_found_as_a_whole():
-    prompt = tokenize("red car and a red cat")
-    assert prompt.find(["red$", "cat$"]) == (5, 6)
-    assert prompt.find(["red$"]) == (1, 5)
-    assert prompt.find(["cat$", "red$"]) == ()
-
-
-def test_parses_weights_and_phrases():
-    assert parse_reweight(" fluffy : 2 ,red:-1;\n very old car: .5,") == [
-        ("fluffy", 2.0),
-        ("red", -1.0),
-        ("very old car", 0.5),
-    ]
-    assert parse_reweight("") == [] and phrases(" , ;\n") == []
+def follows(source, target):
+    """Each word of the target with the words of the source that its tokens follow."""
+    old, new = tokenize(source), tokenize(target)
+    alignment = auto_alignment(old, new)
+    followed = []
+    for word, columns in zip(target.split(), new.words, strict=True):
+        rows = alignment.mapper[:, list(columns)].sum(1).nonzero().flatten().tolist()
+        words = [a for a, places in zip(source.split(), old.words, strict=True) if set(places) & set(rows)]
+        assert bool(words) == bool(alignment.aligned[list(columns)].any())
+        followed.append((word, " ".join(words)))
+    return followed
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("source", "target", "changed"),
     [
-        ({"source": " "}, "^source_text: expected a prompt with at least one word, got ' '"),
-        ({"target": ""}, "^target_text: expected a prompt with at least one word"),
-        (
-            {"target": "a dog", "mode": "replace"},
-            "^mode: expected as many words .* got 3 in source_text and 2 .* Use refine",
-        ),
-        (
-            {"reweight": "fluffy: 2"},
-            "^reweight: expected words as they stand in target_text, got 'fluffy', which is not in",
-        ),
-        ({"reweight": "cat: 2"}, "^reweight: .* got 'cat'"),  # a word of the source only
-        ({"reweight": "dog"}, "^reweight: expected words of target_text with a number each, .* got 'dog'"),
-        ({"reweight": "dog: much"}, "^reweight: .* got 'dog: much'"),
-        ({"reweight": "dog: nan"}, "^reweight: .* got 'dog: nan'"),
-        ({"reweight": ": 2"}, "^reweight: .* got ': 2'"),
-        (
-            {"blend_words": "bird"},
-            "^blend_words: expected words as they stand in source_text or target_text, got 'bird'",
-        ),
-        (
-            {"blend_words": "a red cat that sits on the grass"},
-            "^blend_words: .* It has 9 tokens, and no prompt more than 3",
-        ),
+        ("a cat on a mat", "a fluffy cat on mat", {"fluffy": ""}),  # an addition and a removal
+        ("a photo of a cat on a mat", "a photo of a fluffy dog on a mat", {"fluffy": "", "dog": ""}),
+        ("a red cat", "a blue dog", {"blue": "red", "dog": "cat"}),
+        ("a cat and a tree", "a fluffy cat and a hippopotamus", {"fluffy": "", "hippopotamus": "tree"}),
+        ("a cat, a dog, grass", "a dog, a cat, grass", None),
+        ("a cat, sits", "a cat sits", {}),
+        ("a cat sits", "a cat, sits", {"cat,": "cat"}),
+        ("a cat on sand", "a cat", {}),
+        ("a cat", "a cat on sand, sunny", {"on": "", "sand,": "", "sunny": ""}),
     ],
 )
-def test_refuses_naming_socket_and_word(options, says):
-    with pytest.raises(ValueError, match=says):
-        edit(**options)
+def test_auto_swaps_adds_and_removes_words_in_one_edit_E7(source, target, changed):
+    followed = follows(source, target)
+    if changed is None:  # exchanged places: words that stand follow themselves, no word follows another
+        assert all(old in (word, "") for word, old in followed)
+        return
+    for word, old in followed:
+        assert old.rstrip(",") == changed.get(word, word).rstrip(",")
+
+
+@settings(deadline=None, max_examples=25)
+@given(PROMPTS, PROMPTS)
+def test_auto_keeps_equal_words_in_order_and_shares_no_attention_twice_E7(x, y):
+    source, target = tokenize(x), tokenize(y)
+    mapper = auto_alignment(source, target).mapper
+    assert float(mapper.sum(1).max()) <= 1.0 + 1e-6 or source.ids.count("pad") < target.ids.count("pad")
+    for word in target.words:
+        rows = mapper[:, list(word)].sum(1).nonzero().flatten().tolist()
+        assert len([old for old in source.words if set(old) & set(rows)]) <= 1
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(WORDS, min_size=2, max_size=8, unique=True), st.data())
+def test_auto_equals_replace_where_one_word_is_exchanged_for_another_E7(words, data):
+    place = data.draw(st.integers(0, len(words) - 1))
+    source, target = (
+        tokenize(" ".join([*words[:place], word, *words[place + 1 :]])) for word in (words[place], "zebra")
+    )
+    assert torch.equal(auto_alignment(source, target).mapper, replace_alignment(source, target).mapper)

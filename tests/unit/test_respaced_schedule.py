@@ -1,12 +1,18 @@
-"""Against diffusers' UnCLIPScheduler, which computes in float32, and its DDIMScheduler on the respaced chain."""
+"""Against diffusers' UnCLIPScheduler in float64, the same in its own float32, and its DDIMScheduler on the respaced chain."""
+
+from __future__ import annotations
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
 from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
-from palimpsest.nodes.unclip.respaced_schedule import respaced, squaredcos_cap_v2
+from palimpsest.nodes.unclip.respaced_schedule import respaced, squaredcos_cap_v2, visiting
+from support.fixtures.unclip_schedulers import exact_alpha_bar, exactly
 
 pytestmark = pytest.mark.unit
+
+# What float32 leaves of 1 - alpha_bar where it is smallest: 4e-5 at timestep 0, in units of 2^-24.
+FLOAT32 = 1e-3
 
 
 def scheduler(steps: int, **config) -> UnCLIPScheduler:
@@ -17,6 +23,12 @@ def scheduler(steps: int, **config) -> UnCLIPScheduler:
 
 def previous(timesteps: torch.Tensor) -> list[int | None]:
     return [*(int(t) for t in timesteps[1:]), None]
+
+
+def draws() -> tuple[torch.Tensor, torch.Tensor]:
+    """(x, x0), of which some of x0 is beyond the clamp."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 64, generator=generator), 4 * torch.randn(2, 64, generator=generator)
 
 
 def test_betas_are_those_of_diffusers():
@@ -32,33 +44,42 @@ def test_seven_steps_are_karlo_s():
     assert respaced(7).timesteps.tolist() == [999, 832, 666, 500, 333, 166, 0]
 
 
-@pytest.mark.parametrize("steps", [7, 25, 50, 600])
-def test_betas_and_variances_of_the_respaced_chain_are_those_of_diffusers(steps):
-    ours, theirs = respaced(steps), scheduler(steps)
-    fraction = torch.linspace(-1, 1, 5)
-    for i, (t, after) in enumerate(zip(theirs.timesteps, previous(theirs.timesteps), strict=True)):
-        next_level = theirs.alphas_cumprod[after] if after is not None else theirs.one
-        one_step = t - (after if after is not None else -1) == 1
-        beta = theirs.betas[t] if one_step else 1 - theirs.alphas_cumprod[t] / next_level
-        assert float(ours.betas[i]) == float(beta)
-        assert float(ours.alpha_bar[i]) == float(theirs.alphas_cumprod[t])
-        deviation = float(theirs._get_variance(t, prev_timestep=after))
-        assert float(ours.posterior_variance[i]) ** 0.5 == pytest.approx(deviation, rel=1e-6, abs=1e-9)
-        if after is not None:
-            learned = theirs._get_variance(t, after, fraction, "learned_range")
-            torch.testing.assert_close(ours.learned_log_variance(i, fraction), learned, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("steps", [7, 25, 50])
-def test_the_chain_is_the_exact_one_to_its_rounding(steps):
-    """beta = 1 - alpha_bar / alpha_bar of the next level, alpha_bar in closed form; 0.999 caps the training chain's last beta."""
-    ours = respaced(steps)
-    level = torch.cos((torch.arange(1001, dtype=torch.float64) / 1000 + 0.008) / 1.008 * torch.pi / 2) ** 2
-    exact = level[1:] / level[0]
-    exact[999] = exact[998] * 1e-3
-    torch.testing.assert_close(ours.alpha_bar, exact[ours.timesteps], rtol=1e-3, atol=1e-6)
+@pytest.mark.parametrize("steps", [2, 7, 25, 50, 600, 1000])
+def test_P1_every_coefficient_is_the_closed_form_in_float64(steps):
+    """Fault P1: they were computed in float32."""
+    ours, exact = respaced(steps), exact_alpha_bar()
     after = torch.cat([exact[ours.timesteps][1:], torch.ones(1, dtype=torch.float64)])
-    torch.testing.assert_close(ours.betas, 1 - exact[ours.timesteps] / after, rtol=1e-3, atol=1e-6)
+    betas = 1 - exact[ours.timesteps] / after
+    for found, expected in (
+        (ours.alpha_bar, exact[ours.timesteps]),
+        (ours.alpha_bar_next, after),
+        (ours.betas, betas),
+        (ours.posterior_variance, (1 - after) / (1 - exact[ours.timesteps]) * betas),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-16)
+
+
+@pytest.mark.parametrize("steps", [7, 25, 50, 600])
+@pytest.mark.parametrize("ancestral", [True, False])
+def test_P1_the_last_step_goes_to_the_predicted_picture_itself(steps, ancestral):
+    """Fault P1: the last ancestral step gave 0.999472 x0."""
+    x, x0 = (values.double() for values in draws())
+    last = respaced(steps).step(steps - 1, x, x0, torch.zeros_like(x), float(ancestral))
+    torch.testing.assert_close(last, x0, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [7, 25, 50, 600])
+@pytest.mark.parametrize(("exact", "tolerance"), [(True, 1e-9), (False, FLOAT32)])
+def test_betas_and_variances_of_the_respaced_chain_are_those_of_diffusers(steps, exact, tolerance):
+    ours, theirs = respaced(steps), scheduler(steps)
+    theirs = exactly(theirs) if exact else theirs
+    fraction = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    for i, (t, after) in enumerate(zip(theirs.timesteps, previous(theirs.timesteps), strict=True)):
+        deviation = float(theirs._get_variance(t, prev_timestep=after))
+        assert float(ours.posterior_variance[i]) ** 0.5 == pytest.approx(deviation, rel=tolerance, abs=1e-9)
+        if after is not None:
+            learned = theirs._get_variance(t, after, fraction, "learned_range").double()
+            torch.testing.assert_close(ours.learned_log_variance(i, fraction), learned, rtol=0, atol=tolerance)
 
 
 def test_the_last_step_s_learned_variance_is_finite():
@@ -67,15 +88,16 @@ def test_the_last_step_s_learned_variance_is_finite():
 
 
 @pytest.mark.parametrize("steps", [7, 25, 50])
-def test_ancestral_steps_are_those_of_diffusers(steps):
+@pytest.mark.parametrize(("exact", "tolerance"), [(True, 5e-7), (False, FLOAT32)])
+def test_ancestral_steps_are_those_of_diffusers(steps, exact, tolerance):
     ours, theirs = respaced(steps), scheduler(steps)
-    generator = torch.Generator().manual_seed(0)
-    x, x0 = torch.randn(2, 64, generator=generator), 4 * torch.randn(2, 64, generator=generator)
+    theirs = exactly(theirs) if exact else theirs
+    x, x0 = draws()
     for i, (t, after) in enumerate(zip(theirs.timesteps, previous(theirs.timesteps), strict=True)):
         expected = theirs.step(x0, t, x, after, generator=torch.Generator().manual_seed(i)).prev_sample
         noise = torch.randn(2, 64, generator=torch.Generator().manual_seed(i))
         got = ours.step(i, x, x0.clamp(-5, 5), noise)
-        assert (got - expected).abs().max() < 2e-6 * expected.abs().max()
+        assert (got - expected).abs().max() < tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
@@ -84,6 +106,8 @@ def test_other_etas_are_ddim_on_the_respaced_chain(eta):
     theirs = DDIMScheduler(
         25, trained_betas=ours.betas.flip(0).numpy(), prediction_type="sample", clip_sample=True, clip_sample_range=5.0
     )
+    theirs.alphas_cumprod = (1 - ours.betas.flip(0)).cumprod(0)
+    theirs.final_alpha_cumprod = torch.ones((), dtype=torch.float64)
     theirs.set_timesteps(25)
     generator = torch.Generator().manual_seed(0)
     x, x0 = torch.randn(2, 64, generator=generator), 4 * torch.randn(2, 64, generator=generator)
@@ -91,17 +115,16 @@ def test_other_etas_are_ddim_on_the_respaced_chain(eta):
         noise = torch.randn(2, 64, generator=generator)
         expected = theirs.step(x0, t, x, eta, use_clipped_model_output=True, variance_noise=noise).prev_sample
         got = ours.step(i, x, x0.clamp(-5, 5), noise, eta)
-        rounding = 6e-4 if eta == 1.0 else 1e-4  # of the last step's 1 - alpha_bar: respaced() says where it comes from
-        assert (got - expected).abs().max() < rounding * expected.abs().max()
+        assert (got - expected).abs().max() < 5e-6 * expected.abs().max()
 
 
-def test_a_constant_prediction_is_where_every_path_ends():
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_a_constant_prediction_is_where_every_path_ends(eta):
     ours, constant = respaced(25), torch.full((1, 8), 0.7)
-    for eta in (0.0, 0.5, 1.0):
-        x = torch.randn(1, 8, generator=torch.Generator().manual_seed(1))
-        for i in range(25):
-            x = ours.step(i, x, constant, torch.randn(1, 8, generator=torch.Generator().manual_seed(i)), eta)
-        torch.testing.assert_close(x, constant, rtol=6e-4 if eta == 1.0 else 1e-6, atol=0.0)
+    x = torch.randn(1, 8, generator=torch.Generator().manual_seed(1))
+    for i in range(25):
+        x = ours.step(i, x, constant, torch.randn(1, 8, generator=torch.Generator().manual_seed(i)), eta)
+    torch.testing.assert_close(x, constant, rtol=1e-6, atol=0.0)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 1001])
@@ -110,8 +133,17 @@ def test_other_counts_are_refused(steps):
         respaced(steps)
 
 
-def test_other_betas_may_be_given():
-    linear = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_other_betas_may_be_given(dtype):
+    linear = torch.linspace(1e-4, 2e-2, 1000, dtype=dtype)
     ours = respaced(15, linear)
     assert ours.timesteps[[0, -1]].tolist() == [999, 0]
-    assert float(ours.alpha_bar[0]) == pytest.approx(float((1 - linear).prod()))
+    assert float(ours.alpha_bar[0]) == pytest.approx(float((1 - linear.double()).prod()), rel=1e-12)
+    assert ours.betas.dtype == torch.float64
+
+
+def test_part_of_a_chain_ends_where_it_is_told_to():
+    part = visiting(torch.tensor([900, 400, 100]))
+    exact = exact_alpha_bar()
+    torch.testing.assert_close(part.alpha_bar, exact[[900, 400]], rtol=1e-10, atol=0)
+    torch.testing.assert_close(part.alpha_bar_next, exact[[400, 100]], rtol=1e-10, atol=0)

@@ -116,6 +116,7 @@ def test_the_judge_reads_rendered_scenes() -> None:
     assert max(reading.error for reading in readings) < 0.04
 
 
+@pytest.mark.long
 def test_the_judge_tells_novel_textures_from_known_ones() -> None:
     novel = sample_scenes(64, 7, split="held_out", textures=NOVEL_TEXTURES, backgrounds=OUTDOORS)
     known = sample_scenes(64, 7, split="held_out")
@@ -128,6 +129,7 @@ def test_the_judge_tells_novel_textures_from_known_ones() -> None:
         assert mask_iou(fitted, masks).mean() > 0.98
 
 
+@pytest.mark.long
 def test_the_judge_does_not_take_a_halo_for_the_object() -> None:
     images, masks = render(sample_scenes(32, 8, split="held_out"))
     blurred = torch.nn.functional.avg_pool2d(images, 5, 1, padding=2, count_include_pad=False)

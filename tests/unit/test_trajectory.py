@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from palimpsest.nodes.diffusion.schedule import require_descending_to_zero
@@ -35,6 +37,55 @@ def test_require_steps_accepts_a_part_of_the_schedule_and_names_another_one():
         ValueError, match=r"sigmas: expected levels of the trajectory, which has 3 steps.*first 2\.0000"
     ):
         path.require_steps(torch.tensor([14.6, 2.0, 0.0]))
+
+
+@pytest.mark.parametrize("sampler", ["dpm_2", "uni_pc"])
+def test_levels_that_ksampler_leaves_out_are_said_R10(sampler: str):
+    """Fault R10: the refusal asked for the settings that were made already."""
+    path = trajectory([14.6, 3.0, 0.5, 0.0])
+    with pytest.raises(
+        ValueError, match=f"KSampler takes one step more for {sampler} and leaves out the last level but"
+    ):
+        path.require_steps(torch.tensor([14.6, 2.0, 0.0]), sampler=sampler)
+
+
+def on_the_way() -> Trajectory:
+    latents = torch.randn(4, 1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    return replace(
+        trajectory([14.6, 3.0, 0.5, 0.0]), latents=latents * torch.tensor([14.6, 3, 1, 1]).view(-1, 1, 1, 1, 1)
+    )
+
+
+@pytest.mark.parametrize(("step", "sigma"), [(0, 14.6), (1, 3.0), (2, 0.5)])
+def test_a_start_on_the_trajectory_is_let_through_E14(step: int, sigma: float):
+    path = on_the_way()
+    path.require_start(path.latents[step].half(), sigma)
+    path.require_start(path.latents[step].expand(3, -1, -1, -1), sigma)
+
+
+@pytest.mark.parametrize(
+    ("step", "sigma", "change"),
+    [
+        (0, 3.0, 3.0 / 14.6),  # the start of the path at an inner level, scaled to it
+        (0, 14.6, 1.015),
+        (2, 3.0, 1.0),
+    ],
+)
+def test_a_start_beside_the_trajectory_is_refused_E14(step: int, sigma: float, change: float):
+    """Fault E14: a sampler that started at an inner level from a wrong latent drew a wrong picture in silence."""
+    path = on_the_way()
+    with pytest.raises(ValueError, match=rf"expected a start on the trajectory, whose latent at sigma {sigma:.4f}"):
+        path.require_start(path.latents[step] * change, sigma)
+
+
+def test_noise_added_once_more_is_refused_and_other_noise_is_not_R12():
+    path = on_the_way()
+    noise = 14.6 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    path.require_start(noise, 14.6)
+    with pytest.raises(ValueError, match="add_noise disabled"):
+        path.require_start(path.start + noise, 14.6)
+    with pytest.raises(ValueError, match="expected a start on the trajectory"):
+        path.require_start(path.latents[-1] + noise / 14.6 * 3.0, 3.0)
 
 
 @pytest.mark.parametrize(

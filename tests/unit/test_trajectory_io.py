@@ -1,11 +1,13 @@
 import json
 import random
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from palimpsest.nodes.diffusion.trajectory import ModelFingerprint, Trajectory
+from palimpsest.nodes.files import checked_file
 from palimpsest.nodes.inversion.trajectory_io import HEADER, TrajectoryFileError, load_trajectory, save_trajectory
 from safetensors.torch import load_file, save_file
 
@@ -24,7 +26,7 @@ def example(dtype: torch.dtype = torch.float32) -> Trajectory:
             ],
             [torch.randn(1, 7, 8, generator=generator), {}],
         ],
-        model=ModelFingerprint("SDXL", "SDXL", ("EPS", "ModelSamplingDiscrete"), 14.6146),
+        model=ModelFingerprint("SDXL", "SDXL", ("EPS", "ModelSamplingDiscrete"), 14.6146, 2048),
         method="fixed_point",
         residuals=torch.tensor([1e-5, float("nan"), 3e-7]),
     )
@@ -39,7 +41,23 @@ def assert_same(a: Trajectory, b: Trajectory) -> None:
         assert text_a.dtype == text_b.dtype and torch.equal(text_a, text_b)
         assert extra_a.keys() == extra_b.keys()
         for key, value in extra_a.items():
-            assert torch.equal(value, extra_b[key]) if isinstance(value, torch.Tensor) else value == extra_b[key]
+            assert_same_value(value, extra_b[key])
+
+
+def assert_same_value(a, b) -> None:
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype and torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key, value in a.items():
+            assert_same_value(value, b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_same_value(one, other)
+    else:
+        assert a == b
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -49,12 +67,70 @@ def test_a_saved_trajectory_comes_back_bit_for_bit(tmp_path: Path, dtype: torch.
     assert [path.name for path in tmp_path.iterdir()] == ["a.trajectory.safetensors"]
 
 
-def test_a_conditioning_with_a_live_object_is_not_written(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention_mask", torch.ones(1, 7, dtype=torch.bool)),
+        ("t5xxl_ids", torch.arange(7)),
+        ("bias", torch.tensor([[0.0, -torch.inf]])),
+        ("area", (8, 16, 0, 4)),
+        ("area", ("percentage", 0.5, 0.5, 0.0, 0.25)),
+        ("mask", torch.rand(1, 8, 8)),
+        ("reference_latents", [torch.rand(1, 4, 8, 8), torch.rand(1, 4, 6, 5).half()]),
+        ("timestep_start", float("inf")),
+        ("pooled_output", None),
+        ("of_another_pack", {"sigmas": torch.rand(3), "names": ["a", ("b", 1.5)], "none": {}}),
+    ],
+)
+def test_what_a_prompt_holds_as_tensors_and_plain_values_comes_back_R9(tmp_path: Path, key: str, value):
+    """Fault R9: a decoder's trajectory, whose prompt has a mask of booleans, was refused with "invert with text only"."""
     trajectory = example()
-    trajectory.positive[0][1]["control"] = object()
-    with pytest.raises(ValueError, match="'control', a object, which a file can't keep"):
+    trajectory.positive[0][1][key] = value
+    save_trajectory(trajectory, tmp_path / "a.trajectory.safetensors")
+    assert_same(trajectory, load_trajectory(tmp_path / "a.trajectory.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("control", object(), "a ControlNet"),
+        ("hooks", object(), "hooks"),
+        ("gligen", ("position", object(), []), "GLIGEN boxes"),
+        ("unclip_conditioning", [{"clip_vision_output": object(), "strength": 1.0}], "an image embedding"),
+        ("patch", {1: 2.0}, "'patch'"),
+    ],
+)
+def test_what_a_file_cannot_keep_is_refused_by_name_R9(tmp_path: Path, key: str, value, named: str):
+    trajectory = example()
+    trajectory.positive[0][1][key] = value
+    with pytest.raises(ValueError, match=rf"got one with {named} \(\w+\), which a file can't keep. Invert without it"):
         save_trajectory(trajectory, tmp_path / "a.trajectory.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_of_a_video_model_comes_back(tmp_path: Path):
+    trajectory = replace(example(), latents=torch.randn(4, 2, 4, 1, 6, 5))
+    save_trajectory(trajectory, tmp_path / "a.trajectory.safetensors")
+    assert_same(trajectory, load_trajectory(tmp_path / "a.trajectory.safetensors"))
+
+
+def test_files_of_version_1_load(tmp_path: Path):
+    path, trajectory = tmp_path / "a.trajectory.safetensors", example()
+    (text, extra), (other, _) = trajectory.positive
+    tensors = {"latents": trajectory.latents, "sigmas": trajectory.sigmas, "residuals": trajectory.residuals}
+    pooled = {"conditioning.0.cross_attn": text, "conditioning.0.pooled_output": extra["pooled_output"]}
+    header = {
+        "version": 1, "method": "fixed_point", "model_class": "SDXL", "latent_format": "SDXL",
+        "sampling": ["EPS", "ModelSamplingDiscrete"], "sigma_max": 14.6146,
+        "conditioning": [
+            {"values": {"strength": 0.75, "width": 512, "note": None}, "tensors": ["cross_attn", "pooled_output"]},
+            {"values": {}, "tensors": ["cross_attn"]},
+        ],
+    }  # fmt: skip
+    checked_file.write(path, HEADER, header, {**tensors, **pooled, "conditioning.1.cross_attn": other})
+    loaded = load_trajectory(path)
+    assert loaded.model.text_width is None
+    assert_same(replace(trajectory, model=replace(trajectory.model, text_width=None)), loaded)
 
 
 def test_two_thousand_mutated_files_raise_the_one_error(tmp_path: Path):
@@ -98,12 +174,13 @@ def rewritten(path: Path, change) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda h, t: h.update(version=2), "expected version 1"),
+        (lambda h, t: h.update(version=3), "expected version 2"),
         (lambda h, t: h.update(steps=1), "other fields"),
         (lambda h, t: h.update(sigma_max="14"), "sigma_max: expected float"),
         (lambda h, t: h.update(conditioning=[]), "no conditioning"),
-        (lambda h, t: h["conditioning"][0].update(tensors=[["x"]]), "expected names"),
-        (lambda h, t: h.update(conditioning=json.loads("[" * 900 + "]" * 900)), "unexpected fields"),
+        (lambda h, t: h["conditioning"][0].append({"tensor": "conditioning.9"}), "other names"),
+        (lambda h, t: h["conditioning"][0][1].update(x={"tensor": ["x"]}), "checksum"),
+        (lambda h, t: h.update(conditioning=json.loads("[" * 900 + "]" * 900)), "recursion|other names"),
         (lambda h, t: t.pop("residuals"), "other names"),
         (lambda h, t: t.update(extra=torch.zeros(1)), "other names"),
         (lambda h, t: t.update(latents=t["latents"].half()), "unexpected type F16"),
@@ -131,6 +208,26 @@ def test_values_that_are_not_finite_or_not_descending_are_refused_even_with_a_tr
     bad.sigmas[1] = 20.0
     save_trajectory(bad, path)
     with pytest.raises(TrajectoryFileError, match="strictly descending"):
+        load_trajectory(path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        [1.5, {}], [None], [None, []], [None, {}, {}], {"dict": {}}, [None, {"x": {"tuple": 1}}], [None, {"x": {"float": "1"}}],
+        [None, {"x": {"float": []}}], [None, {"x": {"set": []}}], [None, {"x": {"dict": 1}}], [None, {"x": {"tensor": 1}}],
+        [None, {"x": {"tensor": [], "tuple": []}}],
+    ],
+)  # fmt: skip
+def test_prompts_of_another_form_are_refused_even_with_a_true_checksum(tmp_path: Path, entry):
+    path, trajectory = tmp_path / "a.trajectory.safetensors", example()
+    header = {
+        "version": 2, "method": "ddim", "model_class": "SDXL", "latent_format": "SDXL", "sampling": [], "sigma_max": 14.6,
+        "text_width": 0, "conditioning": [entry],
+    }  # fmt: skip
+    tensors = {"latents": trajectory.latents, "sigmas": trajectory.sigmas, "residuals": trajectory.residuals}
+    checked_file.write(path, HEADER, header, tensors)
+    with pytest.raises(TrajectoryFileError, match="conditioning: "):
         load_trajectory(path)
 
 

@@ -16,6 +16,8 @@ SITES = Sites((4,), ((4, 0),))
         ((1.0, 1.0), 50, (50, 50)),
         ((0.29, 0.57), 100, (29, 57)),
         ((0.5, 0.99), 3, (1, 2)),
+        ((0.8, 0.01), 1, (1, 1)),  # fault R2: windows of one step rounded to nothing
+        ((0.1, 0.0), 4, (1, 0)),
     ],
 )
 def test_counts_whole_steps(ends, steps, expected):

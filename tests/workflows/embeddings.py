@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from workflows.author import Group, NodeSpec, Note, Workflow
-from workflows.parts import Links
-from workflows.style import BLUE, CLIP_L, CYAN, GOLD, GREEN, PICTURE, POSITIVE, RED
+from workflows.description import Group, NodeSpec, Note, Workflow
+from workflows.files_and_colours import BLUE, CLIP_L, CYAN, GOLD, GREEN, PICTURE, POSITIVE, RED
+from workflows.shared_columns import Links
 from workflows.unclip import FIXED, draw_published, load_clip, load_karlo, upsample
 from workflows.unclip_notes import (
     AGAIN_NOTE,
@@ -54,14 +54,14 @@ def variations() -> Workflow:
         ],
         links=[
             *opened_links,
-            ("invert", "latent", "four", "samples"),
+            ("invert", "noised_latent", "four", "samples"),
             *_sampler_links("sample", "told", "ancestral", ("four", "LATENT")),
             ("sample", "output", "decode", "samples"),
             ("decoder", "vae", "decode", "vae"),
             *larger_links,
             ("decode", "IMAGE", "large", "image"),
             ("large", "image", "save", "images"),
-            *_sampler_links("again", "told", "euler", ("invert", "latent")),
+            *_sampler_links("again", "told", "euler", ("invert", "noised_latent")),
             ("again", "output", "decode_again", "samples"),
             ("decoder", "vae", "decode_again", "vae"),
             ("decode_again", "IMAGE", "compare", "image_a"),
@@ -131,8 +131,8 @@ def morph() -> Workflow:
             ("see", "CLIP_VISION_OUTPUT", "between", "embedding_a"),
             ("see_2", "CLIP_VISION_OUTPUT", "between", "embedding_b"),
             ("frames", "INT", "between", "frames"),
-            ("invert", "latent", "noises", "latent_a"),
-            ("invert_2", "latent", "noises", "latent_b"),
+            ("invert", "noised_latent", "noises", "latent_a"),
+            ("invert_2", "noised_latent", "noises", "latent_b"),
             ("frames", "INT", "noises", "frames"),
             ("clip", "CLIP", "told_between", "clip"),
             ("decoder", "model", "told_between", "model"),
@@ -203,7 +203,7 @@ def text_diff() -> Workflow:
             ("clip", "CLIP", "told_moved", "clip"),
             ("decoder", "model", "told_moved", "model"),
             ("diff", "single", "told_moved", "clip_vision_output"),
-            *_sampler_links("sample", "told_moved", "euler", ("invert", "latent")),
+            *_sampler_links("sample", "told_moved", "euler", ("invert", "noised_latent")),
             ("sample", "output", "decode", "samples"),
             ("decoder", "vae", "decode", "vae"),
             *larger_links,

@@ -2,16 +2,8 @@
 
 from __future__ import annotations
 
-from workflows.author import Group, NodeSpec, Note, Workflow
-from workflows.fusion_notes import (
-    FUSION_MAP_NOTE,
-    FUSION_TUNING_NOTE,
-    LORA_NOTE,
-    TWO_CHECKPOINTS_NOTE,
-    TWO_LORAS_NOTE,
-)
-from workflows.parts import Links, draw, fused_row
-from workflows.style import (
+from workflows.description import Group, NodeSpec, Note, Workflow
+from workflows.files_and_colours import (
     BLUE,
     CHECKPOINT,
     EXPERT,
@@ -23,6 +15,14 @@ from workflows.style import (
     RED,
     SECOND_LORA,
 )
+from workflows.fusion_notes import (
+    FUSION_MAP_NOTE,
+    FUSION_TUNING_NOTE,
+    LORA_NOTE,
+    TWO_CHECKPOINTS_NOTE,
+    TWO_LORAS_NOTE,
+)
+from workflows.shared_columns import Links, draw, fused_row
 
 UNWANTED = "blurry, low quality"
 

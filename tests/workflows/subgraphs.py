@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from workflows.author import Group, NodeSpec, Workflow
-from workflows.author_subgraph import Blueprint
-from workflows.style import BLUE, GOLD, GREEN, RED
-from workflows.words import mask_by_word, swap_a_word
+from workflows.description import Blueprint, Group, NodeSpec, Workflow
+from workflows.files_and_colours import BLUE, GOLD, GREEN, RED
+from workflows.word_edits import mask_by_word, swap_a_word
 
 CATEGORY = "palimpsest"
 FROM_OUTSIDE = {

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from workflows.author import Group, NodeSpec, Note, Workflow
-from workflows.fusion_notes import BORDERS_NOTE, DELAY_NOTE, DELAYED_NOTE, SUBJECT_NOTE, TWO_SUBJECTS_NOTE
-from workflows.parts import Links, draw, fused_row
-from workflows.style import (
+from workflows.description import Group, NodeSpec, Note, Workflow
+from workflows.files_and_colours import (
     BLUE,
     CHECKPOINT,
     CYAN,
@@ -17,6 +15,8 @@ from workflows.style import (
     RED,
     SUBJECTS,
 )
+from workflows.fusion_notes import BORDERS_NOTE, DELAY_NOTE, DELAYED_NOTE, SUBJECT_NOTE, TWO_SUBJECTS_NOTE
+from workflows.shared_columns import Links, draw, fused_row
 
 ONE = "a woman <|image|> reading a book in a garden, sunny afternoon"
 TWO = "a woman <|image|> and a man <|image|> having breakfast in a garden, sunny afternoon"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from workflows.author import Group, NodeSpec, Note, Workflow
-from workflows.parts import Links
-from workflows.style import (
+from workflows.description import Group, NodeSpec, Note, Workflow
+from workflows.files_and_colours import (
     BLUE,
     CLIP_L,
     CYAN,
@@ -21,6 +20,7 @@ from workflows.style import (
     UNCLIP,
     UPSAMPLER,
 )
+from workflows.shared_columns import Links
 from workflows.unclip_notes import (
     KARLO_NOTE,
     PRIOR_TUNING_NOTE,
@@ -86,7 +86,7 @@ def text_to_sd21_unclip() -> Workflow:
                 (0, 1130),
                 {"embedding_file": "embeddings/prior_00001_.embedding.safetensors [output]"},
                 size=(700, 90),
-                title="Load Embedding (muted)",
+                title="unCLIP Load Embedding (muted)",
                 muted=True,
             ),
         ],
@@ -150,9 +150,17 @@ def text_to_karlo() -> Workflow:
             *larger,
             NodeSpec("small", "PreviewImage", (1560, 720), size=(580, 320), title="64 x 64"),
             NodeSpec("save", "SaveImage", (1560, 0), {"filename_prefix": "karlo"}, size=(580, 640), title="256 x 256"),
-            NodeSpec("upsampler_2", "PAL_LoadUpsampler", (0, 1200), second, (300, 130), "Load Upsampler 2", muted=True),
             NodeSpec(
-                "large_2", "PAL_Upsample", (380, 1200), {"seed": 1, **FIXED}, (320, 230), "Upsample 2", muted=True
+                "upsampler_2", "PAL_LoadUpsampler", (0, 1200), second, (300, 130), "unCLIP Load Upsampler 2", muted=True
+            ),
+            NodeSpec(
+                "large_2",
+                "PAL_Upsample",
+                (380, 1200),
+                {"seed": 1, **FIXED},
+                (320, 230),
+                "unCLIP Upsample 2",
+                muted=True,
             ),
             NodeSpec(
                 "save_2",
@@ -290,12 +298,12 @@ def _schedule(key: str, pos: tuple[int, int], scheduler: str, steps: int) -> Nod
 
 
 def _empty(key: str, pos: tuple[int, int], count: int = 1) -> NodeSpec:
-    """Pixels of the decoder's size. Karlo's latents are pictures."""
+    """Of the decoder's size. Its latents are pictures; ComfyUI's samplers give an empty latent the channels and size of the model."""
     return NodeSpec(
         key,
-        "EmptyChromaRadianceLatentImage",
+        "EmptyLatentImage",
         pos,
         {"width": 64, "height": 64, "batch_size": count},
         size=(320, 110),
-        title="Empty pixels",
+        title="Empty picture",
     )

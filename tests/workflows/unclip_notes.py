@@ -1,6 +1,6 @@
 """What the shipped workflows with image embeddings say to the artist, in Markdown."""
 
-from workflows.style import (
+from workflows.files_and_colours import (
     CLIP_L,
     DECODER,
     LAST_UPSAMPLER,
@@ -33,7 +33,7 @@ KARLO_GET = f"### Get\n{KARLO_FILES}\n\n{HEAD}\n{DECODER_FILES}\n\nAnd {BOTH_FIL
 UNCLIP_NOTE = f"""## Text to picture by a prior, SD2.1 unCLIP
 
 The prior turns your text into the embedding of a picture, as CLIP would see that picture; Stable Diffusion draws from the \
-embedding and the text. Each seed of **Sample Prior** is another idea of the text, each seed of **KSampler** another drawing of \
+embedding and the text. Each seed of **unCLIP Sample Prior** is another idea of the text, each seed of **KSampler** another drawing of \
 that idea.
 
 ### Get
@@ -50,17 +50,17 @@ that idea.
 - **One embedding at a time**, *batch_size* 1: this model puts the embeddings of a batch into one picture.
 - A prior and a decoder of the same CLIP. This one goes with ViT-L/14; *sd21-unclip-h* does not."""
 
-PRIOR_TUNING_NOTE = """- **Another idea**: another *seed* in Sample Prior.
-- **Closer to the text**: more *candidates*; the one nearest to the text is kept. Then *cfg* of Sample Prior.
+PRIOR_TUNING_NOTE = """- **Another idea**: another *seed* in unCLIP Sample Prior.
+- **Closer to the text**: more *candidates*; the one nearest to the text is kept. Then *cfg* of unCLIP Sample Prior.
 - **Another drawing of the same idea**: the seed of the sampler. The prior does not run again.
 - **What must not be in it**: *negative_text*. The priors were trained with an empty one.
 - **Words at the end have no effect**: 75 tokens are read; the node says when there are more."""
 
-SCORE_NOTE = """**Sample Prior** shows how near the embedding is to the text, **Embedding Score** how near the finished picture is, in \
+SCORE_NOTE = """**unCLIP Sample Prior** shows how near the embedding is to the text, **unCLIP Embedding Score** how near the finished picture is, in \
 the same CLIP's eyes. The first is high because the prior was trained to make it so; the second is what came of it. \
 Compare scores of one text only."""
 
-SAVED_EMBEDDING_NOTE = """**Save Embedding** keeps what the prior made. To draw from it another day, un-mute **Load Embedding** (Ctrl+M), \
+SAVED_EMBEDDING_NOTE = """**unCLIP Save Embedding** keeps what the prior made. To draw from it another day, un-mute **unCLIP Load Embedding** (Ctrl+M), \
 pick the file, and draw its *embedding* to *unCLIPConditioning*."""
 
 KARLO_NOTE = f"""## Text to picture with Karlo
@@ -79,11 +79,11 @@ And {TEXT_FILE}
 
 ### Change
 - **What it shows**: the text, for the prior and for the decoder
-- the seeds: of the idea (Sample Prior), the painting (RandomNoise), the details (Upsample)
+- the seeds: of the idea (unCLIP Sample Prior), the painting (RandomNoise), the details (unCLIP Upsample)
 
 ### Keep
-- **UnCLIP Sampler**, 25 or 50 steps, *cfg* 8: as published. Core's samplers work as well.
-- *steps* of Upsample at 0, which is the published 7."""
+- **unCLIP Sampler**, 25 or 50 steps, *cfg* 8: as published. Core's samplers work as well.
+- *steps* of unCLIP Upsample at 0, which is the published 7."""
 
 SECOND_UPSAMPLER_NOTE = f"""DALL-E 2 has a second upsampler, from 256 to 1024 pixels. Nobody has published weights of one. If you have \
 trained one in this layout, put it into *models/diffusion_models* (here *{SECOND_UPSAMPLER}*) and un-mute the three nodes (Ctrl+M). \
@@ -108,8 +108,8 @@ not hold.
 VARIATIONS_TUNING_NOTE = """- **Too close to the picture**: raise *eta*, up to 1.
 - **Too far from it**: lower *eta*. At 0, with *cfg* 1, nothing is new: the picture comes back.
 - **Vague**: raise *cfg*; 8 is what Karlo is drawn with.
-- **Say more**: write into *text* of UnCLIP Conditioning what the picture is of. It is empty for variations, as published.
-- **From plain noise instead**: set *add_noise* on, and connect *Empty pixels* (EmptyChromaRadianceLatentImage, 64 x 64) in place of \
+- **Say more**: write into *text* of unCLIP Decoder Conditioning what the picture is of. It is empty for variations, as published.
+- **From plain noise instead**: set *add_noise* on, and connect *Empty picture* (Empty Latent Image, 64 x 64) in place of \
 DDIM Invert's latent."""
 
 AGAIN_NOTE = """The same start, without new noise and at *cfg* 1, gives the picture back as far as the decoder knows it. \
@@ -120,7 +120,7 @@ The schedule begins at sigma 32: above it the decoder's own schedule rises to 20
 
 MORPH_NOTE = f"""## Morph between two pictures
 
-Goes from one picture to another in steps. Both things that a picture is made of move: its embedding, by Embedding Slerp, and \
+Goes from one picture to another in steps. Both things that a picture is made of move: its embedding, by unCLIP Embedding Slerp, and \
 the noise it comes from, by Latent Slerp.
 
 {KARLO_GET}
@@ -139,12 +139,12 @@ details do not flicker.
 - **The ends are not your pictures**: look at the residuals that both DDIM Invert show, and raise *iterations*.
 - **Only the content is to change, not the noise**: connect one DDIM Invert's latent to both inputs of Latent Slerp."""
 
-MIX_NOTE = """**Embedding Mix** makes one embedding of both, and the decoder draws new pictures of it from plain noise, \
+MIX_NOTE = """**unCLIP Embedding Mix** makes one embedding of both, and the decoder draws new pictures of it from plain noise, \
 with the published sampler.
 
 - *weights*: `1, 1` is half of each, `2, 1` more of the first, `1, -0.5` takes the second away.
 - A third picture: connect its embedding to the next socket, and write a third weight.
-- In words too: write into *text* of UnCLIP Conditioning."""
+- In words too: write into *text* of unCLIP Decoder Conditioning."""
 
 DIFF_NOTE = f"""## Move a picture by words
 

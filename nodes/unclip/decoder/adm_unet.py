@@ -1,12 +1,13 @@
 """The UNet of unCLIP's decoder and upsamplers: ADM (2105.05233) with GLIDE's context tokens in its attention (2112.10741).
 
-Named and ordered as Karlo's published networks, with attention's projections as plain matrices.
+Tensors are named and ordered as in Karlo's published files. The projections of attention are linear layers here; in the files
+they are 1x1 convolutions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,24 +17,22 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 
 HEAD_WIDTH = 64
-HIDDEN = -10000.0  # added to the scores of tokens that are not to be seen: exp of it is 0 in every precision
+HIDDEN = -10000.0  # added to the scores of masked tokens: its exponential is 0 in every precision
 
 
-@dataclass
+@dataclass(frozen=True)
 class Context:
     """Tokens that every attention layer sees beside the picture's own.
 
     tokens: [B, L, width]; scores: [B, 1, L], added to the tokens' attention scores.
-    projected: keys and values of the tokens by layer, [B, heads, 2, L, HEAD_WIDTH], filled by the layers at first use.
     """
 
     tokens: torch.Tensor
     scores: torch.Tensor
-    projected: dict[torch.nn.Module, torch.Tensor] = field(default_factory=dict)
 
 
 class ContextAttention(torch.nn.Module):
-    """Attention of a picture's places over the context's tokens and themselves, in one softmax."""
+    """Every position of the picture attends to the context's tokens and to all positions, in one softmax."""
 
     def __init__(self, channels: int, context_width: int, dtype: torch.dtype, device: torch.device, operations: Any):
         super().__init__()
@@ -47,9 +46,7 @@ class ContextAttention(torch.nn.Module):
     def forward(self, x: torch.Tensor, context: Context, transformer_options: Mapping[str, Any]) -> torch.Tensor:
         places = self.norm(x).flatten(2).transpose(1, 2)
         q, k, v = self._by_head(self.qkv(places), 3).unbind(2)
-        if self not in context.projected:
-            context.projected[self] = self._by_head(self.encoder_kv(context.tokens), 2)
-        context_k, context_v = context.projected[self].unbind(2)
+        context_k, context_v = self._by_head(self.encoder_kv(context.tokens), 2).unbind(2)
         out = optimized_attention(
             q,
             torch.cat([context_k, k], dim=2),
@@ -67,10 +64,10 @@ class ContextAttention(torch.nn.Module):
 
 
 class AdmUNet(torch.nn.Module):
-    """eps, and with it the variance if there are channels for it, of x [B, in_channels, H, W] at timesteps [B].
+    """Predicts eps, and a learned variance if out_channels has room for it, from x [B, in_channels, H, W] at timesteps [B].
 
-    widths: channels of each level, from the full resolution down. attention: which levels have it; the middle has it where any
-    has.
+    widths: channels of each level, from the full resolution down. attention: whether each level has attention; the middle block
+    has it if any level has.
     """
 
     def __init__(
@@ -146,7 +143,7 @@ class AdmUNet(torch.nn.Module):
         context: Context | None = None,
         transformer_options: Mapping[str, Any] | None = None,
     ) -> torch.Tensor:
-        """embedding: [B, time_width], added to that of the timesteps."""
+        """embedding: [B, time_width], added to the embedding of the timesteps."""
         emb = self.time_embed(timestep_embedding(timesteps, self.model_channels).to(x.dtype))
         if embedding is not None:
             emb = emb + embedding
@@ -174,7 +171,7 @@ class AdmUNet(torch.nn.Module):
 
 
 class UpsamplerNetwork(AdmUNet):
-    """eps of a picture from its noisy self and its small self, resized to it: [x, low_res] along the channels."""
+    """Predicts eps from the noisy picture and the small picture resized to its size, joined along the channels."""
 
     def forward(self, x: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         return self.predict(x, timesteps)[:, :3]

@@ -1,4 +1,4 @@
-"""Ancestral sampling with the variance that the decoder has learned, as published (2102.09672; Karlo)."""
+"""Ancestral sampling with the variance that the decoder predicts, as published (2102.09672; Karlo)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NoiseSampler = Callable[[float, float], torch.Tensor]
 
 
 class LearnedVariance:
-    """Reads the variance channels of a model call, and joins the positive conditions' as core joins their predictions."""
+    """Collects the variance channels of model calls, and combines those of positive conditions as core combines predictions."""
 
     def __init__(self) -> None:
         self._rows: dict[Any, torch.Tensor] = {}
@@ -29,7 +29,7 @@ class LearnedVariance:
         self._rows.update(zip(uuids, variance.chunk(len(uuids)), strict=True))
 
     def of(self, positive: list[dict], x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """[B, C, H, W], about -1 (the posterior's variance) to 1 (beta). Guidance has no part in it."""
+        """[B, C, H, W], about -1 (the posterior's variance) to 1 (beta). Guidance does not act on it."""
         total, weight = torch.zeros_like(x), torch.full_like(x, 1e-37)
         for cond in positive:
             part = comfy.samplers.get_area_and_mult(cond, x, sigma)
@@ -46,7 +46,7 @@ class LearnedVariance:
 
 
 def levels_of(sigmas: torch.Tensor, sampling: Any, spacing: str) -> RespacedSchedule:
-    """The training steps to visit: for a whole schedule as many as it has, spaced as published; else those next to its sigmas."""
+    """The training steps to visit: those nearest to the sigmas, or for a whole schedule as many steps, spaced as published."""
     whole = float(sigmas[0]) >= float(sampling.sigma_max) * (1 - 1e-5) and float(sigmas[-1]) == 0.0
     if spacing == "published" and whole and len(sigmas) > 2:
         return respaced(len(sigmas) - 1)
@@ -66,9 +66,10 @@ def sample_unclip(
     spacing: str = "published",
     noise_sampler: NoiseSampler | None = None,
 ) -> torch.Tensor:
-    """A sampler function as core's: x [B, C, H, W] at sigmas[0] -> x at sigmas[-1]. The decoder's MODEL clips x0 by itself."""
+    """A sampler function like core's: x [B, C, H, W] at sigmas[0] -> x at sigmas[-1]. The decoder's MODEL clips x0 itself."""
     guider = model.inner_model
     require_learned_variance(guider)
+    require_schedule(sigmas)
     noise_sampler = noise_sampler or default_noise_sampler(x, seed=extra_args.get("seed"))
     variance = LearnedVariance()
     options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
@@ -77,7 +78,7 @@ def sample_unclip(
 
     schedule = levels_of(sigmas, guider.inner_model.model_sampling, spacing)
     ones = x.new_ones(x.shape[0])
-    x = x / (1 + sigmas[0] ** 2) ** 0.5  # to the variance-preserving form that the posterior is written in
+    x = x / (1 + sigmas[0] ** 2) ** 0.5  # variance-preserving, as the posterior is written
     for i in range(len(schedule)):
         alpha_bar, alpha_bar_next = float(schedule.alpha_bar[i]), float(schedule.alpha_bar_next[i])
         sigma, scaled = ones * (1 / alpha_bar - 1) ** 0.5, x / alpha_bar**0.5
@@ -91,12 +92,23 @@ def sample_unclip(
     return x * (1 + sigmas[-1] ** 2) ** 0.5
 
 
+def require_schedule(sigmas: torch.Tensor) -> None:
+    """Infinite or NaN levels would sample a picture of NaN, ascending ones a picture of noise."""
+    if bool(torch.isfinite(sigmas).all()) and bool((sigmas[1:] <= sigmas[:-1]).all()) and float(sigmas[-1]) >= 0:
+        return
+    got = ", ".join(f"{float(sigma):.4g}" for sigma in sigmas[:6]) + (", ..." if len(sigmas) > 6 else "")
+    raise ValueError(
+        f"sigmas: expected noise levels from high to low, all finite, got {got}. Choose another scheduler or more steps (kl_optimal "
+        "needs at least 2), and do not flip the sigmas."
+    )
+
+
 def require_learned_variance(guider: comfy.samplers.CFGGuider) -> None:
     model = guider.inner_model
     if not isinstance(model, UnCLIPDecoder) or not model.diffusion_model.learns_variance:
         raise ValueError(
             f"sampler: expected an unCLIP decoder, whose network learned a variance, got {type(model).__name__}. Connect the model of "
-            "Load UnCLIP Decoder, or another sampler to this one."
+            "unCLIP Load Decoder, or another sampler to this one."
         )
     if "positive" not in guider.conds:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""The decoder as a ComfyUI MODEL in pixel space, which core's samplers, guiders, schedulers and masks work on."""
+"""The decoder as a ComfyUI MODEL in pixel space, for core's samplers, guiders, schedulers and masks."""
 
 from __future__ import annotations
 
@@ -13,23 +13,22 @@ import comfy.model_sampling
 import comfy.supported_models_base
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 
-from ...files.weight_file import precision
+from ...files.weight_file import assign, precision
 from ..respaced_schedule import squaredcos_cap_v2
-from .decoder_network import CONTEXTS, ContextStore, DecoderNetwork
+from .decoder_network import DecoderNetwork
 from .layouts import Weights
 
-# The cosine schedule's last twenty steps rise from sigma 32 to 20000 and say nothing of the picture: a prediction of noise that
-# is off by a rounding error is off by thousands of grey levels there. Core's schedulers begin below them.
+# The last twenty steps of the cosine schedule rise from sigma 32 to 20000, where a rounding error of the predicted noise is
+# thousands of grey levels of the picture. Core's schedulers begin below them.
 NOISIEST = 979
 
 
 class CosineSampling(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.EPS):
-    """eps prediction on the cosine schedule. Sigmas above the range that schedulers use still find their timesteps."""
+    """eps prediction on the cosine schedule. Sigmas above NOISIEST have timesteps too: the published sampler begins there."""
 
     def _register_schedule(self, **_: Any) -> None:
-        super()._register_schedule(given_betas=squaredcos_cap_v2().float())
+        super()._register_schedule(given_betas=squaredcos_cap_v2())
 
     def set_sigmas(self, sigmas: torch.Tensor) -> None:
         super().set_sigmas(sigmas)
@@ -49,13 +48,15 @@ class DecoderConfig(comfy.supported_models_base.BASE):
 
 
 class UnCLIPDecoder(comfy.model_base.BaseModel):
-    """Conditions: text states with their mask and embedding, and core's unclip_conditioning for the image embedding.
+    """Reads text states, their mask and pooled output, and core's unclip_conditioning for the image embedding.
 
-    A conditioning without an image embedding, such as CLIP Text Encode's, gets the learned stand-in for one.
+    A conditioning without an image embedding, such as CLIP Text Encode's, gets the one that the decoder learned for this case.
     """
 
-    def __init__(self, config: DecoderConfig, device: torch.device | None = None):
-        super().__init__(config, comfy.model_base.ModelType.EPS, device, DecoderNetwork)
+    def __init__(self, config: DecoderConfig, device: torch.device):
+        """The network is on the meta device until it is given its weights. device: where those will be."""
+        super().__init__(config, comfy.model_base.ModelType.EPS, torch.device("meta"), DecoderNetwork)
+        self.device = device
         self.model_sampling = CosineSampling(config)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, comfy.conds.CONDRegular]:
@@ -79,26 +80,26 @@ class UnCLIPDecoder(comfy.model_base.BaseModel):
 
 
 def text_mask(socket: str, mask: torch.Tensor | None, states: torch.Tensor) -> torch.Tensor:
-    """[B, L], 1 for what is seen: everything where a conditioning does not say."""
+    """[B, L], 1 for tokens that are read: all of them if the conditioning has no mask."""
     if mask is None:
         return torch.ones(states.shape[:2])
     if mask.shape[-1] != states.shape[1]:
         raise ValueError(
             f"{socket}: expected a mask for each of the text's {states.shape[1]} tokens, got one for {mask.shape[-1]}. Conditioning Concat "
-            "does not know of it: put both texts into one UnCLIP Conditioning, or use Conditioning Combine."
+            "does not join masks: put both texts into one unCLIP Decoder Conditioning, or use Conditioning Combine."
         )
     return mask.reshape(-1, states.shape[1]).float()
 
 
 def image_embedding(socket: str, unclip_conditioning: list[dict[str, Any]] | None, width: int) -> torch.Tensor | None:
-    """[B, width], the sum of a conditioning's image embeddings, each by its strength."""
+    """[B, width], the sum of a conditioning's image embeddings, weighted by their strengths."""
     if not unclip_conditioning:
         return None
     for entry in unclip_conditioning:
         if entry["noise_augmentation"] > 0:
             raise ValueError(
                 f"noise_augmentation: expected 0, since this decoder was trained without, got {entry['noise_augmentation']}. Use "
-                "UnCLIP Conditioning."
+                "unCLIP Decoder Conditioning."
             )
         require_width(socket, "an image embedding", entry["clip_vision_output"].image_embeds, width)
     return sum(entry["strength"] * entry["clip_vision_output"].image_embeds.float() for entry in unclip_conditioning)
@@ -108,13 +109,13 @@ def require_width(socket: str, what: str, value: torch.Tensor | None, width: int
     if value is None or value.shape[-1] != width:
         got = "none" if value is None else f"one {value.shape[-1]} wide"
         raise ValueError(
-            f"{socket}: expected {what} {width} wide, as the decoder takes it, got {got}. Connect UnCLIP Conditioning with the CLIP "
+            f"{socket}: expected {what} {width} wide, as the decoder takes it, got {got}. Connect unCLIP Decoder Conditioning with the CLIP "
             "that the decoder was trained with."
         )
 
 
 def require_share(socket: str, embeddings: int, pictures: int) -> None:
-    """Core would take what fits of a longer batch of embeddings and leave out the rest."""
+    """Core would cut a longer batch of embeddings to the batch of the latent, without a word."""
     if pictures % embeddings:
         raise ValueError(
             f"{socket}: expected one image embedding, or one for each of the latent's {pictures} pictures, got {embeddings}. Give the latent a "
@@ -126,34 +127,27 @@ def require_picture(shape: torch.Size) -> None:
     if len(shape) != 4 or shape[1] != PixelSpace.latent_channels:
         raise ValueError(
             f"latent_image: expected pictures in pixel space, [batch, {PixelSpace.latent_channels}, height, width], got {list(shape)}. "
-            "Connect EmptyChromaRadianceLatentImage, or VAE Encode with the decoder's own vae."
+            "Connect Empty Latent Image, 64 x 64 for Karlo, or VAE Encode with the decoder's own vae."
         )
 
 
 def clipped(args: dict[str, Any]) -> torch.Tensor:
-    """Pixels lie in -1 .. 1, and so does every published sampler of these models keep its guided prediction of them."""
+    """Every published sampler of these models clips the guided prediction to the range of pixels."""
     return args["denoised"].clamp(-1.0, 1.0)
 
 
-def decoder_patcher(weights: Weights, configuration: dict[str, Any], dtype: torch.dtype | None = None) -> ModelPatcher:
-    """Tensors of the network and its arguments -> a MODEL. As core loads a diffusion model: dtype and devices are its choice."""
+def decoder_patcher(
+    weights: Weights, configuration: dict[str, Any], dtype: torch.dtype | None = None, disable_dynamic: bool = False
+) -> ModelPatcher:
+    """The network's tensors and arguments as a MODEL, loaded as core loads a diffusion model. Empties `weights`."""
     config = DecoderConfig(configuration)
     load_device = comfy.model_management.get_torch_device()
     offload_device = comfy.model_management.unet_offload_device()
-    config.set_inference_dtype(*precision(weights, dtype, load_device))
+    dtype, cast = precision(weights, dtype, load_device)
+    config.set_inference_dtype(dtype, cast)
     model = UnCLIPDecoder(config, offload_device)
-    patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
-    model.diffusion_model.load_state_dict(weights, assign=patcher.is_dynamic())
+    assign(model.diffusion_model, weights, dtype, offload_device)
+    kind = ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
+    patcher = kind(model, load_device=load_device, offload_device=offload_device)
     patcher.set_model_sampler_post_cfg_function(clipped)
-    patcher.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, CONTEXTS, with_contexts)
     return patcher
-
-
-def with_contexts(executor, model_wrap, sigmas, extra_args, *args, **kwargs) -> torch.Tensor:
-    """Around a sampler: calls of this one run share what does not change between them. Hooks may change the weights between calls."""
-    conds = [cond for group in model_wrap.conds.values() for cond in group or ()]
-    if not any("hooks" in cond for cond in conds):
-        options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
-        options.setdefault("transformer_options", {})[CONTEXTS] = ContextStore()
-        extra_args = {**extra_args, "model_options": options}
-    return executor(model_wrap, sigmas, extra_args, *args, **kwargs)

@@ -1,8 +1,7 @@
-"""unCLIP's decoder network (2204.06125, section 2.1, as Karlo published it): ADM's UNet, told about text and an image embedding."""
+"""unCLIP's decoder network (2204.06125, section 2.1, as Karlo published it): ADM's UNet conditioned on a text and an image embedding."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -11,40 +10,18 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 
 from .adm_unet import HIDDEN, AdmUNet, Context
 
-VARIANCE = (
-    "palimpsest.unclip_variance"  # in transformer_options: who wants the channels that core's samplers do not know
-)
-CONTEXTS = "palimpsest.unclip_contexts"  # in transformer_options: the ContextStore of one sampling run
+VARIANCE = "palimpsest.unclip_variance"  # in transformer_options: a VarianceReader
 
 
 class VarianceReader(Protocol):
+    """Gets the channels of learned variance, which core's samplers do not read."""
+
     def __call__(self, variance: torch.Tensor, transformer_options: Mapping[str, Any]) -> None:
-        """variance: [rows, C, H, W] of one network call, as the network gave it."""
-
-
-class ContextStore:
-    """Contexts that calls of one sampling run have in common, so that their keys and values are projected once.
-
-    Found by the rows they were made from and not by name, because other packs may change a conditioning from step to step.
-    """
-
-    KEPT = 8  # more than the ways in which core groups the conditions of one run
-
-    def __init__(self) -> None:
-        self._known: deque[tuple[tuple[torch.Tensor, ...], Context]] = deque(maxlen=self.KEPT)
-
-    def find(self, rows: tuple[torch.Tensor, ...]) -> Context | None:
-        for known, context in self._known:
-            if all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(known, rows, strict=True)):
-                return context
-        return None
-
-    def keep(self, rows: tuple[torch.Tensor, ...], context: Context) -> None:
-        self._known.append((rows, context))
+        """variance: [rows, C, H, W], the raw output of one network call."""
 
 
 class DecoderNetwork(AdmUNet):
-    """text_width: of text states and text embedding; image_width: of the image embedding; extra_tokens: it becomes so many."""
+    """text_width: of text states and text embedding; image_width: of the image embedding, which becomes extra_tokens tokens."""
 
     def __init__(
         self,
@@ -64,9 +41,8 @@ class DecoderNetwork(AdmUNet):
         self.in_channels, self.extra_tokens = unet["in_channels"], extra_tokens
         self.text_width, self.image_width = text_width, image_width
         self.learns_variance = unet["out_channels"] == 2 * self.in_channels
-        self.cf_param = torch.nn.Parameter(
-            torch.empty(image_width, **own)
-        )  # stands for an image embedding where there is none
+        # Learned: it takes the place of the image embedding in a conditioning that has none.
+        self.cf_param = torch.nn.Parameter(torch.empty(image_width, **own))
         self.clip_emb = operations.Linear(image_width, time_width, **own)
         self.text_feat_proj = operations.Linear(text_width, time_width, **own)
         self.clip_tok_proj = operations.Linear(image_width, context_width * extra_tokens, **own)
@@ -101,23 +77,16 @@ class DecoderNetwork(AdmUNet):
         [B, image_width].
         """
         embedding = self.clip_emb(image_embed) + self.text_feat_proj(text_embed)
-        tokens = self._context((context, text_mask, image_embed), transformer_options.get(CONTEXTS))
+        tokens = self._context(context, text_mask, image_embed)
         out = self.predict(x, timesteps, embedding, tokens, transformer_options)
         eps, variance = out[:, : self.in_channels], out[:, self.in_channels :]
         if VARIANCE in transformer_options:
             transformer_options[VARIANCE](variance, transformer_options)
         return eps
 
-    def _context(self, rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], store: ContextStore | None) -> Context:
-        known = store.find(rows) if store is not None else None
-        if known is not None:
-            return known
-        states, mask, image_embed = rows
-        # Channels vary slower than tokens in the projection's rows.
+    def _context(self, states: torch.Tensor, mask: torch.Tensor, image_embed: torch.Tensor) -> Context:
+        # The rows of the projection are ordered by channel first, then by token.
         extra = self.clip_tok_proj(image_embed).unflatten(1, (-1, self.extra_tokens)).transpose(1, 2)
         tokens = torch.cat([extra, self.text_seq_proj(states)], dim=1)
         scores = torch.nn.functional.pad((mask < 0.5).to(tokens.dtype) * HIDDEN, (self.extra_tokens, 0))
-        context = Context(tokens, scores[:, None])
-        if store is not None:
-            store.keep(rows, context)
-        return context
+        return Context(tokens, scores[:, None])

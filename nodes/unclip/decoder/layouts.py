@@ -1,7 +1,7 @@
-"""Weights of unCLIP's decoder and upsamplers in their two published layouts, as this pack's networks name them.
+"""Translates weights of unCLIP's decoder and upsamplers from their two published layouts to the names of this pack's networks.
 
-Karlo's own files hold one network under `model.`, or two under `model_first_steps.` and `model_last_step.`; diffusers' folders
-hold a UNet to a file, and the decoder's other layers in text_proj's.
+Karlo's own files hold one network under `model.`, or two under `model_first_steps.` and `model_last_step.`. diffusers has a file
+for each UNet, and one for the decoder's other layers in the folder text_proj.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TEXT_PROJ = {
 BLOCK = re.compile(
     r"(down_blocks|up_blocks|mid_block)\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)"
 )
-BIGGEST = 64  # blocks or levels of a network; a number beyond it is no network's
+BIGGEST = 64  # most blocks or levels of a network
 
 
 def is_diffusers(weights: Weights) -> bool:
@@ -55,7 +55,7 @@ def is_text_proj(weights: Weights) -> bool:
 
 
 def from_karlo(weights: Weights, prefix: str) -> Weights:
-    """Its 1x1 convolutions over places are this pack's matrices."""
+    """1x1 convolutions become the matrices of linear layers."""
     own = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
     one_by_one = re.compile(r"\.(qkv|encoder_kv|proj_out)\.weight$")
     return {
@@ -74,14 +74,14 @@ def from_diffusers(unet: Weights, text_proj: Weights | None = None) -> Weights:
         if layer in OUTSIDE:
             found[f"{OUTSIDE[layer]}.{kind}"] = value
         elif not match:
-            found[name] = value  # no network has it, so it is named as what is not expected
+            found[name] = value  # require_network will refuse it by this name
         elif (place := _place(match, blocks, unet)) and (own := _own_name(match[5])):
             found[f"{place}.{own}"] = value
         else:
             parts[f"{place}.{match[5]}"] = value
     for place, joined, kind in {_joint(name) for name in parts}:
         rows = [parts[f"{place}.{part}.{kind}"] for part in JOINED[joined] if f"{place}.{part}.{kind}" in parts]
-        alike = len({row.shape for row in rows}) == 1 and len(rows) == len(JOINED[joined])
+        alike = len({(row.shape, row.dtype) for row in rows}) == 1 and len(rows) == len(JOINED[joined])
         if not alike or rows[0].ndim == 0 or len(rows[0]) % HEAD_WIDTH:
             raise ValueError(f"{place}.{joined}.{kind} has parts that do not belong together")
         heads = [row.unflatten(0, (-1, HEAD_WIDTH)) for row in rows]
@@ -93,7 +93,7 @@ def from_diffusers(unet: Weights, text_proj: Weights | None = None) -> Weights:
 
 
 def _place(match: re.Match, blocks: int, unet: Weights) -> str:
-    """Where a layer of diffusers' blocks is among Karlo's, which count through all levels."""
+    """Karlo's name for the place of a layer: diffusers numbers the blocks of each level, Karlo those of all levels in one."""
     side, level, kind, i = match[1], int(match[2] or 0), match[3], int(match[4])
     attends = f"{side}.{level}.attentions.0.group_norm.weight" in unet
     if side == "mid_block":
@@ -121,7 +121,7 @@ def _joint(name: str) -> tuple[str, str, str]:
 
 
 def unet_configuration(weights: Weights) -> dict[str, Any]:
-    """AdmUNet's arguments, read from the tensors of one. ValueError if they are no such network's."""
+    """AdmUNet's arguments, read from the shapes of its tensors. ValueError if they are those of another network."""
     first_layer = re.compile(r"output_blocks\.\d{1,3}\.([012])\.in_layers\.0\.weight")
     places = [match[1] for name in weights if (match := first_layer.fullmatch(name))]
     count, levels = places.count("0"), len(places) - places.count("0") + 1  # one more residual layer where a level ends
@@ -156,6 +156,8 @@ def decoder_configuration(weights: Weights) -> dict[str, Any]:
     unet = unet_configuration(weights)
     if not unet["context_width"]:
         raise ValueError("it has no attention over text, as upsamplers have none")
+    if unet["in_channels"] != 3 or unet["out_channels"] not in (3, 6):
+        raise ValueError(f"it takes {unet['in_channels']} channels to {unet['out_channels']}, expected 3 to 3 or 6")
     tokens, image_width = shape(weights, "clip_tok_proj.weight", 2)
     return {
         **unet,

@@ -68,7 +68,7 @@ class LoadUnCLIPDecoder(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_LoadUnCLIPDecoder",
-            display_name="Load UnCLIP Decoder",
+            display_name="unCLIP Load Decoder",
             category=CATEGORY,
             description=f"Loads Karlo's decoder: a model that paints 64 x 64 pixels from an image embedding and a text. {PAPER}.",
             search_aliases=[*ALIASES, "load diffusion model", "pixel space"],
@@ -107,15 +107,14 @@ class UnCLIPConditioning(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_UnCLIPConditioning",
-            display_name="UnCLIP Conditioning",
+            display_name="unCLIP Decoder Conditioning",
             category=CATEGORY,
-            description=f"Tells an unCLIP decoder what to paint: an image embedding, a text, or both. {PAPER}.",
+            description=f"The conditioning of an unCLIP decoder: an image embedding, a text, or both. {PAPER}.",
             search_aliases=[*ALIASES, "image variation", "clip vision", "unclipconditioning"],
             inputs=[
                 io.Clip.Input(
                     "clip", tooltip="The text encoder the decoder was trained with. Karlo: CLIP ViT-L/14, complete."
                 ),
-                io.Model.Input("model", tooltip="From Load UnCLIP Decoder."),
                 io.String.Input(
                     "text",
                     multiline=True,
@@ -125,7 +124,13 @@ class UnCLIPConditioning(io.ComfyNode):
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
                     optional=True,
-                    tooltip="From Sample Prior or CLIP Vision Encode. A batch goes to as many pictures. Unconnected: text alone.",
+                    tooltip="From unCLIP Sample Prior or CLIP Vision Encode. A batch goes to as many pictures. Unconnected: text alone.",
+                ),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="From unCLIP Load Decoder. With it, text and embedding of another width are refused here and not by the sampler. "
+                    "A clip with several text encoders, such as SDXL's, needs it.",
                 ),
             ],
             outputs=[
@@ -139,7 +144,7 @@ class UnCLIPConditioning(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, clip, model, text, clip_vision_output=None) -> io.NodeOutput:
+    def execute(cls, clip, text, clip_vision_output=None, model=None) -> io.NodeOutput:
         guidance = unclip_conditioning(clip, model, text, clip_vision_output)
         if guidance.unread:
             show_on_node(cls, f"{guidance.unread} tokens at the text's end are not read")
@@ -151,18 +156,18 @@ class UnCLIPSampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_UnCLIPSampler",
-            display_name="UnCLIP Sampler",
+            display_name="unCLIP Sampler",
             category=CATEGORY,
-            description="The sampler that unCLIP decoders were published with: ancestral, with the noise that the network itself has "
-            f"learned to ask for. {PAPER}.",
+            description="The sampler that unCLIP decoders were published with: ancestral, with the variance that the network predicts. "
+            f"{PAPER}.",
             search_aliases=[*ALIASES, "ksampler select", "ancestral", "ddpm", "learned variance"],
             inputs=[
                 io.Combo.Input(
                     "spacing",
                     options=list(SPACINGS),
                     default=SPACINGS[0],
-                    tooltip="published: a whole schedule only says how many steps, which are spaced evenly over all 1000 training steps. "
-                    "sigmas: the training steps nearest to the connected sigmas.",
+                    tooltip="published: of a whole schedule only the number of steps is used; they are spaced evenly over the 1000 training "
+                    "steps. sigmas: the training steps nearest to the connected sigmas.",
                 )
             ],
             outputs=[
@@ -183,7 +188,7 @@ class LoadUpsampler(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_LoadUpsampler",
-            display_name="Load Upsampler",
+            display_name="unCLIP Load Upsampler",
             category=CATEGORY,
             description=f"Loads one of unCLIP's diffusion upsamplers: Karlo's 64 to 256, or one like DALL-E 2's 256 to 1024. {PAPER}.",
             search_aliases=[*ALIASES, "super resolution", "upscale model"],
@@ -199,7 +204,7 @@ class LoadUpsampler(io.ComfyNode):
                 ),
                 _dtype_input(),
             ],
-            outputs=[UpsamplerIO.Output(display_name="upsampler", tooltip="For Upsample.")],
+            outputs=[UpsamplerIO.Output(display_name="upsampler", tooltip="For unCLIP Upsample.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -224,12 +229,12 @@ class Upsample(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_Upsample",
-            display_name="Upsample",
+            display_name="unCLIP Upsample",
             category=CATEGORY,
             description=f"Paints a small picture anew at a larger size, by a diffusion upsampler. {PAPER}.",
             search_aliases=[*ALIASES, "super resolution", "upscale image"],
             inputs=[
-                UpsamplerIO.Input("upsampler", tooltip="From Load Upsampler."),
+                UpsamplerIO.Input("upsampler", tooltip="From unCLIP Load Upsampler."),
                 io.Image.Input(
                     "image",
                     tooltip="What the decoder or the upsampler before this one has painted. A batch goes through together.",

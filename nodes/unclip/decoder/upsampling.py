@@ -1,4 +1,4 @@
-"""unCLIP's upsamplers at work: Karlo's 64 -> 256 with a network of its own for the last step, and DALL-E 2's 256 -> 1024."""
+"""Sampling with unCLIP's upsamplers: Karlo's 64 -> 256, whose last step has its own network, and DALL-E 2's 256 -> 1024."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from .decoder_model import PixelSpace
 from .loading import Upsampler
 
 KARLO_STEPS, DALLE2_STEPS = 7, 15
-OVERLAP = 32  # pixels that neighbouring tiles share; their predictions fade into each other
-LIVE_CHANNELS = 16  # activations alive at once at full resolution, in widths of the first level
+OVERLAP = 32  # pixels that neighbouring tiles share, where their predictions are blended
+LIVE_CHANNELS = 16  # channels of activations in memory at once at full resolution, in widths of the first level
 
 
 def linear_betas() -> torch.Tensor:
@@ -34,7 +34,7 @@ def plan(upsampler: Upsampler, steps: int) -> tuple[RespacedSchedule, float]:
 
 
 def upsample(upsampler: Upsampler, image: torch.Tensor, scale: int, steps: int, seed: int, tile: int) -> torch.Tensor:
-    """IMAGE [B, H, W, 3] -> [B, scale H, scale W, 3], both in 0 .. 1. tile: side of what a network sees at once, in pixels."""
+    """IMAGE [B, H, W, 3] -> [B, scale H, scale W, 3], both in 0 .. 1. tile: the largest side of one network call, in pixels."""
     if image.ndim != 4 or image.shape[-1] < 3 or 0 in image.shape:
         raise ValueError(
             f"image: expected one or more pictures, [pictures, height, width, 3], got {list(image.shape)}. Connect a decoded picture."
@@ -66,7 +66,7 @@ def upsample(upsampler: Upsampler, image: torch.Tensor, scale: int, steps: int, 
 
 
 def predict(patcher: ModelPatcher, x: torch.Tensor, timestep: int, tile: int) -> torch.Tensor:
-    """eps [B, 3, H, W] in float32. A picture larger than a tile is seen in overlapping ones; smaller ones several at once."""
+    """eps [B, 3, H, W] in float32. Pictures larger than a tile go through in overlapping tiles, smaller ones several at a time."""
     network = patcher.model
     dtype = network.compute_dtype
     at_once = max(1, tile**2 // (x.shape[2] * x.shape[3]))
@@ -86,7 +86,7 @@ def predict(patcher: ModelPatcher, x: torch.Tensor, timestep: int, tile: int) ->
 
 
 def even_tile(side: int, tile: int, multiple: int) -> int:
-    """The side of tiles no larger than `tile`, as few and as equal as can be: a network sees too little in a small remainder."""
+    """The side of as few tiles as possible, no larger than `tile` and about equal: a small last tile would show too little."""
     if side <= tile:
         return tile
     count = math.ceil((side - OVERLAP) / (tile - OVERLAP))

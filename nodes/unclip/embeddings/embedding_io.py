@@ -23,19 +23,19 @@ class EmbeddingFileError(ValueError):
 
 
 def save_embedding(image_embeds: torch.Tensor, path: Path) -> None:
-    """[batch, width], as CLIP gives it: the norm counts."""
+    """image_embeds: [batch, width], not normalised."""
     checked_file.write(path, HEADER, {"version": VERSION}, {"image_embeds": image_embeds})
 
 
 def load_embedding(path: Path) -> torch.Tensor:
-    """[batch, width] of a file made by `save_embedding`; anything else raises EmbeddingFileError."""
+    """[batch, width] from a file of `save_embedding`; any other file raises EmbeddingFileError."""
     try:
         _, tensors = checked_file.read(path, HEADER, MAX_FILE_BYTES, _check)
         require(bool(torch.isfinite(tensors["image_embeds"]).all()), "it has values that are not finite")
         return tensors["image_embeds"]
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise EmbeddingFileError(
-            f"embedding_file: expected a file of Save Embedding, got {path.name}, which this version can't read ({error}). Save the "
+            f"embedding_file: expected a file of unCLIP Save Embedding, got {path.name}, which this version can't read ({error}). Save the "
             "embedding again."
         ) from error
 

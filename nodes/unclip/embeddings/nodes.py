@@ -20,7 +20,7 @@ def _embedding_input(name: str, tooltip: str) -> io.Input:
     return io.MultiType.Input(
         name,
         [io.ClipVisionOutput, IPAdapterEmbedsIO],
-        tooltip=f"{tooltip} From CLIP Vision Encode, Sample Prior, Load Embedding or an IPAdapter encoder.",
+        tooltip=f"{tooltip} From CLIP Vision Encode, unCLIP Sample Prior, unCLIP Load Embedding or an IPAdapter encoder.",
     )
 
 
@@ -46,24 +46,24 @@ def _theta_inputs(default: str, tooltip: str) -> list[io.Input]:
     ]
 
 
-def _embedding_output(tooltip: str) -> io.Output:
-    return io.ClipVisionOutput.Output(
-        "embedding",
-        tooltip=f"{tooltip} Karlo's decoder makes one picture of each; ComfyUI's own models put all into one picture.",
-    )
-
-
-def _frames_output() -> io.Output:
-    return io.ClipVisionOutput.Output(
-        "single",
-        is_output_list=True,
-        tooltip="The same embeddings one by one: what is connected here runs once for each. For morphs with SD2.1 unCLIP, Stable "
-        "Cascade or SDXL.",
-    )
+def _outputs(tooltip: str) -> list[io.Output]:
+    return [
+        io.ClipVisionOutput.Output(
+            "embedding",
+            tooltip=f"{tooltip} Karlo's decoder makes one picture of each; ComfyUI's own models put all into one picture.",
+        ),
+        io.ClipVisionOutput.Output(
+            "single",
+            is_output_list=True,
+            tooltip="The same embeddings one by one: what is connected here runs once for each. For morphs with SD2.1 unCLIP, Stable "
+            "Cascade or SDXL.",
+        ),
+        IPAdapterEmbedsIO.Output("embeds", tooltip="The same embeddings as embeds for the nodes of IPAdapter."),
+    ]
 
 
 def _given(embeds) -> io.NodeOutput:
-    return io.NodeOutput(ImageEmbedding(embeds), [ImageEmbedding(row) for row in embeds.split(1)])
+    return io.NodeOutput(ImageEmbedding(embeds), [ImageEmbedding(row) for row in embeds.split(1)], embeds)
 
 
 class EmbeddingSlerp(io.ComfyNode):
@@ -71,7 +71,7 @@ class EmbeddingSlerp(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_EmbeddingSlerp",
-            display_name="Embedding Slerp",
+            display_name="unCLIP Embedding Slerp",
             category=CATEGORY,
             description=f"Goes from one picture's image embedding to another's along the sphere, in as many steps as you like. {PAPER}, "
             "section 3.2.",
@@ -81,10 +81,7 @@ class EmbeddingSlerp(io.ComfyNode):
                 _embedding_input("embedding_b", "Where theta 1 is, of the same CLIP model."),
                 *_theta_inputs("0, 0.25, 0.5, 0.75, 1", "How far from a (0) to b (1)."),
             ],
-            outputs=[
-                _embedding_output("One embedding for each theta; for batches, all thetas of the first pair first."),
-                _frames_output(),
-            ],
+            outputs=_outputs("One embedding for each theta; for batches, all thetas of the first pair first."),
         )
 
     @classmethod
@@ -101,7 +98,7 @@ class LatentSlerp(io.ComfyNode):
             node_id="PAL_LatentSlerp",
             display_name="Latent Slerp",
             category=CATEGORY,
-            description="Goes from one noise to another along the sphere, as Embedding Slerp does with pictures' embeddings: for morphs "
+            description="Goes from one noise to another along the sphere, as unCLIP Embedding Slerp does with pictures' embeddings: for morphs "
             f"between inverted pictures. {PAPER}, section 3.2.",
             search_aliases=["interpolate", "morph", "spherical interpolation", "noise"],
             inputs=[
@@ -111,7 +108,7 @@ class LatentSlerp(io.ComfyNode):
             ],
             outputs=[
                 io.Latent.Output("latent", tooltip="One latent for each theta, for KSampler (Advanced) with add_noise disabled."),
-                io.Latent.Output("single", is_output_list=True, tooltip="The same latents one by one, as of Embedding Slerp."),
+                io.Latent.Output("single", is_output_list=True, tooltip="The same latents one by one, as of unCLIP Embedding Slerp."),
             ],
         )  # fmt: skip
 
@@ -136,7 +133,7 @@ class EmbeddingMix(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_EmbeddingMix",
-            display_name="Embedding Mix",
+            display_name="unCLIP Embedding Mix",
             category=CATEGORY,
             description=f"Mixes the image embeddings of two to {MAX_MIXED} pictures by weight. Negative weights take away.",
             search_aliases=[*ALIASES, "blend", "average", "combine", "weighted sum"],
@@ -164,7 +161,7 @@ class EmbeddingMix(io.ComfyNode):
                     "ratios of weights count. sum: the plain weighted sum, as Kandinsky's interpolate.",
                 ),
             ],
-            outputs=[_embedding_output("The mix, one for each row of the batch."), _frames_output()],
+            outputs=_outputs("The mix, one for each row of the batch."),
         )
 
     @classmethod
@@ -185,7 +182,7 @@ class EmbeddingTextDiff(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_EmbeddingTextDiff",
-            display_name="Embedding Text Diff",
+            display_name="unCLIP Embedding Text Diff",
             category=CATEGORY,
             description=f"Moves a picture's image embedding by words: towards what text says and base_text does not. {PAPER}, section 3.3.",
             search_aliases=[*ALIASES, "text difference", "edit by text", "language-guided manipulation"],
@@ -210,10 +207,7 @@ class EmbeddingTextDiff(io.ComfyNode):
                     "0, 0.125, 0.25, 0.375, 0.5", "How far: 0 is the picture; the paper ends at 0.25 to 0.5."
                 ),
             ],
-            outputs=[
-                _embedding_output("One embedding for each theta; for batches, all thetas of the first picture first."),
-                _frames_output(),
-            ],
+            outputs=_outputs("One embedding for each theta; for batches, all thetas of the first picture first."),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -239,7 +233,7 @@ class EmbeddingScore(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_EmbeddingScore",
-            display_name="Embedding Score",
+            display_name="unCLIP Embedding Score",
             category=CATEGORY,
             description="How well pictures fit a text, as CLIP sees it: the cosine between image embedding and text embedding.",
             search_aliases=[*ALIASES, "clip score", "cosine similarity", "rank"],
@@ -276,7 +270,7 @@ class SaveEmbedding(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_SaveEmbedding",
-            display_name="Save Embedding",
+            display_name="unCLIP Save Embedding",
             category=CATEGORY,
             description="Writes image embeddings to the output folder as one safetensors file of a few KB.",
             search_aliases=[*ALIASES, "export embedding"],
@@ -304,9 +298,9 @@ class LoadEmbedding(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_LoadEmbedding",
-            display_name="Load Embedding",
+            display_name="unCLIP Load Embedding",
             category=CATEGORY,
-            description="Reads image embeddings that Save Embedding wrote, from the output or the input folder.",
+            description="Reads image embeddings that unCLIP Save Embedding wrote, from the output or the input folder.",
             search_aliases=[*ALIASES, "import embedding"],
             inputs=[
                 io.Combo.Input(
@@ -315,7 +309,7 @@ class LoadEmbedding(io.ComfyNode):
                     tooltip="A file of the output or input folder. Refresh the list (R) after saving a new one.",
                 )
             ],
-            outputs=[_embedding_output("The embeddings as they were saved, the whole batch."), _frames_output()],
+            outputs=_outputs("The embeddings as they were saved, the whole batch."),
         )
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Lists of numbers as an artist types them: "0, 0.25, 0.5"."""
+"""Parses lists of numbers such as "0, 0.25, 0.5"."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def numbers(text: str, socket: str) -> list[float]:
 
 
 def thetas(text: str, frames: int) -> torch.Tensor:
-    """[T]: the list itself, or with `frames` that many values evenly spaced along the line through the list."""
+    """[T]: the numbers of the list, or with `frames` that many, interpolated evenly through the list."""
     keys = numbers(text, "thetas")
     for value in keys:
         if not 0 <= value <= 1:
@@ -47,7 +47,7 @@ def thetas(text: str, frames: int) -> torch.Tensor:
 
 
 def mixing_weights(text: str, count: int) -> list[float]:
-    """One for each of `count` embeddings; an empty text weighs all alike."""
+    """One for each of `count` embeddings; equal ones if the text is empty."""
     if not text.strip():
         return [1 / count] * count
     weights = numbers(text, "weights")

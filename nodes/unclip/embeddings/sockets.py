@@ -6,6 +6,6 @@ from comfy_api.latest import io
 
 @io.comfytype(io_type="EMBEDS")
 class IPAdapterEmbedsIO(io.ComfyTypeIO):
-    """What IPAdapter's encoder nodes give: image embeddings as a plain tensor."""
+    """Image embeddings as a plain tensor, as the nodes of IPAdapter give and take them."""
 
     Type = torch.Tensor

@@ -1,7 +1,7 @@
-"""Arithmetic on CLIP image embeddings (DALL-E 2, 2204.06125, section 3). Vectors are [..., D]; float64 inside, as given outside.
+"""Arithmetic on CLIP image embeddings (DALL-E 2, 2204.06125, section 3). Vectors are [..., D], computed in float64.
 
-CLIP compares directions, but decoders were trained on embeddings as the encoder gives them, not normalised: directions move on the
-unit sphere, and norms are kept or go linearly.
+CLIP compares directions, but decoders were trained on embeddings that are not normalised. So directions are interpolated on the
+unit sphere, and norms are kept or interpolated linearly.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import torch
 
 
 class NothingLeft(ValueError):
-    """What was to give a direction gave none."""
+    """A difference or sum of vectors is zero, and has no direction."""
 
 
 def slerp(a: torch.Tensor, b: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    """Along the great circle from `a` (theta 0, to the bit) to `b` (theta 1, to the bit), the norm going linearly.
+    """Along the great circle from `a` (theta 0) to `b` (theta 1), both bit-identical; the norm is interpolated linearly.
 
-    theta: [...], broadcast against the leading dimensions. Opposite directions have no circle of their own; theirs goes through
-    the coordinate axis that is farthest from both, the same each time and from either end.
+    theta: [...], broadcast against the leading dimensions. Between opposite directions every great circle is possible: taken is
+    the one through the coordinate axis that is farthest from both.
     """
     theta, b = theta.to(a.device, torch.float64).unsqueeze(-1), b.to(a.device)
     u, v = unit(a), unit(b)
     cos = (u * v).sum(-1, keepdim=True)
     rest = v - cos * u
-    rest = rest - (rest * u).sum(-1, keepdim=True) * u  # again: nearly (anti)parallel vectors leave little but rounding
+    rest = rest - (rest * u).sum(-1, keepdim=True) * u  # twice: of nearly parallel vectors little but rounding is left
     sin = rest.norm(dim=-1, keepdim=True)
     away = torch.where(sin > 1e-12, rest / sin.clamp_min(1e-12), _orthogonal(u))
     angle = theta * torch.atan2(sin, cos)
@@ -33,10 +33,10 @@ def slerp(a: torch.Tensor, b: torch.Tensor, theta: torch.Tensor) -> torch.Tensor
 
 
 def text_diff(image: torch.Tensor, text: torch.Tensor, base: torch.Tensor | None, theta: torch.Tensor) -> torch.Tensor:
-    """From `image` [..., D] towards what `text` [D] says and `base` [D] does not: z_d = norm(z_t - z_t0), slerp(z_i, z_d, theta).
+    """slerp(z_i, z_d, theta) with z_d = norm(z_t - z_t0): z_i is `image` [..., D], z_t `text` [D], z_t0 `base` [D].
 
-    Texts count as directions, as in the paper's CLIP; without a base z_d is the text's own. The norm of `image` is kept.
-    NothingLeft when both texts have the same direction.
+    Texts are normalised first, as in the paper's CLIP. Without a base z_d is the text's own direction. The norm of `image` is kept.
+    NothingLeft if both texts have the same direction.
     """
     difference = unit(text) if base is None else unit(text) - unit(base)
     if float(_norm(difference)) < 1e-6:
@@ -76,7 +76,7 @@ def _norm(x: torch.Tensor) -> torch.Tensor:
 
 
 def _orthogonal(u: torch.Tensor) -> torch.Tensor:
-    """A unit vector at a right angle to `u`, the same for -u: the coordinate axis most nearly so, made exactly so."""
+    """A unit vector orthogonal to `u`, the same for -u: from the coordinate axis that is nearest to orthogonal."""
     axis = torch.nn.functional.one_hot(u.abs().argmin(-1), u.shape[-1]).to(u)
     rest = axis - (axis * u).sum(-1, keepdim=True) * u
     return rest / rest.norm(dim=-1, keepdim=True)

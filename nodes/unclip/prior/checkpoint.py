@@ -10,7 +10,7 @@ import comfy.model_patcher
 import comfy.ops
 import torch
 
-from ...files.weight_file import precision, read_file, read_tensors, require_weights
+from ...files.weight_file import assign, is_whole, precision, read_file, read_tensors, require_weights
 from .prior import Prior
 from .transformer import HEAD_WIDTH, TEXT_TOKENS, PriorTransformer
 
@@ -44,12 +44,12 @@ Weights = dict[str, torch.Tensor]
 
 
 def load(path: Path, stats: Path | None, dtype: torch.dtype | None = None) -> Prior:
-    """dtype: of the weights in memory, ComfyUI's choice for a diffusion model unless given. Other files raise ValueError."""
+    """dtype: of the weights in memory; ComfyUI's choice for a diffusion model unless given. Other files raise ValueError."""
     return prior(read_tensors(path, "prior_name", WHAT), path.name, stats, dtype)
 
 
 def prior(weights: Weights, file: str, stats: Path | None, dtype: torch.dtype | None = None) -> Prior:
-    """What the tensors of a published file, named `file` in errors, are as a model. Empties `weights`."""
+    """The tensors of a published file as a model. file: its name, for errors. Empties `weights`."""
     layout = _layout(weights, file)
     if layout == KARLO:
         for name in [name for name in weights if name.startswith("model.")]:
@@ -58,17 +58,16 @@ def prior(weights: Weights, file: str, stats: Path | None, dtype: torch.dtype | 
         sources, width, layers, embedding = _sources(weights, layout)
     except ValueError as error:
         raise ValueError(f"prior_name: expected {WHAT}, got {file}, where {error}. Download the file again.") from error
-    mean, std = _statistics(weights, file, stats, embedding)
+    mean, std = _statistics(weights, layout, file, stats, embedding)
 
     load_device = comfy.model_management.get_torch_device()
     dtype, cast = precision(weights, dtype, load_device)
     compute_dtype = cast or dtype
     operations = comfy.ops.pick_operations(dtype, compute_dtype, load_device)
     model = PriorTransformer(width, layers, embedding, dtype, compute_dtype, torch.device("meta"), operations).eval()
-    turned = {name: _converted(weights, names, layout, dtype) for name, names in sources.items()}
-    model.load_state_dict(turned, assign=True)
-    model.requires_grad_(False)
     offload_device = comfy.model_management.unet_offload_device()
+    named = {name: _converted(weights, names, layout, dtype) for name, names in sources.items()}
+    assign(model, named, dtype, offload_device)
     patcher = comfy.model_patcher.CoreModelPatcher(model, load_device=load_device, offload_device=offload_device)
     return Prior(patcher, embedding, mean, std)
 
@@ -82,9 +81,9 @@ def _layout(weights: Weights, file: str) -> int:
     if "proj_to_clip_embeddings.weight" in weights:
         what, then = "a PriorTransformer without the learned query of text-to-image priors, such as Shap-E's", "Choose"
     elif any(re.match(r"(model\.)?(clip_tok_proj|cf_param|text_seq_proj)", name) for name in names):
-        what, then = "Karlo's decoder", "Use Load UnCLIP Decoder for it, and choose"
+        what, then = "Karlo's decoder", "Use unCLIP Load Decoder for it, and choose"
     elif any(name.startswith(("model_first_steps.", "model_last_step.")) for name in names):
-        what, then = "Karlo's upsampler", "Use Load Upsampler for it, and choose"
+        what, then = "Karlo's upsampler", "Use unCLIP Load Upsampler for it, and choose"
     elif any(name.startswith("model.diffusion_model.") for name in names):
         what, then = "an ordinary checkpoint", "Use Load Checkpoint for it, and choose"
     else:
@@ -96,7 +95,7 @@ def _layout(weights: Weights, file: str) -> int:
 
 
 def _sources(weights: Weights, layout: int) -> tuple[dict[str, tuple[str, ...]], int, int, int]:
-    """(our names with the file's, width, layers, width of an embedding); ValueError says what does not fit."""
+    """(the file's names for each of ours, width, layers, width of an embedding); ValueError says what does not fit."""
     out, positions = LAYERS[-1][layout] + ".weight", BARE[0][layout]
     for name, dimensions in ((out, 2), (positions, 3)):
         if name not in weights or weights[name].ndim != dimensions:
@@ -107,7 +106,9 @@ def _sources(weights: Weights, layout: int) -> tuple[dict[str, tuple[str, ...]],
         raise ValueError(
             f"there are {tokens} positions of width {width}, expected {TEXT_TOKENS + 4} of a multiple of {HEAD_WIDTH}"
         )
-    numbers = {int(match[1]) for name in weights if (match := re.match(re.escape(BLOCKS[layout]) + r"(\d+)\.", name))}
+    numbers = {
+        int(match[1]) for name in weights if (match := re.match(re.escape(BLOCKS[layout]) + r"(\d{1,3})\.", name))
+    }
     layers = max(numbers, default=-1) + 1
     if layers < 1:
         raise ValueError(f"there are no {BLOCKS[layout]}N")
@@ -126,29 +127,33 @@ def _sources(weights: Weights, layout: int) -> tuple[dict[str, tuple[str, ...]],
         for ours, names in sources.items()
         for name in names
     }
-    require_weights("the prior", expected, {name: value.shape for name, value in weights.items()})
+    require_weights("the prior", expected, weights)
     unknown = [name for name in weights if name not in expected and name not in STATISTICS]
     if unknown:
         raise ValueError(f"there is {unknown[0]}, which none of them has")
-    whole = [name for name in expected if not weights[name].is_floating_point()]
-    if whole:
-        raise ValueError(f"{whole[0]} is of {weights[whole[0]].dtype}, expected floating point")
     return sources, width, layers, embedding
 
 
 def _converted(weights: Weights, names: tuple[str, ...], layout: int, dtype: torch.dtype) -> torch.Tensor:
-    """A copy, so that the file may change; what it is made from is let go."""
-    value = torch.cat([weights.pop(name) for name in names]).to(dtype)
-    if layout == KARLO and "c_qkv" in names[0]:  # rows are q, k and v of each head in turn
+    """One of our tensors, from those of the file, which are taken out of `weights`."""
+    parts = [weights.pop(name).to(dtype) for name in names]
+    value = torch.cat(parts) if len(parts) > 1 else parts[0]
+    if layout == KARLO and "c_qkv" in names[0]:  # Karlo orders the rows by head, then by q, k and v
         heads = value.unflatten(0, (-1, 3, HEAD_WIDTH))
         value = heads.transpose(0, 1).reshape(value.shape)
     return value
 
 
-def _statistics(weights: Weights, file: str, stats: Path | None, embedding: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and deviation of image embeddings, [embedding] each: the prior works on what is left after them."""
+def _statistics(
+    weights: Weights, layout: int, file: str, stats: Path | None, embedding: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of image embeddings, [embedding] each. The prior predicts embeddings normalised by them."""
     if all(name in weights for name in STATISTICS):
         found, where, socket = [weights.pop(name) for name in STATISTICS], file, "prior_name"
+    elif stats is None and layout == DIFFUSERS:
+        raise ValueError(
+            f"prior_name: expected {WHAT}, got {file}, where {' or '.join(STATISTICS)} is missing. Download the file again."
+        )
     elif stats is None:
         raise ValueError(
             f"stats_name: expected the mean and deviation of image embeddings for {file}, a file in Karlo's layout, got none. Put Karlo's "
@@ -156,14 +161,15 @@ def _statistics(weights: Weights, file: str, stats: Path | None, embedding: int)
         )
     else:
         found, where, socket = _read_statistics(stats), stats.name, "stats_name"
-    tensors = [value.float().flatten() if isinstance(value, torch.Tensor) else None for value in found]
-    sizes = [None if value is None else len(value) for value in tensors]
+    sizes = [value.numel() if is_whole(value) else None for value in found]
     if sizes != [embedding, embedding]:
         raise ValueError(
             f"{socket}: expected mean and deviation of image embeddings, {embedding} numbers each, got {where}, which holds "
-            f"{'something else' if None in sizes or not sizes else ' and '.join(map(str, sizes))}. Choose {STATS} for Karlo's prior."
+            f"{'something else' if None in sizes or not sizes else ' and '.join(map(str, sizes[:4]))}. Choose {STATS} for Karlo's prior."
         )
-    mean, std = (value.clone() for value in tensors)
+    mean, std = (value.detach().to(torch.float32, copy=True).flatten() for value in found)
+    if not bool((torch.isfinite(mean) & torch.isfinite(std)).all()):
+        raise ValueError(f"{socket}: expected finite numbers, got nan or inf in {where}. Download the file again.")
     return mean, std
 
 

@@ -37,7 +37,7 @@ class LoadPrior(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_LoadPrior",
-            display_name="Load Prior",
+            display_name="unCLIP Load Prior",
             category=CATEGORY,
             description="Loads a diffusion prior, the network that turns a text into an image embedding: Karlo's, or one of Kandinsky 2. "
             f"{PAPER}.",
@@ -65,7 +65,7 @@ class LoadPrior(io.ComfyNode):
                     tooltip="Precision of the weights in memory. default is what ComfyUI takes for diffusion models on this machine.",
                 ),
             ],
-            outputs=[PriorIO.Output(display_name="prior", tooltip="For Sample Prior.")],
+            outputs=[PriorIO.Output(display_name="prior", tooltip="For unCLIP Sample Prior.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -99,13 +99,13 @@ class SamplePrior(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="PAL_SamplePrior",
-            display_name="Sample Prior",
+            display_name="unCLIP Sample Prior",
             category=CATEGORY,
             description="Makes the embedding of a picture from a text, as CLIP would see that picture: for unCLIP decoders and whatever "
             f"else takes CLIP Vision's output. {PAPER}.",
             search_aliases=[*ALIASES, "clip vision output", "image embedding", "best of n"],
             inputs=[
-                PriorIO.Input("prior", tooltip="From Load Prior."),
+                PriorIO.Input("prior", tooltip="From unCLIP Load Prior."),
                 io.Clip.Input(
                     "clip",
                     tooltip="The text encoder the prior was trained with: CLIP ViT-L/14 for Karlo and Kandinsky 2.1, ViT-bigG/14 for "

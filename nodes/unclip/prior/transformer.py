@@ -1,11 +1,10 @@
 """DALL-E 2's diffusion prior (2204.06125, section 2.2), in the shape Karlo and Kandinsky gave it.
 
-One causal sequence: 77 text states, the text's embedding, the time, the noisy image embedding, a learned query whose answer is
-the clean image embedding. A token sees what comes before it, so that what the text says is worked out once: its keys and values
-serve all steps and all candidates. The time's token comes before the image's, hence its keys and values are had for many
-steps at once. Only the last two tokens are left for each step.
+One causal sequence: 77 text states, the text's embedding, the timestep, the noisy image embedding, and a learned query, from
+which the clean image embedding is read. A token sees only what comes before it. So the keys and values of the text are computed
+once for all steps and candidates, and those of the timesteps for many steps at once; each step computes only the last two tokens.
 
-The tokens of all texts, times and candidates lie in one row, without gaps, and each sees what belongs to its own text.
+The tokens of all texts, timesteps and candidates are joined into one sequence, and a mask lets each see its own text alone.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ KeysValues = list[tuple[torch.Tensor, torch.Tensor]]  # of each layer, [1, token
 
 @dataclass(frozen=True)
 class Reading:
-    """What the network made of several texts. owners: [tokens], which text each token is of."""
+    """Keys and values of the tokens of several texts. owners: [tokens], the text that each token belongs to."""
 
     layers: KeysValues
     owners: torch.Tensor
@@ -47,9 +46,9 @@ class Block(torch.nn.Module):
     def forward(
         self, x: torch.Tensor, past: list[tuple[torch.Tensor, torch.Tensor]], mask: torch.Tensor, answers: int
     ) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """The last `answers` tokens of x [B, tokens, width] after this block, and the keys and values of all of them.
+        """The last `answers` tokens of x [B, tokens, width] after this block, and the keys and values of all tokens of x.
 
-        mask: [B, 1, tokens, past and own tokens], added to the attention's logits.
+        past: keys and values of earlier tokens; mask: [B, 1, tokens, past and own tokens], added to the attention's logits.
         """
         q, *own = self.qkv(self.norm_1(x)).chunk(3, dim=-1)
         if answers == 0:
@@ -62,7 +61,7 @@ class Block(torch.nn.Module):
 
 
 class PriorTransformer(torch.nn.Module):
-    """width: of the transformer; embedding: of text states and of both embeddings; compute_dtype: of what runs through it."""
+    """width: of the transformer; embedding: of text states, text and image embeddings; compute_dtype: of its activations."""
 
     def __init__(
         self, width: int, layers: int, embedding: int, dtype: torch.dtype, compute_dtype: torch.dtype,
@@ -84,10 +83,7 @@ class PriorTransformer(torch.nn.Module):
         self.out_proj = operations.Linear(width, embedding, **shell)
 
     def read(self, states: torch.Tensor, embedding: torch.Tensor, mask: torch.Tensor) -> Reading:
-        """Text states [P, 77, embedding], text embeddings [P, embedding] and which states are the text's own [P, 77].
-
-        Only those are read: what is masked is seen by none.
-        """
+        """states: [P, 77, embedding]; embedding: [P, embedding]; mask: [P, 77], True for the states that are read."""
         count = len(mask)
         owners, places = mask.nonzero().unbind(1)
         text = self.text_proj(states[mask].to(self.compute_dtype))
@@ -97,20 +93,32 @@ class PriorTransformer(torch.nn.Module):
         owners = torch.cat([owners, torch.arange(count, device=owners.device)])
         places = torch.cat([places, places.new_full((count,), EMBEDDING)])
         sees = (owners[:, None] == owners) & (places[:, None] >= places)
-        return Reading(self._through(x, [], sees, 0)[1], owners, count)
+        return Reading(self._through(x, [], self._mask(sees), 0)[1], owners, count)
 
     def read_times(self, reading: Reading, timesteps: torch.Tensor) -> KeysValues:
-        """Of the tokens of these timesteps [S], each of which sees its text and itself alone: all those of a text in a row."""
+        """Keys and values of the tokens of these timesteps [S], first all of the first text. Each sees its text and itself alone."""
         embedded = self.time_embed(timestep_embedding(timesteps, self.width).to(self.compute_dtype))
         x = (embedded + cast_to_input(self.positions, embedded)[0, TIME]).repeat(reading.texts, 1)
         owners = torch.arange(reading.texts, device=x.device).repeat_interleave(len(timesteps))
         itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
-        return self._through(x, [reading.layers], torch.cat([owners[:, None] == reading.owners, itself], dim=1), 0)[1]
+        sees = torch.cat([owners[:, None] == reading.owners, itself], dim=1)
+        return self._through(x, [reading.layers], self._mask(sees), 0)[1]
 
-    def forward(self, z: torch.Tensor, reading: Reading, times: KeysValues, step: int) -> torch.Tensor:
+    def mask(self, reading: Reading, candidates: int) -> torch.Tensor:
+        """For `forward` with that many candidates: which tokens each image and each query token sees."""
+        device = reading.owners.device
+        itself = torch.eye(candidates * reading.texts, dtype=torch.bool, device=device)
+        own = torch.cat([torch.cat([itself, torch.zeros_like(itself)], dim=1), itself.repeat(1, 2)])
+        text = torch.arange(reading.texts, device=device)
+        owners = text.repeat_interleave(candidates).repeat(2)[:, None]
+        return self._mask(torch.cat([owners == reading.owners, owners == text, own], dim=1))
+
+    def forward(
+        self, z: torch.Tensor, reading: Reading, times: KeysValues, step: int, mask: torch.Tensor
+    ) -> torch.Tensor:
         """Noisy image embeddings [N, embedding] -> the clean ones for each of the P texts, [P, N, embedding], float32.
 
-        times, step: what read_times gave, and which of its timesteps this is.
+        times: from read_times; step: which of its timesteps this is; mask: from `mask`, for N candidates.
         """
         image = self.image_proj(z.to(self.compute_dtype))
         positions = cast_to_input(self.positions, image)[0]
@@ -118,22 +126,19 @@ class PriorTransformer(torch.nn.Module):
         texts, count = reading.texts, len(z) * reading.texts
         x = torch.cat([(image + positions[IMAGE]).repeat(texts, 1), query.expand(count, -1)])
 
-        itself = torch.eye(count, dtype=torch.bool, device=z.device)
-        own = torch.cat([torch.cat([itself, torch.zeros_like(itself)], dim=1), itself.repeat(1, 2)])
-        text = torch.arange(texts, device=z.device)
-        owners = text.repeat_interleave(len(z)).repeat(2)[:, None]
-        sees = torch.cat([owners == reading.owners, owners == text, own], dim=1)
-
         time = [tuple(kept.unflatten(1, (texts, -1))[:, :, step] for kept in layer) for layer in times]
-        x, _ = self._through(x, [reading.layers, time], sees, count)
+        x, _ = self._through(x, [reading.layers, time], mask, count)
         return self.out_proj(self.norm_out(x)).float().unflatten(0, (texts, -1))
 
+    def _mask(self, sees: torch.Tensor) -> torch.Tensor:
+        """sees: [tokens, past and own] bool -> what is added to the attention's logits, [1, 1, tokens, past and own]."""
+        mask = torch.zeros(sees.shape, dtype=self.compute_dtype, device=sees.device)
+        return mask.masked_fill_(~sees, torch.finfo(self.compute_dtype).min)[None, None]
+
     def _through(
-        self, x: torch.Tensor, past: list[KeysValues], sees: torch.Tensor, answers: int
+        self, x: torch.Tensor, past: list[KeysValues], mask: torch.Tensor, answers: int
     ) -> tuple[torch.Tensor, KeysValues]:
-        """The last `answers` of x [tokens, width] after all blocks, and all tokens' keys and values. sees: [tokens, past and own] bool."""
-        mask = torch.zeros(sees.shape, dtype=x.dtype, device=x.device)
-        mask = mask.masked_fill_(~sees, torch.finfo(x.dtype).min)[None, None]
+        """The last `answers` of x [tokens, width] after all blocks, and the keys and values of all of them."""
         x = x[None]
         kept: KeysValues = []
         for i, block in enumerate(self.blocks):

@@ -6,8 +6,10 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import comfy.samplers
+import comfy.sd1_clip
 import torch
 from comfy.model_patcher import ModelPatcher
 from lab.benchmarks.published import PublishedRecipe
@@ -18,10 +20,17 @@ from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.plug_and_play.features import Features, capture
 from palimpsest.nodes.plug_and_play.injection import plug_and_play
 from palimpsest.nodes.plug_and_play.windows import Windows
+from palimpsest.nodes.prompt_to_prompt.attention_mask import word_map
+from palimpsest.nodes.prompt_to_prompt.control import prompt_to_prompt
+from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
+from palimpsest.nodes.prompt_to_prompt.settings import Settings
+from palimpsest.nodes.text.tokens import tokenize
+from support.fixtures import tiny_clip
 from support.fixtures.sampling import sample, schedule
 
 CFG = 7.5
 FEATURE_END, ATTENTION_END = 0.8, 0.5
+CROSS_END, SELF_END = 0.8, 0.4
 
 BARE = "bare UNet calls, one row"
 DDIM = "inversion, ddim"
@@ -30,11 +39,19 @@ PLAIN = "plain CFG sampling"
 LIVE = "Plug-and-Play edit, live source"
 CAPTURED = "Plug-and-Play edit, captured features"
 CAPTURE = "capture of features"
+BLENDED = "Prompt-to-Prompt edit with local blend"
+MASK = "Attention Mask"
 PUBLISHED_INVERSION = "published inversion"
 PUBLISHED_EDIT = "published edit"
 
 # What is divided by what, and the most it may be.
-BARS = ((DDIM, BARE, 1.05), (LIVE, PLAIN, 1.6), (CAPTURED, PLAIN, 1.15))
+BARS = (
+    (DDIM, BARE, 1.05),
+    (MASK, BARE, 0.75),
+    (LIVE, PLAIN, 1.5),
+    (BLENDED, PLAIN, 1.6),
+    (CAPTURED, PLAIN, 1.15),
+)
 
 Run = Callable[[], float]  # does the work and returns the seconds that count
 
@@ -90,6 +107,9 @@ def contestants(subject: Subject) -> dict[str, Run]:
     trajectory = invert(model, subject.source, subject.latent, sigmas, "ddim")
     windows = Windows.of(parse_sites("auto", decoder_depths(model)), FEATURE_END, ATTENTION_END, subject.steps)
     features = capture(model, trajectory, windows, torch.float16)
+    words = partial(tokenize, tiny_clip.tokenizer_only(comfy.sd1_clip.SD1Tokenizer))
+    word_edit = prompt_edit(words, "a cat on a mat", "a dog on a mat", "auto", "", "cat, dog")
+    settings = Settings.of(word_edit, subject.steps, CROSS_END, SELF_END, 0.2, 0.3)
     published = PublishedRecipe(model, subject.source, subject.positive, subject.negative)
 
     def edit(features: Features | None) -> torch.Tensor:
@@ -99,10 +119,14 @@ def contestants(subject: Subject) -> dict[str, Run]:
         FIXED_POINT: _timed(lambda: invert(model, subject.source, subject.latent, sigmas, "fixed_point", 5)),
         DDIM: _timed(lambda: invert(model, subject.source, subject.latent, sigmas, "ddim")),
         BARE: lambda: _bare_calls(subject, trajectory),
+        MASK: _timed(lambda: word_map(model, trajectory, subject.source, (2,), 77, range(subject.steps))),
         CAPTURE: _timed(lambda: capture(model, trajectory, windows, torch.float16)),
         CAPTURED: _timed(lambda: edit(features)),
         PLAIN: _timed(lambda: _cfg_sampling(model, subject, trajectory)),
         LIVE: _timed(lambda: edit(None)),
+        BLENDED: _timed(
+            lambda: _cfg_sampling(prompt_to_prompt(model, trajectory, subject.source, settings), subject, trajectory)
+        ),
         PUBLISHED_EDIT: _timed(lambda: published.edit(trajectory, windows, CFG)),
         PUBLISHED_INVERSION: _timed(lambda: published.invert(subject.latent, subject.published_inversion_steps)),
     }

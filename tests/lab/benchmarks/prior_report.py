@@ -11,7 +11,7 @@ DIFFERENCE = 1e-4  # relative, at most
 MEMORY = 1.15  # of the weights, at most
 
 TEXT = """\
-Sample Prior and diffusers' loop (PriorTransformer, UnCLIPScheduler) with {layers} layers of width 2048, of which Karlo has 20, on the same random
+unCLIP Sample Prior and diffusers' loop (PriorTransformer, UnCLIPScheduler) with {layers} layers of width 2048, of which Karlo has 20, on the same random
 weights and noise: 25 steps, guidance 4, float32, {threads} threads, a prompt that fills all 77 positions. Both run in each of {repetitions} repetitions, every
 other one in reverse order; a ratio divides the two of one repetition, and the median is held against the bar. The difference is the
 largest of any number, relative to the largest number. Memory is the peak of what is resident beside the weights while sampling."""
@@ -47,7 +47,7 @@ def section(result: dict) -> str:
     header = [
         "candidates",
         "diffusers, s",
-        "Sample Prior, s",
+        "unCLIP Sample Prior, s",
         "times as fast",
         "bar",
         "difference",

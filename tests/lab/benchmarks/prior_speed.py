@@ -1,4 +1,4 @@
-"""Sample Prior beside diffusers' loop on the same random weights, in float32 on the CPU; prints JSON.
+"""unCLIP Sample Prior beside diffusers' loop on the same random weights, in float32 on the CPU; prints JSON.
 
     python prior_speed.py                 # Karlo's size, 20 layers of width 2048; needs 10 GB
     python prior_speed.py --layers 4 --repetitions 1

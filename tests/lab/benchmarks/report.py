@@ -10,11 +10,13 @@ from typing import Any
 from lab.benchmarks.contestants import (
     BARE,
     BARS,
+    BLENDED,
     CAPTURE,
     CAPTURED,
     DDIM,
     FIXED_POINT,
     LIVE,
+    MASK,
     PLAIN,
     PUBLISHED_EDIT,
     PUBLISHED_INVERSION,
@@ -117,7 +119,7 @@ def costs_section(results: Results) -> str:
         rows = [
             [name, str(m.calls), str(m.rows), f"{median(m.seconds):.2f}", _range(m.seconds, 2)]
             for name, m in measured.items()
-            if name in (BARE, DDIM, FIXED_POINT, PLAIN, LIVE, CAPTURED, CAPTURE)
+            if name in (BARE, DDIM, FIXED_POINT, MASK, PLAIN, LIVE, BLENDED, CAPTURED, CAPTURE)
         ]
         sections.append(f"{subject}\n\n" + table(["", "UNet calls", "rows", "seconds", "range"], rows))
     return "\n\n".join(sections)

@@ -72,7 +72,7 @@ def benchmark(quick: bool, parts: Sequence[str]) -> int:
         passed &= all(bar.passed for bar in report.fusion_bars(measured)) and report.leaves_the_expert_out(measured)
         sections["Fusion"] = report.fusion_section(measured)
     if "prior" in parts:
-        progress("prior: Sample Prior beside diffusers' loop in a process of its own")
+        progress("prior: unCLIP Sample Prior beside diffusers' loop in a process of its own")
         few = ["--layers", "4", "--repetitions", "1"] if quick else []
         prior = json.loads(
             subprocess.check_output([sys.executable, TESTS / "lab" / "benchmarks" / "prior_speed.py", *few])
@@ -169,7 +169,8 @@ INTRODUCTION = """\
 Printed by `make bench`. What a bar compares runs once in each of five repetitions, in turns, every other one in reverse order; a
 ratio divides two runs of one repetition, and the median of the five is held against the bar. The other contestants run once.
 Bare UNet calls are `calc_cond_batch` calls alone; everything else is timed as a whole: guider, conditions, sampler, callbacks.
-Plug-and-Play has its default windows, features for 0.8 and self-attention for 0.5 of the steps. A call is one forward of the
+Plug-and-Play has its default windows, features for 0.8 and self-attention for 0.5 of the steps; so has Prompt-to-Prompt, words for
+0.8 and self-attention for 0.4, and blend words besides. Attention Mask reads every step. A call is one forward of the
 UNet, a row one picture in it. The weights of SD1.5 are random, since cost depends on shapes alone."""
 
 PUBLISHED = """\

@@ -8,7 +8,6 @@ shows, so that it is also edited from those words to PROMPT). On the toy it ends
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import tempfile
@@ -28,10 +27,11 @@ from support.host.client import Client, Node, Run
 from support.host.provision import comfyui_location
 from support.host.server import PACK, Server
 from tqdm import tqdm
+from workflows.api_format import api_format
+from workflows.shipped import WORKFLOWS
 
 ROOT = Path(__file__).resolve().parents[3]
 OUTPUT = ROOT / "demo_output"
-WORKFLOWS = ROOT / "tests" / "workflows" / "api_format"
 TOY_CFG = 3.0  # where docs/toy.md finds most prompts drawn rightly
 TOY_PACK = ROOT / "tests" / "lab" / "toy" / "pack"
 # Editing by words on the toy, chosen by eye from five: at docs/prompt_to_prompt.md's guidance of 2.5 looks and backgrounds
@@ -95,10 +95,6 @@ class Fused:
 class Workflow(dict):
     """A shipped workflow in the API format, its nodes found by class and title."""
 
-    @classmethod
-    def read(cls, name: str) -> Workflow:
-        return cls(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")))
-
     def find(self, class_type: str, title: str | None = None) -> Node:
         found = [
             key
@@ -113,11 +109,8 @@ class Workflow(dict):
         self[self.find(class_type, title).id]["inputs"].update(inputs)
 
     def use_toy_model(self, title: str | None = None, loader: str = "TOY_LoadGeneral") -> None:
-        self[self.find("CheckpointLoaderSimple", title).id] = {
-            "class_type": loader,
-            "inputs": {},
-            "_meta": {"title": title},
-        }
+        loaded = {"class_type": loader, "inputs": {}, "_meta": {"title": title}}
+        self[self.find("CheckpointLoaderSimple", title).id] = loaded
 
 
 class Demo:
@@ -125,9 +118,14 @@ class Demo:
         self.client = client
         self.checkpoint = checkpoint
         self.size = size
+        self.nodes = client.object_info()
+
+    def shipped(self, name: str) -> Workflow:
+        [described] = [workflow for workflow in WORKFLOWS if workflow.name == name]
+        return Workflow(api_format(described, self.nodes))
 
     def workflow(self, name: str, picture: str) -> Workflow:
-        workflow = Workflow.read(name)
+        workflow = self.shipped(name)
         workflow.set("LoadImage", image=picture)
         workflow.set("ImageScale", width=self.size, height=self.size)
         if self.checkpoint is None:
@@ -197,7 +195,7 @@ class Demo:
         words = {"TOY_LoadGeneral": prompt, "TOY_LoadExpert": prompt.partition(",")[0]}  # as their captions were
 
         def workflow(general: str, expert: str, share: float) -> Workflow:
-            chosen = Workflow.read("Two checkpoints, one picture")
+            chosen = self.shipped("Two checkpoints, one picture")
             chosen.use_toy_model("General model", general)
             chosen.use_toy_model("Expert: the second model", expert)
             chosen.set("CLIPTextEncode", "General model: prompt", text=words[general])
@@ -341,8 +339,8 @@ def main() -> None:
     sheet = contact_sheet(results, fused, model, settings)
     for row in unclip:
         sheet.add([(tensor(picture), label) for picture, label in row])
-    sheet.save(OUTPUT / "sheet.png")
-    print(f"{time.monotonic() - started:.0f} s. Pictures: {OUTPUT}, all of them on {OUTPUT / 'sheet.png'}")
+    sheet.save(OUTPUT / "sheet.webp")
+    print(f"{time.monotonic() - started:.0f} s. Pictures: {OUTPUT}, all of them on {OUTPUT / 'sheet.webp'}")
 
 
 if __name__ == "__main__":

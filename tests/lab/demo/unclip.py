@@ -75,7 +75,7 @@ class UnCLIPDemo:
             guider=guider[0],
             sampler=graph.add("PAL_UnCLIPSampler", spacing="published")[0],
             sigmas=graph.add("BasicScheduler", model=decoder[0], scheduler="normal", steps=STEPS, denoise=1.0)[0],
-            latent_image=graph.add("EmptyChromaRadianceLatentImage", width=SIZE, height=SIZE, batch_size=1)[0],
+            latent_image=graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=1)[0],
         )
         picture = graph.add("VAEDecode", samples=sampled[0], vae=decoder[1])
         shown = [graph.add("PreviewImage", images=picture[0])]

@@ -32,6 +32,7 @@ PARTS = (
     "saliency_fusion",
     "subject_fusion",
     "unclip",
+    "compatibility",
 )
 
 

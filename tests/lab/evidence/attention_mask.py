@@ -139,7 +139,7 @@ def write(docs: Path) -> list[str]:
         row("*the true mask at 16 x 16 pixels, enlarged and cut the same way*", mask_iou(mask_of(coarse, 0.0), truth)),
         row("*the whole picture*", mask_iou(torch.ones_like(truth), truth)),
         "",
-        "![Scenes, heatmaps and masks](attention_mask.png)",
+        "![Scenes, heatmaps and masks](attention_mask.webp)",
         "",
         "## By shape",
         "",
@@ -171,7 +171,7 @@ def write(docs: Path) -> list[str]:
     ]
     (docs / "attention_mask.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    contact_sheet(scenes, images, found, iou).save(docs / "attention_mask.png")
+    contact_sheet(scenes, images, found, iou).save(docs / "attention_mask.webp")
     return bars.missed
 
 

@@ -83,7 +83,7 @@ def write(docs: Path) -> list[str]:
     (docs / "inversion.md").write_text(page + "\n")
     print(page)
     error_curves(trips).savefig(docs / "inversion_error.png", dpi=110)
-    picture_sheet(trips, images, vae, [caption(scene) for scene in scenes]).save(docs / "inversion.png")
+    picture_sheet(trips, images, vae, [caption(scene) for scene in scenes]).save(docs / "inversion.webp")
     return missed
 
 
@@ -164,7 +164,7 @@ def table(trips: dict[Key, RoundTrip], images: Tensor, vae: Tensor) -> list[str]
         "",
         "![Relative error along the path](inversion_error.png)",
         "",
-        "![Pictures after the round trip](inversion.png)",
+        "![Pictures after the round trip](inversion.webp)",
         "",
     ]
 

@@ -104,7 +104,7 @@ def write(docs: Path) -> list[str]:
     bars, lines = report(found, images, costs, ablations)
     (docs / "null_text.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    contact_sheet(found, scenes, images).save(docs / "null_text.png")
+    contact_sheet(found, scenes, images).save(docs / "null_text.webp")
     return bars.missed
 
 
@@ -185,7 +185,7 @@ def report(
         "steps, for latents of a variance near 1 as Stable Diffusion has. The toy's have a standard deviation near 0.3, so that the "
         "same numbers stop it earlier; the paper's tolerance stays at 1e-5, and the ablations show what that changes.",
         "",
-        "![Scenes, and what guided sampling makes of their inversions](null_text.png)",
+        "![Scenes, and what guided sampling makes of their inversions](null_text.webp)",
         "",
         *ablation_table(ablations, figures),
     ]

@@ -163,7 +163,7 @@ def write(docs: Path) -> list[str]:
     results |= {"target": targets, "decoded target": world.decode(world.encode(targets))}
     scores = {name: Score.of(edits, pictures) for name, pictures in results.items()}
 
-    contact_sheet(world, edits, images, results, best).save(docs / "plug_and_play.png")
+    contact_sheet(world, edits, images, results, best).save(docs / "plug_and_play.webp")
     missed, lines = report(scores, sweep, best)
     (docs / "plug_and_play.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -241,7 +241,7 @@ def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> 
         f"{float(scores['plain sampling'].iou.mean()):.3f}: at latents of 16 x 16 the layout is in the inverted noise already, and "
         "the feature of block 4 has 4 x 4 pixels. What the method is worth on real pictures is not shown here.",
         "",
-        "![Source and results of each method](plug_and_play.png)",
+        "![Source and results of each method](plug_and_play.webp)",
         "",
         "## Plug-and-Play by the attribute that was changed",
         "",

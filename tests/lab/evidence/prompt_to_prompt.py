@@ -81,7 +81,7 @@ def publish(docs: Path, scores: dict[str, Score]) -> list[str]:
     lines = page(scores, bars)
     (docs / "prompt_to_prompt.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    contact_sheet(scores).save(docs / "prompt_to_prompt.png")
+    contact_sheet(scores).save(docs / "prompt_to_prompt.webp")
     return bars.missed
 
 
@@ -131,7 +131,7 @@ def page(scores: dict[str, Score], bars: Bars) -> list[str]:
         f"The row in italics is the most that a perfect edit could keep. The judge takes {100 * scores['unedited'].done():.0f} % of "
         "the unedited sources for edited.",
         "",
-        "![Sources and results of each method](prompt_to_prompt.png)",
+        "![Sources and results of each method](prompt_to_prompt.webp)",
     ]
 
 

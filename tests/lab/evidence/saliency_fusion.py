@@ -155,7 +155,7 @@ def write(docs: Path) -> list[str]:
     bars = judge_bars(tables)
     (docs / "saliency_fusion.md").write_text("\n".join(page(bars, tables)) + "\n")
     print("\n".join(page(bars, tables)))
-    contact_sheet(fusion, scenes, pictures).save(docs / "saliency_fusion.png")
+    contact_sheet(fusion, scenes, pictures).save(docs / "saliency_fusion.webp")
     return bars.missed
 
 
@@ -204,7 +204,7 @@ def page(bars: Bars, tables: dict[str, dict[str, float]]) -> list[str]:
         "",
         TUNING,
         "",
-        "![What each way draws, and the expert's places over the steps](saliency_fusion.png)",
+        "![What each way draws, and the expert's places over the steps](saliency_fusion.webp)",
     ]
 
 

@@ -63,9 +63,8 @@ WAYS = {
 }
 CHOSEN, PUBLISHED = "both", "published"
 MASKS = (
-    "With the published k of 1 the masks of the fusion stage are seldom the subject's: on the toy the scene model's guidance is the stronger at the "
-    "object, and the subject model is given what is around it. The last stage, which is the subject model's alone, draws the subject all the same. With "
-    "k_subject 10, found on 20 scenes of the training split, the masks are the subject's."
+    "With the published constants the masks of the fusion stage are seldom the subject's: on the toy the scene model's guidance is the stronger at the "
+    "object, and the subject model is given what is around it. The last stage, which is the subject model's alone, draws the subject all the same."
 )
 
 
@@ -174,7 +173,7 @@ def write(docs: Path) -> list[str]:
     lines = page(bars, tables, scenes[0])
     (docs / "subject_fusion.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    contact_sheet(world, scenes, references, pictures, tables).save(docs / "subject_fusion.png")
+    contact_sheet(world, scenes, references, pictures, tables).save(docs / "subject_fusion.webp")
     return bars.missed
 
 
@@ -225,7 +224,7 @@ def page(bars: Bars, tables: dict[str, dict[str, float]], example: Scene) -> lis
         "",
         MASKS,
         "",
-        "![References, and what each way makes of them](subject_fusion.png)",
+        "![References, and what each way makes of them](subject_fusion.webp)",
     ]
 
 

@@ -49,7 +49,7 @@ def write(docs: Path) -> list[str]:
     lines = page(bars, texts, seen, middle, moved)
     (docs / "unclip.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    contact_sheet(world, texts, opened, seen, middle, moved).save(docs / "unclip.png")
+    contact_sheet(world, texts, opened, seen, middle, moved).save(docs / "unclip.webp")
     return bars.missed
 
 
@@ -102,7 +102,7 @@ def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -
         "",
         "The paper's comparison (section 5.1): the caption goes to the decoder in every row, and what is said of the image embedding differs. "
         f"The text's embedding is given the mean length of pictures' embeddings. Prior: {STEPS} steps, guidance {PRIOR_CFG:g}. "
-        f"Decoder: UnCLIP Sampler, {STEPS} steps, guidance {CFG:g}. The same noise in every row.",
+        f"Decoder: unCLIP Sampler, {STEPS} steps, guidance {CFG:g}. The same noise in every row.",
         "",
         *table([texts.rows[name] for name in ("text", "as image", "prior", "large")]),
         "The decoder's last training was with noisy embeddings. Such a decoder paints from the text's embedding as well as from the prior's.",
@@ -142,7 +142,7 @@ def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -
         "",
         "## (e) By words",
         "",
-        "The picture's embedding is moved from what its caption says towards the caption with one attribute changed (Embedding Text Diff), "
+        "The picture's embedding is moved from what its caption says towards the caption with one attribute changed (unCLIP Embedding Text Diff), "
         f"and painted from the picture's own x_T without a text, guidance {DIFF_CFG:g}. `kept`: all four other attributes read as before.",
         "",
         "| theta | named attribute changed | rest kept | both |",
@@ -164,7 +164,7 @@ def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -
         f"Guidances were chosen on scenes of the training split, before the decoder's last training: {CFG:g} from a text, "
         f"{VARIATION_CFG:g} for variations, {DIFF_CFG:g} by words.",
         "",
-        "![From a text, variations, morphs, and pictures moved by words](unclip.png)",
+        "![From a text, variations, morphs, and pictures moved by words](unclip.webp)",
     ]
 
 

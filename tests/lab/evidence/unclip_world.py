@@ -76,7 +76,7 @@ class UnCLIP:
         """One row for each text, with its embedding where there are any."""
         single = embeds.split(1) if embeds is not None else [None] * len(texts)
         told = [
-            UnCLIPConditioning.execute(self.clip, self.decoder, text, row if row is None else ImageEmbedding(row))
+            UnCLIPConditioning.execute(self.clip, text, None if row is None else ImageEmbedding(row), self.decoder)
             for text, row in zip(texts, single, strict=True)
         ]
         return Told(*(_joined([output[i] for output in told]) for i in (0, 1)))

@@ -52,7 +52,7 @@ class World:
     def invert(
         self, latent: Tensor, positive: Conditioning, sigmas: Tensor, method: str = "fixed_point", iterations: int = 5
     ) -> tuple[Trajectory, TrajectoryNoise]:
-        trajectory, noise, _ = DDIMInvert.execute(
+        trajectory, noise, *_ = DDIMInvert.execute(
             self.model, positive, {"samples": latent}, sigmas, method, iterations
         ).args
         return trajectory, noise
@@ -92,7 +92,7 @@ class World:
         blend_threshold: float = 0.3,
     ) -> World:
         settings = (cross_end, self_end, blend_start, blend_threshold)
-        return replace(self, model=PromptToPrompt.execute(self.model, trajectory, source, edit, *settings)[0])
+        return replace(self, model=PromptToPrompt.execute(self.model, trajectory, edit, *settings, source=source)[0])
 
     def counting(self) -> tuple[World, list[int]]:
         """The same world, and a list to which every call of the UNet adds its number of rows."""

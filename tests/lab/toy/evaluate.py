@@ -1,4 +1,4 @@
-"""Measures the toy world and writes docs/toy.md and docs/toy_samples.png: make evidence PART=toy"""
+"""Measures the toy world and writes docs/toy.md and docs/toy_samples.webp: make evidence PART=toy"""
 
 import argparse
 import sys
@@ -164,7 +164,7 @@ def main() -> int:
         *(row(f"{cfg}, {SWEEP_PROMPTS}", table) for cfg, table in sweep.items()),
         row(f"**{CFG}, {PROMPTS}**", final),
         "",
-        "![The first of these samples, and photographs by prompt](toy_samples.png)",
+        "![The first of these samples, and photographs by prompt](toy_samples.webp)",
         "",
     ]
     docs.mkdir(exist_ok=True)
@@ -172,7 +172,7 @@ def main() -> int:
     print("\n".join(lines))
     shown = [caption(scene) for scene in prompted[:SHOWN]]
     pictures = torch.cat([samples[:SHOWN], sample(*world, PHOTO_PROMPTS, 7)])
-    contact_sheet(pictures, [*shown, *PHOTO_PROMPTS], 8).save(docs / "toy_samples.png")
+    contact_sheet(pictures, [*shown, *PHOTO_PROMPTS], 8).save(docs / "toy_samples.webp", quality=88, method=6)
     for reading, scene in zip(readings, prompted, strict=True):
         if (reading.shape, reading.colour) != (scene.shape, scene.colour):
             print(f"asked for {caption(scene)}; drawn: {reading}")

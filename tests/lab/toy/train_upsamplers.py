@@ -93,7 +93,7 @@ def keep_strength(network: UpsamplerNetwork) -> None:
 
 
 def enlarged(low: Tensor) -> Tensor:
-    """As Upsample makes the small picture as large as the one it paints."""
+    """As unCLIP Upsample makes the small picture as large as the one it paints."""
     return F.interpolate(low, scale_factor=2, mode="bicubic", antialias=True)
 
 
@@ -140,7 +140,7 @@ def denoising(
     eta: float,
     most_weight: float = MOST_WEIGHT,
 ) -> Callable[[int], Tensor]:
-    """At the levels that Upsample visits by itself: each is seen the more often."""
+    """At the levels that unCLIP Upsample visits by itself: each is seen the more often."""
     alphas = schedule.alpha_bar
     weights = level_weights(alphas).clamp(max=most_weight)
 

@@ -154,6 +154,16 @@ class Client:
             if event["type"] == "progress" and on_progress:
                 on_progress(*run.progress[-1])
 
+    def wait_until_idle(self, timeout: float = 600) -> None:
+        """Until nothing runs or waits, whoever queued it."""
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            queue = self.get_json("/queue")
+            if not queue["queue_running"] and not queue["queue_pending"]:
+                return
+            time.sleep(0.2)
+        raise TimeoutError(f"The server was still busy after {timeout:.0f} s.")
+
     def interrupt(self) -> None:
         self.post("/interrupt", {})
 

@@ -39,6 +39,7 @@ class Frontend:
     """A page that shows the frontend, and what it did that a test may want to forbid."""
 
     page: Page
+    renderer: str  # "canvas" or "nodes2"
     errors: list[str] = field(default_factory=list)  # uncaught errors, and console errors of the pack's own files
     outside: list[str] = field(default_factory=list)  # requests that left this machine
 
@@ -50,6 +51,13 @@ class Frontend:
         url = urlsplit(request.url)
         if url.scheme in ("http", "https", "ws", "wss") and url.hostname != "127.0.0.1":
             self.outside.append(request.url)
+
+    def start_over(self) -> None:
+        """An empty canvas, and nothing noted yet."""
+        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+        self.page.wait_for_function("() => app.graph.nodes.length === 0")
+        self.errors.clear()
+        self.outside.clear()
 
     def load(self, workflow: dict) -> list[str]:
         """Open a workflow as a user would; returns the node types the frontend does not know."""
@@ -146,7 +154,7 @@ def open_frontend(browser: Browser, address: str, vue_nodes: bool = False) -> It
         },
     )
     context = browser.new_context(viewport={"width": 1920, "height": 1200})
-    frontend = Frontend(context.new_page())
+    frontend = Frontend(context.new_page(), "nodes2" if vue_nodes else "canvas")
     frontend.page.on("console", frontend.note_console)
     frontend.page.on("pageerror", lambda error: frontend.errors.append(str(error)))
     context.on("request", frontend.note_request)

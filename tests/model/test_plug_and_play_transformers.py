@@ -1,0 +1,164 @@
+"""Plug-and-Play on transformers: q, k of image tokens as attention, v as features."""
+
+from __future__ import annotations
+
+import comfy.model_patcher
+import comfy.samplers
+import comfy_extras.nodes_custom_sampler as core
+import diffusers.models.attention_processor as diffusers_attention
+import diffusers.models.transformers.transformer_flux as diffusers_flux
+import pytest
+import torch
+from palimpsest.nodes.inversion.nodes import DDIMInvert, SampleTrajectory
+from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
+from support.fixtures.tiny_transformers import KINDS
+from support.fixtures.twin_transformers import PublishedInjection, flux_velocity, plug_and_play, sd3_velocity
+
+pytestmark = pytest.mark.model
+
+EULER = comfy.samplers.sampler_object("euler")
+FAMILIES = pytest.mark.parametrize("name", KINDS)
+
+
+def schedule(model, steps):
+    return comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
+
+
+def guider(model, positive, negative, cfg):
+    return core.CFGGuider.execute(model, positive, negative, cfg)[0]
+
+
+def sample(model, noise, positive, negative, cfg, sigmas, latent):
+    return core.SamplerCustomAdvanced.execute(noise, guider(model, positive, negative, cfg), EULER, sigmas, latent)[0][
+        "samples"
+    ]
+
+
+def relative(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+def generated(kind, model, steps=4):
+    """A recorded generation: noise, prompt, empty latent, samples and trajectory."""
+    prompt = kind.conditioning(2)
+    latent = {"samples": torch.zeros_like(kind.latent(1))}
+    noise = core.Noise_RandomNoise(5)
+    made = SampleTrajectory.execute(noise, guider(model, prompt, prompt, 1.0), EULER, schedule(model, steps), latent)
+    return noise, prompt, latent, made[0]["samples"], made[1]
+
+
+@FAMILIES
+@torch.inference_mode()
+def test_the_same_prompt_and_noise_give_the_source_bit_for_bit(name):
+    kind = KINDS[name]
+    model = kind.model()
+    noise, prompt, latent, samples, trajectory = generated(kind, model)
+    edited = PlugAndPlay.execute(model, trajectory, 1.0, 1.0, "auto")[0]
+    assert torch.equal(sample(edited, noise, prompt, prompt, 1.0, trajectory.sigmas, latent), samples)
+    other = kind.conditioning(7)
+    free = sample(model, noise, other, prompt, 3.0, trajectory.sigmas, latent)
+    kept = sample(edited, noise, other, prompt, 3.0, trajectory.sigmas, latent)
+    assert relative(kept, free) > 1e-3
+    off = PlugAndPlay.execute(model, trajectory, 0.0, 0.0, "auto")[0]
+    assert torch.equal(sample(off, noise, other, prompt, 3.0, trajectory.sigmas, latent), free)
+    assert torch.equal(sample(model, noise, other, prompt, 3.0, trajectory.sigmas, latent), free)
+
+
+@FAMILIES
+@torch.inference_mode()
+def test_captured_features_batches_and_split_calls_agree_with_live_ones(name, monkeypatch):
+    kind = KINDS[name]
+    model = kind.model()
+    noise, prompt, latent, _, trajectory = generated(kind, model)
+    features = CaptureFeatures.execute(model, trajectory, 0.5, 0.5, "auto", "fp32")[0]
+    live = PlugAndPlay.execute(model, trajectory, 0.5, 0.5, "auto")[0]
+    captured = PlugAndPlay.execute(model, trajectory, 0.5, 0.5, "auto", features=features)[0]
+    negative = kind.conditioning(8, 33)
+    args = kind.conditioning(7), negative, 3.0, trajectory.sigmas
+    one = sample(live, noise, *args, latent)
+    torch.testing.assert_close(sample(captured, noise, *args, latent), one, rtol=0, atol=1e-5)
+    two = {"samples": latent["samples"].repeat(2, *[1] * (latent["samples"].ndim - 1))}
+
+    class Twice:
+        seed = 5
+
+        def generate_noise(self, latent):
+            row = noise.generate_noise({"samples": latent["samples"][:1]})
+            return torch.cat([row, row])
+
+    torch.testing.assert_close(sample(live, Twice(), *args, two), torch.cat([one, one]), rtol=0, atol=1e-4)
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", lambda *args: 0)
+    torch.testing.assert_close(sample(live, noise, *args, latent), one, rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_auto_windows_are_short_on_transformers_and_at_least_one_step():
+    kind = KINDS["flux"]
+    model = kind.model()
+    *_, trajectory = generated(kind, model, steps=10)
+    auto = PlugAndPlay.execute(model, trajectory, -1.0, -1.0, "auto")[0]
+    shares = PlugAndPlay.execute(model, trajectory, 0.1, 0.2, "auto")[0]
+    noise, prompt, latent = (
+        core.Noise_RandomNoise(5),
+        kind.conditioning(7),
+        {"samples": torch.zeros_like(kind.latent(1))},
+    )
+    results = [sample(m, noise, prompt, prompt, 2.0, trajectory.sigmas, latent) for m in (auto, shares)]
+    assert torch.equal(*results)
+    *_, few = generated(kind, model, steps=3)
+    features = CaptureFeatures.execute(model, few, -1.0, -1.0, "auto", "fp32")[0]
+    assert (features.windows.feature, features.windows.attention) == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["flux", "sd3"])
+@torch.inference_mode()
+def test_it_is_the_published_injection_on_diffusers_transformers(name):
+    kind = KINDS[name]
+    model = kind.model()
+    tokens = 16
+    if name == "flux":
+        velocity = flux_velocity(model)
+        injection = PublishedInjection(diffusers_flux, "dispatch_attention_fn", False, False, tokens)
+    else:
+        velocity = sd3_velocity(model)
+        injection = PublishedInjection(diffusers_attention.F, "scaled_dot_product_attention", True, True, tokens)
+    prompts = source, positive, negative = [kind.conditioning(seed) for seed in (2, 3, 4)]
+    picture = {"samples": kind.latent(1, height=8, width=8)}
+    sigmas = schedule(model, 10)
+    trajectory, noise, *_ = DDIMInvert.execute(model, source, picture, sigmas, "ddim", 1).args
+    blocks = "features 1-2; attention 0-2"
+    edited = PlugAndPlay.execute(model, trajectory, 0.3, 0.6, blocks)[0]
+    result = sample(edited, noise, positive, negative, 3.0, sigmas, picture)
+
+    def values_at(step: int) -> dict[str, set[int]]:
+        attention = {0, 1, 2} if step < 6 else set()
+        return {"query": attention, "key": attention, "value": {1, 2} if step < 3 else set()}
+
+    with injection:
+        wanted = plug_and_play(
+            velocity,
+            injection,
+            trajectory.latents,
+            trajectory.start,
+            sigmas,
+            source,
+            positive,
+            negative,
+            3.0,
+            values_at,
+        )
+    assert relative(model.model.process_latent_in(result), wanted) < 1e-5
+    free = sample(model, noise, positive, negative, 3.0, sigmas, picture)
+    assert relative(result, free) > 1e-3
+    assert len(prompts) == 3
+
+
+@torch.inference_mode()
+def test_wrong_blocks_are_refused_by_what_the_model_has():
+    kind = KINDS["flux"]
+    model = kind.model()
+    *_, trajectory = generated(kind, model, steps=2)
+    with pytest.raises(
+        ValueError, match=r"blocks: expected block numbers 0-4 of this Flux\.1, which has 2 double and 3 single"
+    ):
+        PlugAndPlay.execute(model, trajectory, 0.5, 0.5, "attention 4-11")

@@ -1,0 +1,60 @@
+"""Every shipped workflow on a real server, as described: all nodes of the pack beside the core nodes they are made for."""
+
+import json
+from pathlib import Path
+
+import pytest
+from support.fixtures.shipped import FOLDERS, StandIns, provide, quick, stand_ins
+from support.host.client import Client
+from support.host.server import Server
+from workflows.api_format import api_format
+from workflows.description import Workflow
+from workflows.files_and_colours import CHECKPOINT
+from workflows.shipped import WORKFLOWS
+
+pytestmark = pytest.mark.server
+
+SHIPPED = Path(__file__).resolve().parents[2] / "example_workflows"
+WEIGHTS = (".safetensors", ".ckpt", ".bin")
+EACH = pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> StandIns:
+    return stand_ins(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def object_info(server: Server) -> dict[str, dict]:
+    with Client(server.address) as client:
+        return client.object_info()
+
+
+def test_the_shipped_files_are_those_that_are_described():
+    assert sorted(file.stem for file in SHIPPED.glob("*.json")) == sorted(workflow.name for workflow in WORKFLOWS)
+
+
+@pytest.mark.compat
+@EACH
+def test_a_shipped_workflow_runs(
+    server: Server, client: Client, photo: Path, files: StandIns, object_info: dict, workflow: Workflow
+):
+    graph = api_format(workflow, object_info)
+    provide(graph, server, client, photo, files)
+    run = client.run(quick(graph))
+    assert run.status == "success", run.error
+    shown = {key for key, node in graph.items() if object_info[node["class_type"]]["output_node"]}
+    assert shown and shown <= set(run.executed) | set(run.cached)
+
+
+@EACH
+def test_a_workflow_says_where_the_files_that_it_opens_with_go(workflow: Workflow):
+    """All but the base checkpoint, which any of its kind can stand in for."""
+    nodes = json.loads((SHIPPED / f"{workflow.name}.json").read_text(encoding="utf-8"))["nodes"]
+    said = " ".join(node["widgets_values"][0] for node in nodes if node["type"] == "MarkdownNote")
+    for node in nodes:
+        if folder := FOLDERS.get(node["type"]):
+            names = [str(value) for value in node["widgets_values"] if str(value).endswith(WEIGHTS)]
+            assert names
+            for name in names:
+                assert name == CHECKPOINT or (name in said and f"models/{folder}" in said)

@@ -1,0 +1,220 @@
+"""The shipped workflows that edit a photo by the words of its prompt."""
+
+from __future__ import annotations
+
+from workflows.description import Group, NodeSpec, Note, Workflow
+from workflows.files_and_colours import BLUE, CYAN, GOLD, GREEN, NEGATIVE, POSITIVE, RED
+from workflows.photo_notes import (
+    BLEND_NOTE,
+    BY_WORDS_NOTE,
+    MASK_NOTE,
+    MASK_TUNING_NOTE,
+    REFINE_NOTE,
+    REWEIGHT_NOTE,
+    SWAP_NOTE,
+)
+from workflows.shared_columns import load_picture, sample_back
+
+SOURCE = "a drawing of a girl in a pink dress on a green hill under a blue sky"
+
+
+def swap_a_word() -> Workflow:
+    words = {"target_text": SOURCE.replace("pink", "yellow"), "mode": "replace", "blend_words": "dress"}
+    return _by_words("Swap a word in a photo", words, SWAP_NOTE)
+
+
+def refine_a_prompt() -> Workflow:
+    words = {"target_text": SOURCE.replace("a green hill", "a green hill full of red flowers"), "mode": "refine"}
+    return _by_words("Add words to a photo", words, REFINE_NOTE)
+
+
+def reweight_a_word() -> Workflow:
+    words = {"target_text": SOURCE, "mode": "replace", "reweight": "pink: 3"}
+    return _by_words("Reweight a word in a photo", words, REWEIGHT_NOTE)
+
+
+def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
+    load, load_links = load_picture()
+    back, back_links = sample_back(1220, 490, 320)
+    return Workflow(
+        name,
+        nodes=[
+            *load,
+            NodeSpec(
+                "shows",
+                "PrimitiveStringMultiline",
+                (380, 0),
+                {"value": SOURCE},
+                size=(360, 130),
+                title="What it shows",
+            ),
+            NodeSpec("words", "PAL_EncodePromptEdit", (380, 220), words, size=(360, 340)),
+            NodeSpec("source", "CLIPTextEncode", (380, 650), size=(360, 90), title="What it shows, encoded"),
+            NodeSpec(
+                "empty",
+                "CLIPTextEncode",
+                (380, 830),
+                {"text": ""},
+                size=(360, 100),
+                title="Empty prompt",
+                color=NEGATIVE,
+            ),
+            NodeSpec(
+                "schedule",
+                "BasicScheduler",
+                (380, 1020),
+                {"scheduler": "ddim_uniform", "steps": 50, "denoise": 1.0},
+                size=(360, 110),
+            ),
+            NodeSpec("invert", "PAL_DDIMInvert", (820, 0), {"method": "fixed_point", "iterations": 5}, size=(320, 490)),
+            NodeSpec("null_text", "PAL_NullTextOptimize", (820, 590), {"cfg": 7.5, "method": "fast"}, size=(320, 480)),
+            NodeSpec("edit", "PAL_PromptToPrompt", (1220, 0), {"cross_end": 0.8, "self_end": 0.4}, size=(320, 210)),
+            NodeSpec("guider", "CFGGuider", (1220, 300), {"cfg": 7.5}, size=(320, 100)),
+            *back,
+            NodeSpec("before", "PreviewImage", (-420, 1250), size=(520, 440), title="Before"),
+            NodeSpec("save", "SaveImage", (140, 1250), {"filename_prefix": "words"}, size=(520, 440), title="After"),
+            NodeSpec("report", "PreviewImage", (820, 1250), size=(720, 440), title="Null-text report"),
+        ],
+        links=[
+            *load_links,
+            ("shows", "STRING", "words", "source_text"),
+            ("shows", "STRING", "source", "text"),
+            ("model", "CLIP", "words", "clip"),
+            ("model", "CLIP", "source", "clip"),
+            ("model", "CLIP", "empty", "clip"),
+            ("model", "MODEL", "schedule", "model"),
+            ("model", "MODEL", "invert", "model"),
+            ("source", "CONDITIONING", "invert", "positive"),
+            ("encode", "LATENT", "invert", "latent_image"),
+            ("schedule", "SIGMAS", "invert", "sigmas"),
+            ("model", "MODEL", "null_text", "model"),
+            ("source", "CONDITIONING", "null_text", "positive"),
+            ("empty", "CONDITIONING", "null_text", "negative"),
+            ("invert", "trajectory", "null_text", "trajectory"),
+            ("model", "MODEL", "edit", "model"),
+            ("invert", "trajectory", "edit", "trajectory"),
+            ("words", "source", "edit", "source"),
+            ("words", "edit", "edit", "edit"),
+            ("edit", "model", "guider", "model"),
+            ("words", "target", "guider", "positive"),
+            ("null_text", "negative", "guider", "negative"),
+            *back_links,
+            ("resize", "IMAGE", "before", "images"),
+            ("decode", "IMAGE", "save", "images"),
+            ("null_text", "report", "report", "images"),
+        ],
+        notes=[
+            Note(note, (-440, 0), (380, 330), "Read me"),
+            Note(BY_WORDS_NOTE, (-440, 370), (380, 420), "What to keep"),
+            Note(BLEND_NOTE, (-440, 830), (380, 300), "When the edit is not what you want"),
+        ],
+        groups=[
+            Group("1  Load", (-20, -70), (340, 1220), BLUE),
+            Group("2  Say it in words", (360, -70), (400, 1220), GOLD),
+            Group("3  Open the picture", (800, -70), (360, 1220), GREEN),
+            Group("4  Edit", (1200, -70), (360, 1220), RED),
+            Group("5  Compare", (-440, 1180), (1120, 530), CYAN),
+            Group("How closely guidance follows the picture", (800, 1180), (760, 530), GREEN),
+        ],
+    )
+
+
+def mask_by_word() -> Workflow:
+    load, load_links = load_picture()
+    return Workflow(
+        "Mask by a word, then inpaint",
+        nodes=[
+            *load,
+            NodeSpec("source", "CLIPTextEncode", (380, 0), {"text": SOURCE}, size=(320, 130), title="What it shows"),
+            NodeSpec(
+                "schedule",
+                "BasicScheduler",
+                (380, 220),
+                {"scheduler": "ddim_uniform", "steps": 20, "denoise": 1.0},
+                size=(320, 110),
+            ),
+            NodeSpec(
+                "invert", "PAL_DDIMInvert", (380, 420), {"method": "fixed_point", "iterations": 5}, size=(320, 490)
+            ),
+            NodeSpec("mask", "PAL_AttentionMask", (780, 0), {"text": SOURCE, "words": "dress"}, size=(340, 620)),
+            NodeSpec("grow", "GrowMask", (780, 710), {"expand": 8, "tapered_corners": True}, size=(340, 90)),
+            NodeSpec("inpaint", "SetLatentNoiseMask", (780, 890), size=(340, 50)),
+            NodeSpec(
+                "positive",
+                "CLIPTextEncode",
+                (1200, 0),
+                {"text": SOURCE.replace("a pink dress", "a red dress with white dots")},
+                size=(320, 130),
+                title="What it becomes",
+                color=POSITIVE,
+            ),
+            NodeSpec(
+                "negative",
+                "CLIPTextEncode",
+                (1200, 220),
+                {"text": ""},
+                size=(320, 90),
+                title="Negative prompt",
+                color=NEGATIVE,
+            ),
+            NodeSpec(
+                "sample",
+                "KSampler",
+                (1200, 400),
+                {
+                    "seed": 1,
+                    "control_after_generate": "fixed",
+                    "steps": 30,
+                    "cfg": 7.5,
+                    "sampler_name": "euler",
+                    "scheduler": "normal",
+                    "denoise": 0.9,
+                },
+                size=(320, 480),
+            ),
+            NodeSpec("decode", "VAEDecode", (1200, 970), size=(320, 46)),
+            NodeSpec("heat", "PreviewImage", (-420, 1150), size=(460, 440), title="Where the words are"),
+            NodeSpec("show_mask", "MaskPreview", (80, 1150), size=(460, 440), title="The mask"),
+            NodeSpec("before", "PreviewImage", (580, 1150), size=(460, 440), title="Before"),
+            NodeSpec("save", "SaveImage", (1080, 1150), {"filename_prefix": "inpaint"}, size=(460, 440), title="After"),
+        ],
+        links=[
+            *load_links,
+            ("model", "CLIP", "source", "clip"),
+            ("model", "MODEL", "schedule", "model"),
+            ("model", "MODEL", "invert", "model"),
+            ("source", "CONDITIONING", "invert", "positive"),
+            ("encode", "LATENT", "invert", "latent_image"),
+            ("schedule", "SIGMAS", "invert", "sigmas"),
+            ("model", "MODEL", "mask", "model"),
+            ("model", "CLIP", "mask", "clip"),
+            ("invert", "trajectory", "mask", "trajectory"),
+            ("resize", "IMAGE", "mask", "image"),
+            ("mask", "mask", "grow", "mask"),
+            ("encode", "LATENT", "inpaint", "samples"),
+            ("grow", "MASK", "inpaint", "mask"),
+            ("model", "CLIP", "positive", "clip"),
+            ("model", "CLIP", "negative", "clip"),
+            ("model", "MODEL", "sample", "model"),
+            ("positive", "CONDITIONING", "sample", "positive"),
+            ("negative", "CONDITIONING", "sample", "negative"),
+            ("inpaint", "LATENT", "sample", "latent_image"),
+            ("sample", "LATENT", "decode", "samples"),
+            ("model", "VAE", "decode", "vae"),
+            ("mask", "heatmap", "heat", "images"),
+            ("grow", "MASK", "show_mask", "mask"),
+            ("resize", "IMAGE", "before", "images"),
+            ("decode", "IMAGE", "save", "images"),
+        ],
+        notes=[
+            Note(MASK_NOTE, (-440, 0), (380, 430), "Read me"),
+            Note(MASK_TUNING_NOTE, (-440, 470), (380, 330), "When the mask is not what you want"),
+        ],
+        groups=[
+            Group("1  Load", (-20, -70), (340, 1110), BLUE),
+            Group("2  Invert", (360, -70), (360, 1110), GREEN),
+            Group("3  Find the words", (760, -70), (380, 1110), GOLD),
+            Group("4  Inpaint", (1180, -70), (360, 1110), RED),
+            Group("5  Compare", (-440, 1080), (2000, 530), CYAN),
+        ],
+    )
