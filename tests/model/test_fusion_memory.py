@@ -124,9 +124,9 @@ def bytes_alive() -> int:
 
 def test_a_lora_of_all_layers_takes_the_memory_of_a_second_checkpoint_F13(sigmas, x):
     taken = []
-    for second in (lambda model: sd15(1), lambda model: model):
+    for second in (lambda model: two_level(1), lambda model: model):
         before, counts = bytes_alive(), []
-        model = sd15(0)
+        model = two_level(0)
         guider = fuse(general(model), expert(everywhere(second(model))))
         run(guider, x, sigmas, on_step=lambda step, counts=counts: counts.append(bytes_alive()))
         taken.append((max(counts) - before) / model.model_size())
