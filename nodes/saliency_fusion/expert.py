@@ -177,7 +177,7 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             comfy.sampler_helpers.cleanup_models(self.conds, self.models()[1:])
             del self.inner_model
 
-    def _hold(self, executor, guider, sigmas, extra_args, callback, noise, *rest) -> torch.Tensor:
+    def _hold(self, executor, guider, sigmas, extra_args, callback, noise, *rest, **named) -> torch.Tensor:
         """In the sampler's place, inside of all wrappers around it."""
         self.run_options = extra_args["model_options"]
         self.result = self.run()

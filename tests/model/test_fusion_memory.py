@@ -16,6 +16,7 @@ pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 STEPS = 3
 RUNS = 6
+TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +104,36 @@ def test_with_memory_for_a_part_of_the_weights_both_keep_a_part(models, sigmas, 
     assert same(made, expected, 1e-5)
     monkeypatch.undo()
     comfy.model_management.unload_all_models()
+
+
+def everywhere(model):
+    """A LoRA of all layers."""
+    patched, weights = model.clone(), model.model.state_dict()
+    names = [name for name, w in weights.items() if name.startswith("diffusion_model.") and w.ndim > 1]
+    patched.add_patches({name: ("diff", (0.01 * torch.ones_like(weights[name]),)) for name in names})
+    return patched
+
+
+def bytes_alive() -> int:
+    gc.collect()
+    storages = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if type(t) in TENSORS
+    }
+    return sum(storages.values())
+
+
+def test_a_lora_of_all_layers_takes_the_memory_of_a_second_checkpoint_F13(sigmas, x):
+    taken = []
+    for second in (lambda model: two_level(1), lambda model: model):
+        before, counts = bytes_alive(), []
+        model = two_level(0)
+        guider = fuse(general(model), expert(everywhere(second(model))))
+        run(guider, x, sigmas, on_step=lambda step, counts=counts: counts.append(bytes_alive()))
+        taken.append((max(counts) - before) / model.model_size())
+        del guider, model
+        comfy.model_management.unload_all_models()
+    print("checkpoints' worth of memory, with a LoRA of all layers on the expert: two checkpoints, a variant:", taken)
+    assert taken[1] <= 1.02 * taken[0]
 
 
 def held() -> tuple[int, int, int]:

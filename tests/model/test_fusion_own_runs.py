@@ -16,10 +16,10 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from palimpsest.nodes.saliency_fusion.blending import Mask
-from support.fixtures.fusion import expert, fuse, general, inpainting, plain, run, start_for
+from support.fixtures.fusion import expert, fuse, general, plain, run, start_for
 from support.fixtures.other_packs import lora
 from support.fixtures.sampling import schedule
-from support.fixtures.tiny_models import sd15
+from support.fixtures.tiny_models import sd15, two_level
 from support.fixtures.unet_probe import same
 
 pytestmark = pytest.mark.model
@@ -121,8 +121,12 @@ def test_what_changes_an_expert_s_guidance_F6(model, other, sigmas, guidance, cf
 @pytest.mark.parametrize("who", ["general", "expert", "both"])
 @pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "a variant"])
 def test_an_inpainting_checkpoint_reads_each_picture_s_own_mask_F4(sigmas, who, shared):
-    one = general(inpainting(0) if who != "expert" else sd15(0))
-    second = lora(one.model) if shared and who != "expert" else (inpainting(1) if who != "general" else sd15(1))
+    one = general(two_level(0, in_channels=9) if who != "expert" else sd15(0))
+    second = (
+        lora(one.model)
+        if shared and who != "expert"
+        else (two_level(1, in_channels=9) if who != "general" else sd15(1))
+    )
     masks = torch.zeros(2, 1, SIZE, SIZE)
     masks[0, :, : SIZE // 2], masks[1, :, SIZE // 2 :] = 1, 1
     x = start(one.model, sigmas, 2)

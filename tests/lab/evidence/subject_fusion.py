@@ -63,9 +63,8 @@ WAYS = {
 }
 CHOSEN, PUBLISHED = "both", "published"
 MASKS = (
-    "With the published k of 1 the masks of the fusion stage are seldom the subject's: on the toy the scene model's guidance is the stronger at the "
-    "object, and the subject model is given what is around it. The last stage, which is the subject model's alone, draws the subject all the same. With "
-    "k_subject 10, found on 20 scenes of the training split, the masks are the subject's."
+    "With the published constants the masks of the fusion stage are seldom the subject's: on the toy the scene model's guidance is the stronger at the "
+    "object, and the subject model is given what is around it. The last stage, which is the subject model's alone, draws the subject all the same."
 )
 
 
