@@ -1,6 +1,7 @@
 """What all shipped workflows share: the files they open with, and their colours."""
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
+FLOW_CHECKPOINT = "sd3.5_medium_incl_clips_t5xxlfp8scaled.safetensors"
 EXPERT = "DreamShaper_8_pruned.safetensors"
 LORA, SECOND_LORA = "blindbox_v1_mix.safetensors", "pixel_art_sd15.safetensors"
 SUBJECTS = "fastcomposer.bin"
@@ -11,7 +12,7 @@ UPSAMPLER, LAST_UPSAMPLER = "karlo_super_res_first.safetensors", "karlo_super_re
 SECOND_UPSAMPLER = "upsampler_256_to_1024.safetensors"
 CLIP_L = "clip-vit-large-patch14.safetensors"  # text encoder and image encoder in one
 FILES = {  # in models/
-    "checkpoints": (CHECKPOINT, EXPERT, SUBJECTS, UNCLIP),
+    "checkpoints": (CHECKPOINT, FLOW_CHECKPOINT, EXPERT, SUBJECTS, UNCLIP),
     "loras": (LORA, SECOND_LORA),
     "diffusion_models": (PRIOR, DECODER, TEXT_PROJ, UPSAMPLER, LAST_UPSAMPLER, SECOND_UPSAMPLER),
     "text_encoders": (CLIP_L,),

@@ -6,6 +6,7 @@ from workflows.description import Group, NodeSpec, Note, Workflow
 from workflows.files_and_colours import BLUE, CYAN, GOLD, GREEN, NEGATIVE, POSITIVE, RED
 from workflows.photo_notes import (
     CAPTURE_NOTE,
+    EXACT_NOTE,
     FIGURES_NOTE,
     PLUG_AND_PLAY_NOTE,
     RECONSTRUCT_NOTE,
@@ -74,6 +75,50 @@ def invert_and_reconstruct() -> Workflow:
             Group("3  Reconstruct", (760, -70), (340, 980), GOLD),
             Group("The path: saved, and shown from noise to picture", (-440, 980), (1540, 430), GREEN),
             Group("4  Compare", (1140, -70), (900, 1480), CYAN),
+        ],
+    )
+
+
+def retrace_exactly() -> Workflow:
+    load, load_links = load_picture()
+    invert, invert_links = invert_picture(380, "ddim")
+    back, back_links = sample_back(780, 260, 300)
+    return Workflow(
+        "Retrace a photo exactly",
+        nodes=[
+            *load,
+            *invert,
+            NodeSpec("exact", "PAL_ExactRetracing", (780, 0), size=(300, 46)),
+            NodeSpec("guider", "BasicGuider", (780, 130), size=(300, 46)),
+            *back,
+            NodeSpec(
+                "save", "SaveImage", (1160, 0), {"filename_prefix": "retraced"}, size=(400, 440), title="Retraced"
+            ),
+            NodeSpec(
+                "compare", "PAL_CompareImages", (1160, 530), size=(400, 440), title="Retraced against the VAE alone"
+            ),
+            NodeSpec("decode_vae", "VAEDecode", (780, 970), size=(300, 46), title="The VAE alone"),
+        ],
+        links=[
+            *load_links,
+            *invert_links,
+            ("model", "MODEL", "exact", "model"),
+            ("invert", "trajectory", "exact", "trajectory"),
+            ("exact", "model", "guider", "model"),
+            ("empty", "CONDITIONING", "guider", "conditioning"),
+            *back_links,
+            ("decode", "IMAGE", "save", "images"),
+            ("decode", "IMAGE", "compare", "image_a"),
+            ("encode", "LATENT", "decode_vae", "samples"),
+            ("model", "VAE", "decode_vae", "vae"),
+            ("decode_vae", "IMAGE", "compare", "image_b"),
+        ],
+        notes=[Note(EXACT_NOTE, (-420, 0), (360, 470), "Read me")],
+        groups=[
+            Group("1  Load", (-20, -70), (340, 980), BLUE),
+            Group("2  Invert", (360, -70), (360, 980), GREEN),
+            Group("3  Retrace", (760, -70), (340, 1110), GOLD),
+            Group("4  Compare", (1140, -70), (440, 1060), CYAN),
         ],
     )
 

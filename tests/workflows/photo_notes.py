@@ -17,6 +17,22 @@ Then press Run. 50 steps cost at most 250 model calls to invert and 50 to draw.
 
 The path is saved in the output folder, under *trajectories*; Load Trajectory opens it again."""
 
+EXACT_NOTE = """## Retrace a photo exactly
+
+Inverts **your** picture with one model call a step and draws it again with one model call a step, and loses nothing on the way \
+but what the VAE loses.
+
+### Change
+- the **checkpoint**: any SD1.5 model
+- **Your picture**: its middle is cut to 512 x 512
+
+### Keep
+- *method* **ddim** in DDIM Invert, and the sampler *euler*
+- **The same scheduler and steps** for both
+
+Compare Images holds the result against what the VAE alone makes of the picture. Plug-and-Play and Prompt-to-Prompt have the same as \
+an option, *exact_retracing*: it keeps more of the picture and lets fewer edits through."""
+
 FIGURES_NOTE = """**DDIM Invert** shows its residual. Below 2e-3 the path is retraced; when it says that it did not \
 converge, raise *iterations*.
 

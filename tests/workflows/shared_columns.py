@@ -30,7 +30,7 @@ def load_picture() -> tuple[list[NodeSpec], Links]:
     return nodes, links
 
 
-def invert_picture(x: int) -> tuple[list[NodeSpec], Links]:
+def invert_picture(x: int, method: str = "fixed_point") -> tuple[list[NodeSpec], Links]:
     """A column at `x`: the latent of load_picture carried up 50 steps with an empty prompt."""
     nodes = [
         NodeSpec("empty", "CLIPTextEncode", (x, 0), {"text": ""}, size=(320, 100), title="Source prompt (empty)"),
@@ -41,7 +41,7 @@ def invert_picture(x: int) -> tuple[list[NodeSpec], Links]:
             {"scheduler": "ddim_uniform", "steps": 50, "denoise": 1.0},
             size=(320, 110),
         ),
-        NodeSpec("invert", "PAL_DDIMInvert", (x, 400), {"method": "fixed_point", "iterations": 5}, size=(320, 490)),
+        NodeSpec("invert", "PAL_DDIMInvert", (x, 400), {"method": method, "iterations": 5}, size=(320, 490)),
     ]
     links = [
         ("model", "CLIP", "empty", "clip"),
