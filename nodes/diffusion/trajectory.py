@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Where ComfyUI's configurations of networks keep the width of the text they read, by family.
 TEXT_WIDTHS = ("context_dim", "context_in_dim", "cap_feat_dim", "text_dim", "cond_seq_dim", "crossattn_emb_channels")
 SAME_LATENT = 3e-3  # relative distance up to which two latents are one: float16 between two nodes costs 5e-4
-OTHER_NOISE = 0.3  # cosine below which a start has nothing of the trajectory's noise: a choice, not a mistake
+OTHER_NOISE = 0.5  # cosine below which a start has nothing of the trajectory's noise: a choice, not a mistake
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Trajectory:
         At the first level, where there is only noise, other noise altogether is let through.
         """
         step = self.step_of(sigma)
-        here, start = x.float().cpu().flatten(1), self.latents[step].flatten(1)
+        here, start = x.detach().float().cpu().flatten(1), self.latents[step].flatten(1)
         distance = float(((here - start).norm(dim=1) / start.norm(dim=1)).max())
         if distance <= SAME_LATENT:
             return

@@ -29,7 +29,7 @@ def test_a_picture_is_inverted_as_one_frame(wan, shape: tuple[int, ...]):
     positive = [[torch.randn(1, 20, 64, generator=torch.Generator().manual_seed(1)), {}]]
     picture = {"samples": torch.randn(shape, generator=torch.Generator().manual_seed(2))}
     trajectory, noise, latent, sigmas = DDIMInvert.execute(
-        wan, positive, picture, schedule(wan, 4, "simple"), "fixed_point", 12
+        wan, positive, picture, schedule(wan, 4, "simple"), "fixed_point", 40
     ).args
     assert trajectory.latents.shape == (5, 2, 16, 1, 8, 12) and trajectory.model.text_width == 64
     back = sample_back(wan, trajectory, picture["samples"])

@@ -51,8 +51,8 @@ def test_a_step_cache_is_left_out_of_an_inversion_E16(cache: str, method: str):
 def test_a_step_cache_is_left_out_where_a_trajectory_is_read_E16(cache: str):
     model = v_model()
     trajectory = invert(model, tiny_models.conditioning(model, 1), picture(model, 16), schedule(model, 4), "ddim")
-    plain = CaptureFeatures.execute(model, trajectory, "auto", "float32")[0]
-    cached = CaptureFeatures.execute(CACHES[cache](model), trajectory, "auto", "float32")[0]
+    plain = CaptureFeatures.execute(model, trajectory, 0.8, 0.5, "auto", "fp32")[0]
+    cached = CaptureFeatures.execute(CACHES[cache](model), trajectory, 0.8, 0.5, "auto", "fp32")[0]
     for a, b in zip(plain.records, cached.records, strict=True):
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
