@@ -176,7 +176,7 @@ def test_one_scheduled_hook_for_both_models_prompts_F7(model, other, steps, shar
 
 def rows_of(model, guider, *args):
     rows = []
-    first = model.model.diffusion_model.input_blocks[0]  # inside of what a cache skips
+    first = model.model.diffusion_model.input_blocks[0][0]  # inside of what a cache skips
     hook = first.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
     try:
         return run(guider, *args).result, sum(rows)
@@ -192,7 +192,7 @@ def test_caches_that_skip_steps_F8(model, other, node):
     second = expert(cached, mask=EVERYWHERE)
     alone, needed = rows_of(other, plain(second), x, sigmas)
     made, rows = rows_of(other, fuse(general(model), second), x, sigmas)
-    assert same(made, alone, 1e-6) and rows == needed < 24
+    assert same(made, alone, 1e-6) and 0 < rows == needed < 24
     free = run(fuse(general(node.execute(model, 3.0, 0.0, 1.0, False)[0]), expert(cached)), x, sigmas)
     assert bool(torch.isfinite(free.result).all())
 
