@@ -18,9 +18,8 @@ EVERY_COLUMN = "nothing"
 SPREAD = [
     ("LoRA", "DDIM Invert"),
     ("FreeU_V2", "Plug-and-Play"),
-    ("heun", "Plug-and-Play"),
+    ("FreeU", "Prompt-to-Prompt"),
     ("TorchCompileModel, backend eager", "Plug-and-Play, captured"),
-    ("PerturbedAttentionGuidance", "Prompt-to-Prompt"),
     ("attn2_replace, as IPAdapter, behind the node", "Prompt-to-Prompt"),
     ("dpmpp_2m", "local blend"),
     ("UNetCrossAttentionMultiply", "Attention Mask"),
@@ -63,7 +62,7 @@ def drifting(model):
 
 
 @pytest.mark.parametrize(
-    "column", ["DDIM Invert", "Sample Trajectory", "Plug-and-Play", "local blend", "Saliency Fusion"]
+    "column", ["DDIM Invert", "Sample Trajectory", "Plug-and-Play", "Prompt-to-Prompt", "Saliency Fusion"]
 )
 def test_a_cell_that_is_wrong_is_called_wrong(column):
     row = Row("tests", "drifting", lambda graph: replace(graph, **graph.patched(drifting)))

@@ -50,43 +50,16 @@ def once_a_level(sampled: Sampled, graph: Graph) -> bool:
     return len(levels) == len(wanted) and all(abs(a - b) <= SAME_LEVEL * b for a, b in zip(levels, wanted, strict=True))
 
 
-def every_call_is_eulers(
+def every_call_is_its_own(
     graph: Graph, model: ModelPatcher, positive: Conditioning, negative: Conditioning, sampled: Sampled
 ) -> None:
-    """Each prediction is that of a run of its own, which takes one Euler step from the same latent and level."""
-    lowest = float(graph.sigmas[-2])
+    """Each prediction is that of a run of its own, which asks for nothing else."""
     for i, call in enumerate(sampled.calls):
-        below = [float(s) for s in graph.sigmas if float(s) < call.sigma * (1 - SAME_LEVEL)] or [0.0]
-        alone = replace(
-            graph,
-            picture={"samples": torch.zeros_like(call.x).cpu()},
-            sigmas=torch.tensor([call.sigma, below[0] if call.sigma > lowest else 0.0]),
-            sampler=comfy.samplers.sampler_object("euler"),
-        )
-        again = sample(alone, model, positive, negative, noise=Start(alone, call))
-        near(
-            f"prediction {i + 1} at sigma {call.sigma:.3g}",
-            call.denoised,
-            again.calls[0].denoised,
-            graph.tolerance,
-        )
 
+        def ask(asked, x, sigmas, extra_args=None, callback=None, disable=None, call: Call = call) -> torch.Tensor:
+            return asked(call.x, call.x.new_full((len(call.x),), call.sigma), **extra_args)
 
-class Start:
-    """A NOISE that puts the sampler at a given latent."""
-
-    seed = 3
-
-    def __init__(self, graph: Graph, call: Call):
-        sampling = graph.model.get_model_object("model_sampling")
-        x = call.x.float().cpu()
-        latent = graph.picture["samples"].float()
-        if bool(latent.any()):  # core leaves an empty latent as it is
-            latent = graph.model.model.process_latent_in(latent)
-        sigma, at_max = torch.tensor(call.sigma), call.sigma >= float(sampling.sigma_max) * (1 - 1e-5)
-        offset = sampling.noise_scaling(sigma, torch.zeros_like(x), latent, at_max)
-        scale = sampling.noise_scaling(sigma, torch.ones_like(x), torch.zeros_like(x), at_max)
-        self.numbers = (x - offset) / scale
-
-    def generate_noise(self, latent: dict) -> torch.Tensor:
-        return self.numbers
+        alone = replace(graph, sampler=comfy.samplers.KSAMPLER(ask))
+        again = sample(alone, model, positive, negative)
+        wanted = again.calls[0].denoised
+        near(f"prediction {i + 1} at sigma {call.sigma:.3g}", call.denoised, wanted, graph.tolerance)

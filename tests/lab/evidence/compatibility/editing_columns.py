@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+import comfy.samplers
 import torch
-from lab.evidence.compatibility.checks import Start, Wrong, apart, every_call_is_eulers, near, once_a_level, relative
+from lab.evidence.compatibility.checks import Wrong, apart, every_call_is_its_own, near, once_a_level, relative
 from lab.evidence.compatibility.graph import (
     NEGATIVE,
     SOURCE,
     TARGET,
-    Call,
     Graph,
     Noise,
     clip,
@@ -101,7 +101,7 @@ def _followed(
     graph: Graph, edit: Callable[[Trajectory], object], same: tuple, other: tuple, edited_otherwise=None
 ) -> torch.Tensor:
     """The edit of a picture into itself is the picture; another edit does something; a sampler that asks more than once a
-    level gets at each call what Euler gets there."""
+    level gets at each call what a run of its own gets there."""
     positive, negative = same
     plain = sample(graph, graph.model, positive, negative)
     trajectory = recorded(graph, plain, graph.source())
@@ -112,7 +112,7 @@ def _followed(
     made = sample(graph, make(trajectory), *other)
     apart("edit", made.latent, sample(graph, graph.model, *other).latent)
     if not once_a_level(plain, graph):
-        every_call_is_eulers(graph, make(trajectory), *other, made)
+        every_call_is_its_own(graph, make(trajectory), *other, made)
     return made.latent
 
 
@@ -143,14 +143,11 @@ def _injected(graph: Graph, trajectory: Trajectory, **options):
 
 
 def exact_retracing(graph: Graph) -> torch.Tensor:
-    """Sampling along a `ddim` trajectory at guidance 1 by Euler's steps ends at its picture."""
+    """Sampling along a `ddim` trajectory at guidance 1 ends at its picture."""
     made = invert(graph, method="ddim")
     model = run(ExactRetracing, model=graph.model, trajectory=made["trajectory"])["model"]
     back = sample(graph.unmasked, model, graph.source(), graph.source(), 1.0, noise=made["noise"])
-    if graph.retraces:
-        near("picture", back.latent, made["trajectory"].latents[-1], graph.tolerance)
-    else:
-        every_call_is_eulers(replace(graph, cfg=1.0), model, graph.source(), graph.source(), back)
+    near("picture", back.latent, made["trajectory"].latents[-1], graph.tolerance)
     return back.latent
 
 
@@ -196,7 +193,7 @@ def local_blend(graph: Graph) -> torch.Tensor:
 
 
 def attention_mask(graph: Graph) -> torch.Tensor:
-    """The word's attention map, read by hooks on the layers' to_q and to_k while core samples one step from each latent."""
+    """The heatmap is that of hooks on the layers' to_q and to_k while core's guider is asked about each latent."""
     plain = sample(graph, graph.model, graph.prompt(SOURCE), graph.prompt(NEGATIVE))
     trajectory = recorded(graph, plain, graph.source())
     made = run(
@@ -210,8 +207,8 @@ def attention_mask(graph: Graph) -> torch.Tensor:
 
 
 def _definition(graph: Graph, trajectory: Trajectory, column: int) -> torch.Tensor:
-    latent, factors = trajectory.latents.shape[-2:], attention_layers(graph.model)
-    layers = blend_layers(factors, tuple(latent))
+    size, factors = trajectory.latents.shape[-2:], attention_layers(graph.model)
+    layers = blend_layers(factors, tuple(size))
     unet = graph.model.model.diffusion_model
     sides = {"input": unet.input_blocks, "output": unet.output_blocks}
     seen: dict[tuple, torch.Tensor] = {}
@@ -226,23 +223,24 @@ def _definition(graph: Graph, trajectory: Trajectory, column: int) -> torch.Tens
                     lambda m, a, out, place=(side, number, depth, name): seen.update({place: out.float()})
                 )
             )
-    total: torch.Tensor | float = 0.0
-    try:
-        for i in range(trajectory.steps):
-            step = replace(
-                graph, sigmas=trajectory.sigmas[i : i + 2], sampler=core("nodes_custom_sampler.KSamplerSelect", "euler")
-            )
-            start = Start(step, Call(trajectory.latents[i], float(trajectory.sigmas[i]), trajectory.latents[i]))
-            guider = core("nodes_custom_sampler.BasicGuider", watch(graph.model), graph.source())
-            with torch.compiler.set_stance("force_eager"):  # a compiled network does not call hooks
-                sample_guided(step, guider, start)
+    maps: list[torch.Tensor] = []
+
+    def ask(asked, x, sigmas, extra_args=None, callback=None, disable=None) -> torch.Tensor:
+        for latent, sigma in zip(trajectory.latents, trajectory.sigmas[:-1], strict=False):
+            asked(latent.to(x), x.new_full((len(x),), float(sigma)), **extra_args)
             for layer in layers:
-                total = total + _map(
-                    seen[(*layer, "to_q")], seen[(*layer, "to_k")], column, latent, factors[layer], heads[layer]
-                )
+                q, k = (seen[(*layer, name)] for name in ("to_q", "to_k"))
+                maps.append(_map(q, k, column, size, factors[layer], heads[layer]))
+        return x
+
+    guider = core("nodes_custom_sampler.BasicGuider", watch(graph.model), graph.source())
+    try:
+        with torch.compiler.set_stance("force_eager"):  # a compiled network does not call hooks
+            sample_guided(replace(graph.unmasked, sampler=comfy.samplers.KSAMPLER(ask)), guider)
     finally:
         for handle in handles:
             handle.remove()
+    total = sum(maps)
     low, high = total.amin((1, 2), keepdim=True), total.amax((1, 2), keepdim=True)
     return (total - low) / (high - low)
 

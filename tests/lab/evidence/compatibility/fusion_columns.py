@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from lab.evidence.compatibility.checks import apart, every_call_is_eulers, near
+from lab.evidence.compatibility.checks import apart, every_call_is_its_own, near
 from lab.evidence.compatibility.graph import NEGATIVE, SOURCE, TARGET, Graph, cfg_guider, run, sample, sample_guided
 from palimpsest.nodes.saliency_fusion.nodes import SaliencyFusionGuider, SubjectFusion
 
@@ -54,8 +54,8 @@ def subject_fusion(graph: Graph) -> torch.Tensor:
 
 
 def decoder(graph: Graph) -> torch.Tensor:
-    """Each prediction that a sampler asks for is what a run of its own gives for the same latent and level."""
+    """Each prediction that a sampler asks for is what a run that asks for nothing else gives there."""
     positive, negative = graph.prompt(SOURCE), graph.prompt(NEGATIVE)
     made = sample(graph, graph.model, positive, negative)
-    every_call_is_eulers(graph, graph.model, positive, negative, made)
+    every_call_is_its_own(graph, graph.model, positive, negative, made)
     return made.latent
