@@ -158,7 +158,7 @@ class SourceRuns:
             return
         sampling = guider.inner_model.model_sampling
         x = sampling.noise_scaling(sigmas[0], noise, latent_image, sampler.max_denoise(guider, sigmas))
-        self.trajectory.require_start(x, float(sigmas[0]))
+        self.trajectory.require_start(x, float(sigmas[0]), bool(noise.any()))
         if not self.exact:
             return
         if name != "euler":

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 
 from .conditioning import Conditioning
 from .samplers import LEAVES_OUT_A_LEVEL
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 # Where ComfyUI's configurations of networks keep the width of the text they read, by family.
 TEXT_WIDTHS = ("context_dim", "context_in_dim", "cap_feat_dim", "text_dim", "cond_seq_dim", "crossattn_emb_channels")
 SAME_LATENT = 3e-3  # relative distance up to which two latents are one: float16 between two nodes costs 5e-4
-OTHER_NOISE = 0.5  # cosine below which a start has nothing of the trajectory's noise: a choice, not a mistake
+SAME_DIRECTION = 1 - 1e-5  # cosine from which two latents differ by a factor at most
+BESIDE = 0.5  # relative distance up to which a noisy start was meant to be the trajectory's
+OTHER_NOISE = 0.3  # cosine below which a start has nothing of the trajectory's noise: a choice, not a mistake
 
 
 @dataclass(frozen=True)
@@ -149,19 +152,22 @@ class Trajectory:
             f"{missing[0]:.4f}. {what_to_do}"
         )
 
-    def require_start(self, x: torch.Tensor, sigma: float) -> None:
-        """Raise ValueError unless a sampler that starts with x [N, C, ...] at `sigma`, a level of this trajectory, starts on it.
+    def require_start(self, x: torch.Tensor, sigma: float, noise_added: bool) -> None:
+        """Raise ValueError for a start x [N, C, ...] at `sigma`, a level of this trajectory, that was meant to lie on it and does not.
 
-        At the first level, where there is only noise, other noise altogether is let through.
+        Let through are: its latent at that level; other noise altogether; and, where the sampler adds no noise, a latent that
+        another run has left at that level. Refused are its latent of another level, and what lies close beside it.
         """
         step = self.step_of(sigma)
-        here, start = x.detach().float().cpu().flatten(1), self.latents[step].flatten(1)
-        distance = float(((here - start).norm(dim=1) / start.norm(dim=1)).max())
-        if distance <= SAME_LATENT:
+        here, path = x.detach().float().cpu().flatten(1), self.latents.flatten(2)
+        distances = (here - path[step]).norm(dim=1) / path[step].norm(dim=1)
+        alike = torch.stack([F.cosine_similarity(here, start.expand_as(here)) for start in path])  # [T+1, N]
+        misplaced = alike.max(0).values > SAME_DIRECTION
+        beside = (alike[step] >= OTHER_NOISE) & ((distances <= BESIDE) | torch.tensor(step == 0)) & noise_added
+        wrong = distances[(distances > SAME_LATENT) & (misplaced | beside)]
+        if not len(wrong):
             return
-        alike = float(torch.nn.functional.cosine_similarity(here, start.expand_as(here)).max())
-        if step == 0 and alike < OTHER_NOISE:
-            return
+        distance = float(wrong.max())
         raise ValueError(
             f"noise, latent_image: expected a start on the trajectory, whose latent at sigma {sigma:.4f} is its number {step} of "
             f"{self.steps}, got one that is {100 * distance:.3g} % away from it. Connect the sampler's sigmas to Trajectory Start "

@@ -59,8 +59,8 @@ def on_the_way() -> Trajectory:
 @pytest.mark.parametrize(("step", "sigma"), [(0, 14.6), (1, 3.0), (2, 0.5)])
 def test_a_start_on_the_trajectory_is_let_through_E14(step: int, sigma: float):
     path = on_the_way()
-    path.require_start(path.latents[step].half(), sigma)
-    path.require_start(path.latents[step].expand(3, -1, -1, -1), sigma)
+    path.require_start(path.latents[step].half(), sigma, noise_added=True)
+    path.require_start(path.latents[step].expand(3, -1, -1, -1), sigma, noise_added=False)
 
 
 @pytest.mark.parametrize(
@@ -71,21 +71,29 @@ def test_a_start_on_the_trajectory_is_let_through_E14(step: int, sigma: float):
         (2, 3.0, 1.0),
     ],
 )
-def test_a_start_beside_the_trajectory_is_refused_E14(step: int, sigma: float, change: float):
+@pytest.mark.parametrize("noise_added", [True, False])
+def test_a_start_beside_the_trajectory_is_refused_E14(step: int, sigma: float, change: float, noise_added: bool):
     """Fault E14: a sampler that started at an inner level from a wrong latent drew a wrong picture in silence."""
     path = on_the_way()
     with pytest.raises(ValueError, match=rf"expected a start on the trajectory, whose latent at sigma {sigma:.4f}"):
-        path.require_start(path.latents[step] * change, sigma)
+        path.require_start(path.latents[step] * change, sigma, noise_added)
 
 
 def test_noise_added_once_more_is_refused_and_other_noise_is_not_R12():
     path = on_the_way()
     noise = 14.6 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    path.require_start(noise, 14.6)
+    path.require_start(noise, 14.6, noise_added=True)
     with pytest.raises(ValueError, match="add_noise disabled"):
-        path.require_start(path.start + noise, 14.6)
+        path.require_start(path.start + noise, 14.6, noise_added=True)
     with pytest.raises(ValueError, match="expected a start on the trajectory"):
-        path.require_start(path.latents[-1] + noise / 14.6 * 3.0, 3.0)
+        path.require_start(path.latents[1] + 0.1 * noise, 3.0, noise_added=True)
+
+
+def test_a_latent_that_another_run_left_is_let_through():
+    """An edit in two parts: the second sampler adds no noise."""
+    path = on_the_way()
+    edited = path.latents[1] + 0.3 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    path.require_start(edited, 3.0, noise_added=False)
 
 
 @pytest.mark.parametrize(
