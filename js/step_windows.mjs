@@ -83,8 +83,9 @@ export class StepWindows {
     for (const { label, from, to, element, text, handles } of this.rows) {
       const [start, end] = [this.value(from), this.value(to)];
       element.style.setProperty("--palimpsest-from", `${100 * start}%`);
-      element.style.setProperty("--palimpsest-to", `${100 * Math.max(start, end)}%`);
-      const says = end > start ? `${Math.round(100 * start)}–${Math.round(100 * end)} %` : "never";
+      element.style.setProperty("--palimpsest-to", `${100 * Math.max(start, end, 0)}%`);
+      const share = end > start ? `${Math.round(100 * start)}–${Math.round(100 * end)} %` : "never";
+      const says = end < 0 ? "as suits the model" : share;
       text.textContent = `${label} ${says}`;
       element.title = `${text.textContent} of the steps, from the noisy end`;
       if (handles.from) handles.from.ariaValueNow = String(start);
