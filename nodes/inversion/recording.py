@@ -50,6 +50,7 @@ def recorded(sampler: comfy.samplers.KSAMPLER, path: list[torch.Tensor]) -> comf
         disable: bool | None,
         **options: Any,
     ) -> torch.Tensor:
+        del path[-1:]  # a guider that samples in stages goes on where the stage before ended
         asked = Asked(model.inner_model)
         model = copy.copy(model)
         model.inner_model = asked

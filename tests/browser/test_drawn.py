@@ -237,7 +237,15 @@ def test_the_menu_of_a_picture_drops_a_box_that_is_wired(drawn: Frontend):
     page = drawn.page
     page.locator(".palimpsest-chips").wait_for()
     before = page.evaluate("() => app.graph.nodes.length")
-    page.mouse.click(1260, 802, button="right")  # the title of Preview Image
+    title = page.evaluate(
+        """() => {
+            const [x, y] = app.graph.nodes.find(node => node.type === "PreviewImage").pos
+            const { scale, offset } = app.canvas.ds
+            const { left, top } = app.canvas.canvas.getBoundingClientRect()
+            return [left + (x + 60 + offset[0]) * scale, top + (y - 15 + offset[1]) * scale]
+        }"""
+    )
+    page.mouse.click(*title, button="right")
     page.get_by_text("Edit this picture by words").first.click()
     page.wait_for_function("before => app.graph.nodes.length === before + 1", arg=before)
     page.wait_for_timeout(500)

@@ -112,8 +112,8 @@ def test_the_map_shows_saliency_also_where_a_mask_decides(sampled, models):
     assert torch.equal(mask, enlarged(left).expand(2, -1, -1)) and float(heat.std()) > 0.01
 
 
-@pytest.mark.parametrize("ratio", [1, 4, 16])
-def test_pixels_are_counted_by_the_latent_format_F11(models, ratio):
+@pytest.mark.parametrize(("ratio", "side"), [(1, 4), (4, 16), (16, 16)])
+def test_pixels_are_counted_by_the_latent_format_F11(models, ratio, side):
     """Of a latent that is as large as the picture, or of another factor than 8, also if ComfyUI's empty latent comes of another one."""
 
     class Format(comfy.latent_formats.SD15):
@@ -125,11 +125,11 @@ def test_pixels_are_counted_by_the_latent_format_F11(models, ratio):
         return patched
 
     guider = fuse(general(reads(models[0])), expert(reads(models[1])))
-    empty = {"samples": torch.zeros(1, 4, 16, 16), "downscale_ratio_spacial": 8}
+    empty = {"samples": torch.zeros(1, 4, side, side), "downscale_ratio_spacial": 8}
     noise = core.RandomNoise.execute(5)[0]
     sigmas = schedule(models[0], 4)
     mask, heat = SaliencyMap.execute(guider, 1, 1, latent_image=empty, sigmas=sigmas, noise=noise).result
-    assert mask.shape == (1, 128, 128) and heat.shape == (1, 128, 256, 3)
+    assert mask.shape == (1, 8 * side, 8 * side) and heat.shape == (1, 8 * side, 16 * side, 3)
     step = torch.nn.functional.max_pool2d(mask[None], ratio) - (-torch.nn.functional.max_pool2d(-mask[None], ratio))
     assert float(step.abs().max()) == 0.0 and 0 < float(mask.mean()) < 1
 

@@ -39,7 +39,7 @@ def test_a_broken_slice_leaves_the_others_loading_and_the_log_says_which_and_why
     shutil.copytree(ROOT / "nodes", tmp_path / "nodes", ignore=shutil.ignore_patterns("__pycache__"))
     folder = tmp_path.joinpath("nodes", *part.split("."))
     algorithms = sorted(path for path in folder.glob("*.py") if path.name not in ("nodes.py", "__init__.py"))
-    broken = folder / file if file == "nodes.py" else algorithms[0]
+    broken = folder / "nodes.py" if file == "nodes.py" or not algorithms else algorithms[0]
     broken.write_text(
         broken.read_text(encoding="utf-8") + '\nraise RuntimeError("broken on purpose")\n', encoding="utf-8"
     )

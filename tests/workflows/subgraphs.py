@@ -32,10 +32,10 @@ def swap_a_word_box() -> Blueprint:
             outputs=["decode"],
             widgets={"words": {"mode": "auto"}},
             groups=[
-                Group("1  Fit the picture", (-20, -70), (340, 1220), BLUE),
-                Group("2  Say it in words", (360, -70), (400, 1220), GOLD),
-                Group("3  Open the picture", (800, -70), (360, 1220), GREEN),
-                Group("4  Edit", (1200, -70), (360, 1220), RED),
+                Group("1  Fit the picture", (-20, -70), (340, 1530), BLUE),
+                Group("2  Say it in words", (360, -70), (400, 1530), GOLD),
+                Group("3  Open the picture", (800, -70), (360, 1530), GREEN),
+                Group("4  Edit", (1200, -70), (360, 1530), RED),
             ],
         ),
         inputs={
@@ -66,10 +66,10 @@ def mask_by_word_box() -> Blueprint:
             flat,
             outputs=["decode", "grow"],
             groups=[
-                Group("1  Fit the picture", (-20, -70), (340, 1110), BLUE),
-                Group("2  Invert", (360, -70), (360, 1110), GREEN),
-                Group("3  Find the words", (760, -70), (380, 1110), GOLD),
-                Group("4  Inpaint", (1180, -70), (360, 1110), RED),
+                Group("1  Fit the picture", (-20, -70), (340, 1240), BLUE),
+                Group("2  Invert", (360, -70), (360, 1240), GREEN),
+                Group("3  Find the words", (760, -70), (380, 1240), GOLD),
+                Group("4  Inpaint", (1180, -70), (360, 1240), RED),
             ],
         ),
         inputs={

@@ -35,7 +35,7 @@ def reweight_a_word() -> Workflow:
 
 def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
     load, load_links = load_picture()
-    back, back_links = sample_back(1220, 490, 320)
+    back, back_links = sample_back(1220, 560, 320)
     return Workflow(
         name,
         nodes=[
@@ -49,11 +49,11 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
                 title="What it shows",
             ),
             NodeSpec("words", "PAL_EncodePromptEdit", (380, 220), words, size=(360, 340)),
-            NodeSpec("source", "CLIPTextEncode", (380, 650), size=(360, 90), title="What it shows, encoded"),
+            NodeSpec("source", "CLIPTextEncode", (380, 770), size=(360, 90), title="What it shows, encoded"),
             NodeSpec(
                 "empty",
                 "CLIPTextEncode",
-                (380, 830),
+                (380, 950),
                 {"text": ""},
                 size=(360, 100),
                 title="Empty prompt",
@@ -62,18 +62,18 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
             NodeSpec(
                 "schedule",
                 "BasicScheduler",
-                (380, 1020),
+                (380, 1300),
                 {"scheduler": "ddim_uniform", "steps": 50, "denoise": 1.0},
                 size=(360, 110),
             ),
             NodeSpec("invert", "PAL_DDIMInvert", (820, 0), {"method": "fixed_point", "iterations": 5}, size=(320, 490)),
             NodeSpec("null_text", "PAL_NullTextOptimize", (820, 590), {"cfg": 7.5, "method": "fast"}, size=(320, 480)),
             NodeSpec("edit", "PAL_PromptToPrompt", (1220, 0), {"cross_end": 0.8, "self_end": 0.4}, size=(320, 210)),
-            NodeSpec("guider", "CFGGuider", (1220, 300), {"cfg": 7.5}, size=(320, 100)),
+            NodeSpec("guider", "CFGGuider", (1220, 370), {"cfg": 7.5}, size=(320, 100)),
             *back,
-            NodeSpec("before", "PreviewImage", (-420, 1250), size=(520, 440), title="Before"),
-            NodeSpec("save", "SaveImage", (140, 1250), {"filename_prefix": "words"}, size=(520, 440), title="After"),
-            NodeSpec("report", "PreviewImage", (820, 1250), size=(720, 440), title="Null-text report"),
+            NodeSpec("before", "PreviewImage", (-420, 1560), size=(520, 440), title="Before"),
+            NodeSpec("save", "SaveImage", (140, 1560), {"filename_prefix": "words"}, size=(520, 440), title="After"),
+            NodeSpec("report", "PreviewImage", (820, 1560), size=(720, 440), title="Null-text report"),
         ],
         links=[
             *load_links,
@@ -109,12 +109,12 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
             Note(BLEND_NOTE, (-440, 830), (380, 300), "When the edit is not what you want"),
         ],
         groups=[
-            Group("1  Load", (-20, -70), (340, 1220), BLUE),
-            Group("2  Say it in words", (360, -70), (400, 1220), GOLD),
-            Group("3  Open the picture", (800, -70), (360, 1220), GREEN),
-            Group("4  Edit", (1200, -70), (360, 1220), RED),
-            Group("5  Compare", (-440, 1180), (1120, 530), CYAN),
-            Group("How closely guidance follows the picture", (800, 1180), (760, 530), GREEN),
+            Group("1  Load", (-20, -70), (340, 1530), BLUE),
+            Group("2  Say it in words", (360, -70), (400, 1530), GOLD),
+            Group("3  Open the picture", (800, -70), (360, 1530), GREEN),
+            Group("4  Edit", (1200, -70), (360, 1530), RED),
+            Group("5  Compare", (-440, 1490), (1120, 530), CYAN),
+            Group("How closely guidance follows the picture", (800, 1490), (760, 530), GREEN),
         ],
     )
 
@@ -137,8 +137,8 @@ def mask_by_word() -> Workflow:
                 "invert", "PAL_DDIMInvert", (380, 420), {"method": "fixed_point", "iterations": 5}, size=(320, 490)
             ),
             NodeSpec("mask", "PAL_AttentionMask", (780, 0), {"text": SOURCE, "words": "dress"}, size=(340, 620)),
-            NodeSpec("grow", "GrowMask", (780, 710), {"expand": 8, "tapered_corners": True}, size=(340, 90)),
-            NodeSpec("inpaint", "SetLatentNoiseMask", (780, 890), size=(340, 50)),
+            NodeSpec("grow", "GrowMask", (780, 900), {"expand": 8, "tapered_corners": True}, size=(340, 90)),
+            NodeSpec("inpaint", "SetLatentNoiseMask", (780, 1080), size=(340, 50)),
             NodeSpec(
                 "positive",
                 "CLIPTextEncode",
@@ -173,10 +173,10 @@ def mask_by_word() -> Workflow:
                 size=(320, 480),
             ),
             NodeSpec("decode", "VAEDecode", (1200, 970), size=(320, 46)),
-            NodeSpec("heat", "PreviewImage", (-420, 1150), size=(460, 440), title="Where the words are"),
-            NodeSpec("show_mask", "MaskPreview", (80, 1150), size=(460, 440), title="The mask"),
-            NodeSpec("before", "PreviewImage", (580, 1150), size=(460, 440), title="Before"),
-            NodeSpec("save", "SaveImage", (1080, 1150), {"filename_prefix": "inpaint"}, size=(460, 440), title="After"),
+            NodeSpec("heat", "PreviewImage", (-420, 1280), size=(460, 440), title="Where the words are"),
+            NodeSpec("show_mask", "MaskPreview", (80, 1280), size=(460, 440), title="The mask"),
+            NodeSpec("before", "PreviewImage", (580, 1280), size=(460, 440), title="Before"),
+            NodeSpec("save", "SaveImage", (1080, 1280), {"filename_prefix": "inpaint"}, size=(460, 440), title="After"),
         ],
         links=[
             *load_links,
@@ -211,10 +211,10 @@ def mask_by_word() -> Workflow:
             Note(MASK_TUNING_NOTE, (-440, 470), (380, 330), "When the mask is not what you want"),
         ],
         groups=[
-            Group("1  Load", (-20, -70), (340, 1110), BLUE),
-            Group("2  Invert", (360, -70), (360, 1110), GREEN),
-            Group("3  Find the words", (760, -70), (380, 1110), GOLD),
-            Group("4  Inpaint", (1180, -70), (360, 1110), RED),
-            Group("5  Compare", (-440, 1080), (2000, 530), CYAN),
+            Group("1  Load", (-20, -70), (340, 1240), BLUE),
+            Group("2  Invert", (360, -70), (360, 1240), GREEN),
+            Group("3  Find the words", (760, -70), (380, 1240), GOLD),
+            Group("4  Inpaint", (1180, -70), (360, 1240), RED),
+            Group("5  Compare", (-440, 1210), (2000, 530), CYAN),
         ],
     )
