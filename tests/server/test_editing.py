@@ -87,7 +87,7 @@ def test_inverting_shows_progress_and_previews_and_a_second_edit_inverts_nothing
     assert levels == list(range(1, levels[-1] + 1)) and levels[-1] >= STEPS
     assert len(first.previews) >= 2 * STEPS
 
-    made.graph[edit.id]["inputs"]["attention_end"] = 0.2
+    made.graph[edit.id]["inputs"]["attention_end"] = 0.0
     second = client.run(made.graph)
     assert {made.invert.id, made.picture.id} <= set(second.cached) and edit.id in second.executed
     assert (pixels(client, second, shown) != picture).any()

@@ -50,7 +50,7 @@ def transformer(made: WordEdit) -> list:
 
 
 def pictures(made: WordEdit, count: int) -> list:
-    return made.graph.add("EmptyImage", width=32, height=48, batch_size=count, color=0)[0]
+    return made.graph.add("EmptyImage", width=48, height=48, batch_size=count, color=0)[0]
 
 
 def sampled(sampler: str = "euler", positive: Callable[[WordEdit], list] | None = None) -> Build:
@@ -254,7 +254,7 @@ def test_the_mask_takes_the_size_of_an_image_of_another_one(client: Client, sd15
     shown = [made.graph.add("PreviewImage", images=image) for image in (as_image[0], found[1])]
     run = client.run(made.graph)
     flat, heatmap = (pixels(client, run, node) for node in shown)
-    assert flat.shape == heatmap.shape == (48, 32, 3)
+    assert flat.shape == heatmap.shape == (48, 48, 3)
     assert set(flat.flatten()) == {0, 255}
 
 

@@ -199,7 +199,6 @@ def test_what_is_queued_behind_it_runs_on_the_same_models(queue: Queue):
     [
         ("saliency.sharpness_expert", 0.0, "smaller than min"),
         ("saliency.sharpness_general", 0.0, "smaller than min"),
-        ("saliency", None, "Required input is missing"),
         ("end_percent", 1.5, "bigger than max"),
         ("model_expert", None, "Required input is missing"),
         ("positive_expert", None, "Required input is missing"),

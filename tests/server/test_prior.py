@@ -51,7 +51,7 @@ class Wired:
 
     def score(self, run: Run) -> float:
         assert run.status == "success", run.error
-        return float(run.results(self.shown)[0])
+        return float(run.outputs[self.shown.id]["text"][0])
 
 
 def wired(files: Files, loader: dict | None = None, **changed) -> Wired:

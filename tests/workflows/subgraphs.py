@@ -32,10 +32,10 @@ def swap_a_word_box() -> Blueprint:
             outputs=["decode"],
             widgets={"words": {"mode": "auto"}},
             groups=[
-                Group("1  Fit the picture", (-20, -70), (340, 1530), BLUE),
-                Group("2  Say it in words", (360, -70), (400, 1530), GOLD),
-                Group("3  Open the picture", (800, -70), (360, 1530), GREEN),
-                Group("4  Edit", (1200, -70), (360, 1530), RED),
+                Group("1  Fit the picture", (-20, -70), (340, 1670), BLUE),
+                Group("2  Say it in words", (360, -70), (400, 1670), GOLD),
+                Group("3  Open the picture", (800, -70), (360, 1670), GREEN),
+                Group("4  Edit", (1200, -70), (360, 1670), RED),
             ],
         ),
         inputs={
