@@ -122,7 +122,7 @@ def test_it_is_the_published_injection_on_diffusers_transformers(name):
     else:
         velocity = sd3_velocity(model)
         injection = PublishedInjection(diffusers_attention.F, "scaled_dot_product_attention", True, True, tokens)
-    prompts = source, positive, negative = [kind.conditioning(seed) for seed in (2, 3, 4)]
+    source, positive, negative = [kind.conditioning(seed) for seed in (2, 3, 4)]
     picture = {"samples": kind.latent(1, height=8, width=8)}
     sigmas = schedule(model, 10)
     trajectory, noise, *_ = DDIMInvert.execute(model, source, picture, sigmas, "ddim", 1).args
@@ -150,7 +150,6 @@ def test_it_is_the_published_injection_on_diffusers_transformers(name):
     assert relative(model.model.process_latent_in(result), wanted) < 1e-5
     free = sample(model, noise, positive, negative, 3.0, sigmas, picture)
     assert relative(result, free) > 1e-3
-    assert len(prompts) == 3
 
 
 @torch.inference_mode()
