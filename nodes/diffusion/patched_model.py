@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .asking import network_of
+from .evaluation import Inside
+
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 STEP_CACHES = ("easycache", "lazycache")  # keys of core's EasyCache and LazyCache
+SAME_ANSWER = 1e-3  # of its size: what two answers to one question may differ by
 
 
 def require_unedited(model: ModelPatcher, *besides: str, socket: str = "model") -> None:
@@ -32,6 +36,19 @@ def require_guidance_without_negative(model: ModelPatcher, socket: str = "model"
         raise ValueError(
             f"{socket}: expected a model whose guidance can do without a negative prompt, which an inversion does not have, got "
             "one patched by a node that reads it, such as Self-Attention Guidance. Connect the model from before that node."
+        )
+
+
+def require_repeatable(inside: Inside, socket: str = "model") -> None:
+    """Raise ValueError if a patched network answers one question in two ways: no path through it can be found again."""
+    if not network_of(inside.model_options):
+        return
+    sigma = float(inside.sigmas[0])
+    first, second = (inside.latent - inside.guided(inside.latent, sigma) for _ in range(2))
+    if float((first - second).norm()) > SAME_ANSWER * float(first.norm()):
+        raise ValueError(
+            f"{socket}: expected one that answers the same question in the same way each time, got one with a patch that draws at random, "
+            "as HyperTile and Token Merging do. Connect the model from before that node."
         )
 
 

@@ -16,6 +16,7 @@ import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..attention.calls import Chunk, ModelOptions, Record, is_source_pass, mark_source_pass
+from .asking import QUESTION, Network, Question, network_of, note_sampler_x
 from .conditioning import Conditioning, with_own_controls
 from .context_window import WHOLE, Part, part_of, resized_conds, taken
 from .evaluation import Conds, InsideSampler, uncompiled
@@ -40,7 +41,10 @@ class Edit(Protocol):
     def concerns(self, step: int, cond: dict[str, Any]) -> bool:
         """Whether rows of this condition are edited at this step."""
 
-    def record(self, step: int, options: ModelOptions, part: Part) -> Record:
+    def kept(self, step: int, part: Part) -> Record | None:
+        """What is known of the source as the model sees it unpatched and whole, if it was read before this run."""
+
+    def record(self, step: int, options: ModelOptions) -> Record:
         """Add what reads the source's values to the options of its evaluation, which then fills the record that is returned."""
 
     def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record], part: Part) -> None:
@@ -61,7 +65,7 @@ class Run:
 class SourceRuns:
     """What stays on the patcher between runs: settings only.
 
-    source: None when the edit has its records already. begin: gives the edit of one run; None for retracing alone.
+    source: the prompt its row is read with. begin: gives the edit of one run. Both are None for retracing alone.
     exact: retrace the trajectory exactly, which `ddim` must have made.
     """
 
@@ -85,6 +89,7 @@ class SourceRuns:
         if hooked:
             patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, self.key, self.outer_sample)
         patched.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, self.key, self.sampler_sample)
+        patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, self.key, note_sampler_x)
         return patched
 
     def outer_sample(self, executor, *args, **kwargs) -> torch.Tensor:
@@ -114,7 +119,7 @@ class SourceRuns:
         options = comfy.model_patcher.create_model_options_clone(extra_args["model_options"])
         edit = None if begin is None else begin(Run(model_wrap, sampler, sigmas.cpu(), options))
         conds: dict[str, Conds] = {}
-        if begin is not None and self.source is not None:
+        if self.source is not None:
             batch = self.trajectory.batch
             conds = {"source": comfy.sampler_helpers.convert_cond(with_own_controls(self.source))}
             comfy.samplers.preprocess_conds_hooks(conds)
@@ -129,7 +134,7 @@ class SourceRuns:
                 extra_args.get("seed"),
             )
         retracing = Retracing(self.trajectory, model_wrap.inner_model.model_sampling) if self.exact else None
-        run = _Run(edit, self.trajectory, conds.get("source"), retracing, sampler_name(sampler))
+        run = _Run(edit, self.trajectory, conds.get("source"), retracing, sampler_name(sampler), network_of(options))
         add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, self.key, run.calc_cond_batch, options, is_model_options=True)
         extra_args = {**extra_args, "model_options": options}
         try:
@@ -194,6 +199,7 @@ class _Run:
         source: Conds | None,
         retracing: Retracing | None,
         sampler: str,
+        network: Network,
     ):
         self.edit = edit
         self.last = 0 if edit is None else edit.last
@@ -201,8 +207,10 @@ class _Run:
         self.source = source
         self.retracing = retracing
         self.sampler = sampler
+        self.network = network
         self.now: tuple[int, Part] = (-1, WHOLE)
-        self.records: dict[Area, Record] = {}  # of this step and part
+        self.records: dict[tuple[Area, Network], Record] = {}  # of this step and part
+        self.questions: list[Question] = []  # of these records
 
     def calc_cond_batch(
         self,
@@ -215,9 +223,10 @@ class _Run:
     ) -> list[torch.Tensor]:
         if self.retracing is None or RETRACING in model_options["transformer_options"]:
             return self._edited(executor, model, conds, x_in, timestep, model_options)
-        step = self._step_of(float(timestep[0]), self.trajectory.steps)
-        asked = self.retracing.asked(x_in, step, part_of(model_options))
+        step, part = self._step_of(float(timestep[0]), self.trajectory.steps), part_of(model_options)
+        asked = self.retracing.asked(x_in, step, part)
         options = comfy.model_patcher.create_model_options_clone(model_options)
+        options["transformer_options"][QUESTION] = Question.of(x_in, part, model_options)
         options["transformer_options"][RETRACING] = self.retracing
         answers = self._edited(executor, model, conds, asked, timestep, options)
         return [
@@ -238,7 +247,7 @@ class _Run:
             return executor(model, conds, x_in, timestep, model_options)
         step, part = self._step_of(float(timestep[0]), self.last), part_of(model_options)
         if self.now != (step, part):
-            self.now, self.records = (step, part), {}
+            self.now, self.records, self.questions = (step, part), {}, []
         areas = {}
         if step < self.last:
             areas = {
@@ -249,14 +258,18 @@ class _Run:
             }
         if not areas:
             return executor(model, conds, x_in, timestep, model_options)
-        for area in set(areas.values()) - self.records.keys():
-            self.records[area] = self._read_source(executor, model, x_in, timestep, model_options, area)
+        question = Question.of(x_in, part, model_options)
+        records = {
+            area: self._source_at(executor, model, x_in, timestep, model_options, area, question)
+            for area in {*areas.values()}
+        }
         options = comfy.model_patcher.create_model_options_clone(model_options)
-        self.edit.inject(step, options, {chunk: self.records[area] for chunk, area in areas.items()}, part)
+        options["transformer_options"][QUESTION] = question
+        self.edit.inject(step, options, {chunk: records[area] for chunk, area in areas.items()}, part)
         with uncompiled(model_options):
             return executor(model, conds, x_in, timestep, options)
 
-    def _read_source(
+    def _source_at(
         self,
         executor,
         model: BaseModel,
@@ -264,23 +277,33 @@ class _Run:
         timestep: torch.Tensor,
         model_options: ModelOptions,
         area: Area,
+        question: Question,
     ) -> Record:
+        """What the source shows when it is asked as this call asks."""
+        key = (area, question.network)
+        if question.moved is None and key in self.records:
+            return self.records[key]
         step, part = self.now
-        options = mark_source_pass(model_options)
-        record = self.edit.record(step, options, part)
-        if self.source is not None:
+        record = None
+        if area is None and question.moved is None and question.network == self.network:
+            record = self.edit.kept(step, part)
+        if record is None:
+            options = mark_source_pass(model_options)
+            record = self.edit.record(step, options)
             whole = self.trajectory.latents[step].to(x_in)
             x = taken(part, whole)
             if RETRACING in options["transformer_options"]:
                 x = options["transformer_options"][RETRACING].asked(x, step, part)
-            conds = resized_conds(self.source, whole, model_options)
-            read_source(model, conds, x, timestep[: len(x)], options, area, executor)
-        elif area is not None:
-            raise ValueError(
-                "features: expected conditioning for the whole picture, got some with an area, for which nothing was captured. "
-                "Disconnect `features`, so that the source is evaluated for that area, or use a mask without bounds."
+            if question.moved is not None:
+                x = x + question.moved
+            read_source(
+                model, resized_conds(self.source, whole, model_options), x, timestep[: len(x)], options, area, executor
             )
-        return {place: value.to(x_in.device) for place, value in record.items()}
+        record = {place: value.to(x_in.device) for place, value in record.items()}
+        if question.moved is None:
+            self.records[key] = record
+            self.questions.append(question)
+        return record
 
     def _step_of(self, sigma: float, last: int) -> int:
         """The trajectory's step at this level, or `last` for any level below that step's."""

@@ -12,7 +12,12 @@ from comfy.model_patcher import ModelPatcher
 
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.evaluation import Inside, run_inside
-from ..diffusion.patched_model import require_guidance_without_negative, require_unedited, without_step_caches
+from ..diffusion.patched_model import (
+    require_guidance_without_negative,
+    require_repeatable,
+    require_unedited,
+    without_step_caches,
+)
 from ..diffusion.schedule import require_descending_to_zero
 from ..diffusion.trajectory import ModelFingerprint, Trajectory, require_picture_latent
 from .solvers import Effort, Level, ddim_step, euler_step, fixed_point_step
@@ -47,7 +52,12 @@ def invert(
     guider.inner_set_conds({"positive": positive})
     guider.set_cfg(1.0)
     found: list[Climb] = []
-    run_inside(guider, latent, sigmas, len(sigmas) - 1, lambda inside: found.append(climb(inside, method, iterations)))
+
+    def walk(inside: Inside) -> None:
+        require_repeatable(inside)
+        found.append(climb(inside, method, iterations))
+
+    run_inside(guider, latent, sigmas, len(sigmas) - 1, walk)
     [(path, residuals)] = found
     return Trajectory(
         latents=torch.stack(path[::-1]),

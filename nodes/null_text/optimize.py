@@ -16,7 +16,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..diffusion.conditioning import Conditioning, require_timeless, with_own_controls
 from ..diffusion.evaluation import Inside, run_inside
-from ..diffusion.patched_model import require_unedited
+from ..diffusion.patched_model import require_repeatable, require_unedited
 from ..diffusion.schedule import MADE_FOR, step_interval
 from ..diffusion.source_run import RETRACING
 from ..diffusion.trajectory import Trajectory
@@ -82,6 +82,7 @@ def optimize(
     guider.inner_set_conds({"positive": with_own_controls(positive), "negative": with_own_controls(entries)})
 
     def walk(inside: Inside) -> None:
+        require_repeatable(inside)
         denoiser = Denoiser(inside.model, inside.model_options, checkpoint)
         course.evaluations = denoiser.evaluations
         flow = "CONST" in trajectory.model.sampling

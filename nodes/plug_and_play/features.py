@@ -31,6 +31,7 @@ class Features:
     trajectory: str  # digest
     windows: Windows
     exact: bool  # captured where exact retracing asks the model
+    source: Conditioning = field(repr=False)  # what they were read with
 
     @property
     def nbytes(self) -> int:
@@ -90,4 +91,4 @@ def capture(
 
     source = trajectory.positive if source is None else source
     visit(exact_retracing(model, trajectory) if exact else model, trajectory, source, range(windows.last), read, keep)
-    return Features(tuple(records), ModelFingerprint.of(model), digest(trajectory), windows, exact)
+    return Features(tuple(records), ModelFingerprint.of(model), digest(trajectory), windows, exact, source)

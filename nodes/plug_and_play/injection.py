@@ -43,6 +43,7 @@ def plug_and_play(
             )
         features.model.require_match(model)
         features.require_match(trajectory, windows, exact)
+        source = features.source
     elif source is None:
         source = trajectory.positive
     edit = _Edit(structure_of(model), windows, features)
@@ -62,17 +63,14 @@ class _Edit:
     def concerns(self, step: int, cond: dict[str, Any]) -> bool:
         return True
 
-    def record(self, step: int, options: ModelOptions, part: Part) -> Record:
-        sites = self.windows.at(step)
-        if self.features is None:
-            return self.structure.record(options, sites)
-        if part[0] != 0:
-            raise ValueError(
-                f"features: expected context windows over pictures (dim 0), got some over dim {part[0]}, for parts of which nothing was "
-                "captured. Disconnect `features`, so that the source is evaluated in these windows too."
-            )
-        chosen = self.structure.chosen(self.features.records[step], sites)
+    def kept(self, step: int, part: Part) -> Record | None:
+        if self.features is None or part[0] != 0:
+            return None
+        chosen = self.structure.chosen(self.features.records[step], self.windows.at(step))
         return {key: taken(part, value) for key, value in chosen.items()}
+
+    def record(self, step: int, options: ModelOptions) -> Record:
+        return self.structure.record(options, self.windows.at(step))
 
     def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record], part: Part) -> None:
         self.structure.inject(options, self.windows.at(step), records)

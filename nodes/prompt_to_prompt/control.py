@@ -133,7 +133,10 @@ class _Edit:
         # Core copies an entry with an area, uuid and all, into the other prompt's list, but it does so before a run begins.
         return EDITED in cond and bool(self.self_layers(step) or self.cross_layers(step))
 
-    def record(self, step: int, options: ModelOptions, part: Part) -> Record:
+    def kept(self, step: int, part: Part) -> None:
+        return None
+
+    def record(self, step: int, options: ModelOptions) -> Record:
         record: Record = {}
         self_layers, cross_layers = self.self_layers(step), self.cross_layers(step)
         record_queries(options, self_layers, record)

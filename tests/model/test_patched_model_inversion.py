@@ -13,7 +13,7 @@ from palimpsest.nodes.inversion.solvers import Effort, Level, fixed_point_step
 from palimpsest.nodes.null_text.optimize import optimize
 from palimpsest.nodes.null_text.solvers import Effort as NullTextEffort
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
-from support.fixtures import tiny_models
+from support.fixtures import other_packs, tiny_models
 from support.fixtures.inversions import relative, sample_back, schedule
 
 pytestmark = pytest.mark.model
@@ -91,6 +91,23 @@ def test_guidance_that_reads_only_the_positive_prompt_is_retraced_E16():
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("other", [other_packs.random_tiles, other_packs.token_merging])
+@torch.inference_mode()
+def test_a_network_that_draws_at_random_is_refused(other):
+    """Inverted or optimised in silence, the picture did not come back."""
+    model = tiny_models.two_level()
+    prompt, negative, sigmas = *(tiny_models.conditioning(model, seed) for seed in (1, 2)), schedule(model, 2)
+    latent = picture(model, 16)
+    for method in ("ddim", "fixed_point"):
+        with pytest.raises(ValueError, match="model: expected one that answers .* Token Merging"):
+            invert(other(model), prompt, latent, sigmas, method)
+    trajectory = invert(model, prompt, latent, sigmas, "ddim")
+    with pytest.raises(ValueError, match="model: expected one that answers"):
+        optimize(other(model), prompt, negative, trajectory, 7.5, NullTextEffort(), "fast")
+    still = other_packs.sharpened_attention(other_packs.free_u(model))
+    assert torch.isfinite(invert(still, prompt, latent, sigmas, "ddim").latents).all()
+
+
 def test_an_edited_model_is_refused_by_name_E15():
     """Fault E15: the refusal spoke of noise and levels."""
     model = tiny_models.sd15()

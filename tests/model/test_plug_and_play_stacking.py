@@ -14,6 +14,7 @@ from support.fixtures.other_packs import (
     perturbed_attention,
     random_tiles,
     reference_tokens,
+    self_attention_guidance,
     token_merging,
     with_control,
 )
@@ -52,8 +53,8 @@ def run(model, trajectory, positive=None, negative=None):
 def test_keeps_its_effect_and_ours_in_either_order(model, trajectory, other):
     with UNetProbe(model, attention=7) as probe:
         after = run(plug_and_play(other(model), trajectory), trajectory)
-    source, *targets = probe.calls[: 3 if other is perturbed_attention else 2]
-    for target in targets:
+    calls = iter(probe.calls[: 4 if other is perturbed_attention else 2])
+    for source, target in zip(calls, calls, strict=True):
         assert rows_equal(target.query, source.query)
         assert rows_equal(target.key, source.key)
         assert rows_equal(target.feature, source.feature)
@@ -102,10 +103,20 @@ def test_captured_values_equal_the_live_source_s(model, trajectory, other):
     assert torch.equal(run(plug_and_play(patched, trajectory, features=features), trajectory), live)
 
 
-def test_perturbed_call_reuses_the_source_of_its_step(model, trajectory):
+@pytest.mark.parametrize("captured", [False, True])
+@pytest.mark.parametrize("guidance", [perturbed_attention, self_attention_guidance])
+def test_guidance_by_a_disturbed_evaluation_gives_the_source_back(model, guidance, captured):
+    """The source is read in the same disturbed network, and about the same blurred latent."""
+    prompt = conditioning(model, 2)
+    patched = guidance(model)
+    grid = random_trajectory(model, prompt, STEPS)
+    path = sample(patched, grid.start, prompt, prompt, CFG, grid.sigmas)
+    trajectory = dataclasses.replace(grid, latents=torch.stack(path))
+    features = {"features": capture_all(patched, trajectory)} if captured else {}
     with UNetProbe(model) as probe:
-        run(plug_and_play(perturbed_attention(model), trajectory), trajectory)
-    assert [len(call.x) for call in probe.calls] == [1, 2, 1] * STEPS
+        edited = sample(plug_and_play(patched, trajectory, **features), grid.start, prompt, prompt, CFG, grid.sigmas)
+    assert same(edited[-1], path[-1])
+    assert len(probe.calls) == (3 if captured else 4) * STEPS
 
 
 def test_second_node_wins_where_both_inject(model, trajectory):

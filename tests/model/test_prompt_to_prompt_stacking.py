@@ -85,11 +85,13 @@ def test_an_attention_that_replaces_nothing_changes_nothing(model, trajectory, e
         assert calls == [("output", 4)] * 2 * STEPS  # the source's row has it too
 
 
-def test_disturbed_evaluations_leave_the_blend_alone(model, trajectory, edit):
-    """PAG evaluates the positive again with its attention broken: the source is not evaluated again."""
+def test_disturbed_evaluations_have_a_disturbed_source(model, trajectory, edit):
+    """PAG evaluates the positive again with its attention broken: what answers it is the source in that network."""
     with UNetProbe(model) as probe:
         run(prompt_to_prompt(other_packs.perturbed_attention(model), trajectory, edit), trajectory)
-    assert [len(call.x) for call in probe.calls] == [1, 2, 1] * STEPS
+    assert [len(call.x) for call in probe.calls] == [1, 2, 1, 1] * STEPS
+    first, second = probe.calls[0], probe.calls[2]
+    assert same(first.x, second.x) and not same(first.query, second.query, 1e-3)
 
 
 @pytest.mark.parametrize("both", [True, False])

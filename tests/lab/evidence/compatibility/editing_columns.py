@@ -65,6 +65,7 @@ def sample_trajectory(graph: Graph) -> torch.Tensor:
     """The samples of SamplerCustomAdvanced bit for bit, and at each level what the model was asked first."""
     plain = sample(graph, graph.model, graph.prompt(SOURCE), graph.prompt(NEGATIVE))
     guider = graph.guide(graph.model, graph.prompt(SOURCE), graph.prompt(NEGATIVE), graph.cfg)
+    torch.manual_seed(graph.seed)
     made = run(
         SampleTrajectory, noise=Noise(graph.noise), guider=guider, sampler=graph.sampler, sigmas=graph.sigmas,
         latent_image=graph.picture,
@@ -202,7 +203,7 @@ def attention_mask(graph: Graph) -> torch.Tensor:
     )["heatmap"]  # fmt: skip
     maps = _definition(graph, trajectory, column=3)
     size = tuple(8 * n for n in trajectory.latents.shape[-2:])
-    near("heatmap", made, heatmap(enlarged(maps, size), None), 1e-2)
+    near("heatmap", made, heatmap(enlarged(maps, size), None), max(1e-2, graph.tolerance))
     return made
 
 
@@ -220,13 +221,15 @@ def _definition(graph: Graph, trajectory: Trajectory, column: int) -> torch.Tens
         for name in ("to_q", "to_k"):
             handles.append(
                 getattr(transformer.attn2, name).register_forward_hook(
-                    lambda m, a, out, place=(side, number, depth, name): seen.update({place: out.float()})
+                    # What is evaluated afterwards is guidance by a disturbed network, such as PAG's.
+                    lambda m, a, out, place=(side, number, depth, name): seen.setdefault(place, out.float())
                 )
             )
     maps: list[torch.Tensor] = []
 
     def ask(asked, x, sigmas, extra_args=None, callback=None, disable=None) -> torch.Tensor:
         for latent, sigma in zip(trajectory.latents, trajectory.sigmas[:-1], strict=False):
+            seen.clear()
             asked(latent.to(x), x.new_full((len(x),), float(sigma)), **extra_args)
             for layer in layers:
                 q, k = (seen[(*layer, name)] for name in ("to_q", "to_k"))

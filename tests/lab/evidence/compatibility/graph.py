@@ -85,7 +85,7 @@ class Graph:
     """model, expert: two models for the same latents. dress: what is done to every prompt that a sampler gets.
 
     Sources get the prompt undressed where `plain_source` is set, as an artist has to wire them beside regional prompts.
-    behind: what is patched after the pack's node. retraces: Euler's steps, so that an inversion leads back to its picture.
+    behind: what is patched after the pack's node. seed: of patches that draw at random in each call. retraces: Euler's steps, so that an inversion leads back to its picture.
     """
 
     model: ModelPatcher
@@ -102,6 +102,7 @@ class Graph:
     tolerance: float = TOLERANCE[torch.float32]
     blocks: str = "features 0; attention 0-3"
     prompts: Callable[[str], Conditioning] = encoded
+    seed: int = 0
     behind: Callable[[ModelPatcher], ModelPatcher] = lambda model: model
 
     def prompt(self, text: str) -> Conditioning:
@@ -169,6 +170,7 @@ def watch(model: ModelPatcher) -> ModelPatcher:
 
 
 def sample_guided(graph: Graph, guider: comfy.samplers.CFGGuider, noise: Any = None) -> Sampled:
+    torch.manual_seed(graph.seed)
     noise = Noise(graph.noise) if noise is None else noise
     calls = guider.model_patcher.get_attachment("compatibility.calls")
     out, _ = core(
