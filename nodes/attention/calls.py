@@ -8,6 +8,7 @@ import comfy.model_patcher
 import torch
 
 MARK = "palimpsest.source_pass"
+STEP_CACHES = ("easycache", "lazycache")  # keys of core's EasyCache and LazyCache
 
 ModelOptions = dict[str, Any]
 # What was read, by kind and place, such as ("query", "output", 4, 0): [B, N, C].
@@ -22,9 +23,16 @@ class AllSeen(Exception):
 
 
 def mark_source_pass(model_options: ModelOptions) -> ModelOptions:
-    """A copy of the options for evaluating a source picture. Every injection, also a second pack node's, leaves such a call alone."""
+    """A copy of the options for evaluating a source picture. Every injection, also a second pack node's, leaves such a call alone.
+
+    A step cache neither answers it nor learns from it.
+    """
     options = comfy.model_patcher.create_model_options_clone(model_options)
-    options.setdefault("transformer_options", {})[MARK] = True
+    transformer_options = options.setdefault("transformer_options", {})
+    transformer_options[MARK] = True
+    for by_key in transformer_options.get("wrappers", {}).values():
+        for key in STEP_CACHES:
+            by_key.pop(key, None)
     return options
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..attention.calls import STEP_CACHES
 from .asking import network_of
 from .evaluation import Inside
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
-STEP_CACHES = ("easycache", "lazycache")  # keys of core's EasyCache and LazyCache
 SAME_ANSWER = 1e-3  # of its size: what two answers to one question may differ by
 
 
@@ -27,15 +27,6 @@ def require_unedited(model: ModelPatcher, *besides: str, socket: str = "model") 
         raise ValueError(
             f"{socket}: expected the model from before any edit, got one with {name}. Connect the same model here that goes "
             "into the editing node."
-        )
-
-
-def require_guidance_without_negative(model: ModelPatcher, socket: str = "model") -> None:
-    """Raise ValueError if a patch asks for the negative prompt's prediction at guidance 1 too: an inversion has no negative."""
-    if model.model_options.get("disable_cfg1_optimization", False):
-        raise ValueError(
-            f"{socket}: expected a model whose guidance can do without a negative prompt, which an inversion does not have, got "
-            "one patched by a node that reads it, such as Self-Attention Guidance. Connect the model from before that node."
         )
 
 

@@ -15,7 +15,7 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from ..attention.calls import Chunk, ModelOptions, Record, is_source_pass, mark_source_pass
+from ..attention.calls import STEP_CACHES, Chunk, ModelOptions, Record, is_source_pass, mark_source_pass
 from .asking import QUESTION, Network, Question, network_of, note_sampler_x
 from .conditioning import Conditioning, with_own_controls
 from .context_window import WHOLE, Part, part_of, resized_conds, taken
@@ -133,6 +133,8 @@ class SourceRuns:
                 None if denoise_mask is None else denoise_mask[:batch],
                 extra_args.get("seed"),
             )
+        if self.exact:
+            _require_every_step(options)
         retracing = Retracing(self.trajectory, model_wrap.inner_model.model_sampling) if self.exact else None
         run = _Run(edit, self.trajectory, conds.get("source"), retracing, sampler_name(sampler), network_of(options))
         add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, self.key, run.calc_cond_batch, options, is_model_options=True)
@@ -177,6 +179,15 @@ class SourceRuns:
                 f"sigmas: expected every step of the trajectory, which exact retracing undoes one by one, got {len(steps) - 1} of its "
                 f"{self.trajectory.steps} with others left out. Use as many steps as the inversion, or switch exact_retracing off."
             )
+
+
+def _require_every_step(model_options: ModelOptions) -> None:
+    wrappers = model_options["transformer_options"].get("wrappers", {})
+    if any(key in by_key for by_key in wrappers.values() for key in STEP_CACHES):
+        raise ValueError(
+            "model: expected one that is evaluated at every step, which exact retracing undoes one by one, got one with EasyCache or "
+            "LazyCache. Leave that node out, or switch exact_retracing off."
+        )
 
 
 def exact_retracing(model: ModelPatcher, trajectory: Trajectory) -> ModelPatcher:
@@ -224,9 +235,15 @@ class _Run:
         if self.retracing is None or RETRACING in model_options["transformer_options"]:
             return self._edited(executor, model, conds, x_in, timestep, model_options)
         step, part = self._step_of(float(timestep[0]), self.trajectory.steps), part_of(model_options)
+        question = Question.of(x_in, part, model_options)
+        if question.moved is not None:
+            raise ValueError(
+                "model: expected guidance that asks about the sampler's own latent only, which exact retracing can follow, got some that "
+                "changes the latent first, as Self-Attention Guidance does. Leave it out, or switch exact_retracing off."
+            )
         asked = self.retracing.asked(x_in, step, part)
         options = comfy.model_patcher.create_model_options_clone(model_options)
-        options["transformer_options"][QUESTION] = Question.of(x_in, part, model_options)
+        options["transformer_options"][QUESTION] = question
         options["transformer_options"][RETRACING] = self.retracing
         answers = self._edited(executor, model, conds, asked, timestep, options)
         return [

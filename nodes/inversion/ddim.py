@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import comfy.model_patcher
 import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..attention.calls import ModelOptions
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.evaluation import Inside, run_inside
-from ..diffusion.patched_model import (
-    require_guidance_without_negative,
-    require_repeatable,
-    require_unedited,
-    without_step_caches,
-)
+from ..diffusion.patched_model import require_repeatable, require_unedited, without_step_caches
 from ..diffusion.schedule import require_descending_to_zero
 from ..diffusion.trajectory import ModelFingerprint, Trajectory, require_picture_latent
 from .solvers import Effort, Level, ddim_step, euler_step, fixed_point_step
@@ -45,12 +42,12 @@ def invert(
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
     require_descending_to_zero(sigmas)
     require_unedited(model)
-    require_guidance_without_negative(model)
     latent = comfy.sample.fix_empty_latent_channels(model, latent)  # video models take one picture as a frame
     require_invertible_latent(model, latent)
     guider = comfy.samplers.CFGGuider(without_step_caches(model))
-    guider.inner_set_conds({"positive": positive})
+    guider.inner_set_conds({"positive": positive, "negative": positive})
     guider.set_cfg(1.0)
+    guider.model_options = without_guidance(guider.model_options)
     found: list[Climb] = []
 
     def walk(inside: Inside) -> None:
@@ -67,6 +64,27 @@ def invert(
         method=method,
         residuals=torch.tensor(residuals[::-1], dtype=torch.float32),
     )
+
+
+def without_guidance(model_options: ModelOptions) -> ModelOptions:
+    """A copy with which guidance of any strength and kind does nothing: the negative prompt is the positive, and evaluated with it.
+
+    At guidance 1 core leaves the negative out, and guidance of other nodes then compares the positive with nothing.
+    """
+    options = comfy.model_patcher.create_model_options_clone(model_options)
+    # Guidance that says that it reads the negative may do so inside the network, where it has to be evaluated by itself.
+    if not options.get("disable_cfg1_optimization") and "sampler_calc_cond_batch_function" not in options:
+        options["sampler_calc_cond_batch_function"] = _evaluated_once
+    options["disable_cfg1_optimization"] = True
+    return options
+
+
+def _evaluated_once(args: dict[str, Any]) -> list[torch.Tensor]:
+    positive, _ = args["conds"]
+    [denoised] = comfy.samplers.calc_cond_batch(
+        args["model"], [positive], args["input"], args["sigma"], args["model_options"]
+    )
+    return [denoised, denoised.clone()]
 
 
 Climb = tuple[list[torch.Tensor], list[float]]

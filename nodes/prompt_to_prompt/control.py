@@ -72,6 +72,7 @@ def prompt_to_prompt(
         return exact_retracing(model, trajectory) if exact else model.clone()
 
     def begin(run: Run) -> _Edit:
+        _require_prompts_apart(run.model_options)
         positive = run.guider.conds.get("positive")
         if positive is None:
             raise ValueError(
@@ -98,6 +99,16 @@ def prompt_to_prompt(
         return _Edit(settings, layers, whole, blend)
 
     return SourceRuns(KEY, trajectory, source, begin, exact).patched(model)
+
+
+def _require_prompts_apart(model_options: ModelOptions) -> None:
+    """Raise ValueError if attention lets prompts see each other: the source is evaluated alone."""
+    patches = model_options["transformer_options"].get("patches", {})
+    if model_options.get("disable_cfg1_optimization") and any(name.endswith("_output_patch") for name in patches):
+        raise ValueError(
+            "model: expected prompts that do not meet inside the network, got guidance that mixes the negative into the positive's "
+            "attention, as NAGuidance does. Leave it out."
+        )
 
 
 def require_prompt(conditioning: Conditioning, prompt: PromptTokens, socket: str, expected: str) -> None:

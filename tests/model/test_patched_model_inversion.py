@@ -1,20 +1,26 @@
 """Inversion of models that other nodes have patched, or that live on devices and in numbers of less precision."""
 
+import comfy.samplers
 import comfy_extras.nodes_custom_sampler as core
 import comfy_extras.nodes_model_advanced as core_advanced
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_apg import APG
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
-from comfy_extras.nodes_pag import PerturbedAttentionGuidance
-from comfy_extras.nodes_sag import SelfAttentionGuidance
+from comfy_extras.nodes_perpneg import PerpNeg
+from palimpsest.nodes.diffusion.source_run import exact_retracing
+from palimpsest.nodes.diffusion.trajectory import Trajectory
 from palimpsest.nodes.inversion.ddim import convergence_report, invert, rounding
-from palimpsest.nodes.inversion.nodes import DDIMInvert, SampleTrajectory
+from palimpsest.nodes.inversion.nodes import SampleTrajectory
+from palimpsest.nodes.inversion.noise import TrajectoryNoise
 from palimpsest.nodes.inversion.solvers import Effort, Level, fixed_point_step
 from palimpsest.nodes.null_text.optimize import optimize
 from palimpsest.nodes.null_text.solvers import Effort as NullTextEffort
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
 from support.fixtures import other_packs, tiny_models
-from support.fixtures.inversions import relative, sample_back, schedule
+from support.fixtures.inversions import relative, schedule
 
 pytestmark = pytest.mark.model
 
@@ -72,25 +78,66 @@ def test_sampling_with_a_step_cache_is_recorded_as_it_is_sampled_E16(cache: str)
     assert torch.isfinite(d).all() and relative(trajectory.latents[0], trajectory.latents[1]) > 1e-2
 
 
+GUIDANCE = {
+    "PAG": other_packs.perturbed_attention,
+    "APG": lambda model: APG.execute(model, 0.5, 5.0, 0.3)[0],
+    "CFG Override": lambda model: core.CFGOverride.execute(model, 3.0, 0.0, 1.0)[0],
+    "RescaleCFG": lambda model: core_advanced.RescaleCFG().patch(model, 0.7)[0],
+    "PerpNeg": lambda model: PerpNeg.execute(model, tiny_models.conditioning(model, 7), 1.0)[0],
+}
+
+
+@pytest.mark.parametrize("name", GUIDANCE)
 @torch.inference_mode()
-def test_guidance_that_reads_a_negative_prompt_is_refused_E16():
-    """Fault E16: Self-Attention Guidance blurs by the attention of the negative prompt, of which an inversion has none."""
-    model = v_model()
-    patched = SelfAttentionGuidance.execute(model, 0.5, 2.0)[0]
-    inputs = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2), schedule(model, 4), "ddim", 1
-    with pytest.raises(ValueError, match=r"model: expected a model whose guidance.*such as Self-Attention Guidance"):
-        DDIMInvert.execute(patched, *inputs)
+def test_guidance_by_other_nodes_finds_nothing_to_guide_E16(name: str):
+    """Fault E16: an inversion has no negative prompt. What guidance of any kind is to leave alone has the positive as negative."""
+    model = GUIDANCE[name](tiny_models.two_level())
+    positive, latent = tiny_models.conditioning(model, 1), picture(model, 16)
+    trajectory = invert(model, positive, latent, schedule(model, 4), "ddim")
+    back = _unguided(exact_retracing(model, trajectory), trajectory, latent)
+    assert relative(back, trajectory.latents[-1]) < 1e-4
 
 
 @torch.inference_mode()
-def test_guidance_that_reads_only_the_positive_prompt_is_retraced_E16():
-    model = PerturbedAttentionGuidance.execute(v_model(), 2.0)[0]
-    positive, latent = tiny_models.conditioning(model, 1), picture(model)
-    trajectory = invert(model, positive, latent, schedule(model, 6), "fixed_point", 20)
-    assert relative(sample_back(model, trajectory, latent).latents, trajectory.latents) < 1e-3
+def test_self_attention_guidance_finds_nothing_to_guide_E16():
+    """It asks about a blurred latent, which an exact retracing has no place for."""
+    model = other_packs.self_attention_guidance(v_model())
+    latent = picture(model, 16)
+    trajectory = invert(model, tiny_models.conditioning(model, 1), latent, schedule(model, 6), "fixed_point", 20)
+    assert relative(_unguided(model, trajectory, latent), trajectory.latents[-1]) < 1e-3
+    trajectory = invert(model, tiny_models.conditioning(model, 1), latent, schedule(model, 2), "ddim")
+    with pytest.raises(ValueError, match="model: expected guidance that asks about the sampler's own latent only"):
+        _unguided(exact_retracing(model, trajectory), trajectory, latent)
+
+
+def _unguided(model: ModelPatcher, trajectory: Trajectory, latent: torch.Tensor) -> torch.Tensor:
+    """Sampled from the trajectory's start with its prompt as negative too, which is evaluated even at guidance 1."""
+    model = model.clone()
+    model.model_options["disable_cfg1_optimization"] = True
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(trajectory.positive, trajectory.positive)
+    guider.set_cfg(1.0)
+    sampler = comfy.samplers.sampler_object("euler")
+    noise = TrajectoryNoise(trajectory.start, float(trajectory.sigmas[0]), model).generate_noise({"samples": latent})
+    return model.model.process_latent_in(guider.sample(noise, latent, sampler, trajectory.sigmas, disable_pbar=True))
 
 
 @torch.inference_mode()
+def test_the_positive_alone_is_evaluated():
+    model = tiny_models.two_level()
+    counted = model.clone()
+    rows: list[int] = []
+
+    def count(executor, x, *args, **kwargs):
+        rows.append(len(x))
+        return executor(x, *args, **kwargs)
+
+    counted.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", count)
+    inputs = tiny_models.conditioning(model, 1), picture(model, 16), schedule(model, 4), "ddim"
+    assert torch.equal(invert(counted, *inputs).latents, invert(model, *inputs).latents)
+    assert rows == [1] * 4
+
+
 @pytest.mark.parametrize("other", [other_packs.random_tiles, other_packs.token_merging])
 @torch.inference_mode()
 def test_a_network_that_draws_at_random_is_refused(other):
@@ -99,7 +146,7 @@ def test_a_network_that_draws_at_random_is_refused(other):
     prompt, negative, sigmas = *(tiny_models.conditioning(model, seed) for seed in (1, 2)), schedule(model, 2)
     latent = picture(model, 16)
     for method in ("ddim", "fixed_point"):
-        with pytest.raises(ValueError, match="model: expected one that answers .* Token Merging"):
+        with pytest.raises(ValueError, match=r"model: expected one that answers .* Token Merging"):
             invert(other(model), prompt, latent, sigmas, method)
     trajectory = invert(model, prompt, latent, sigmas, "ddim")
     with pytest.raises(ValueError, match="model: expected one that answers"):
@@ -108,6 +155,7 @@ def test_a_network_that_draws_at_random_is_refused(other):
     assert torch.isfinite(invert(still, prompt, latent, sigmas, "ddim").latents).all()
 
 
+@torch.inference_mode()
 def test_an_edited_model_is_refused_by_name_E15():
     """Fault E15: the refusal spoke of noise and levels."""
     model = tiny_models.sd15()

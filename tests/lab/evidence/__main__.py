@@ -24,6 +24,7 @@ from support.host.in_process import enter_comfyui, enter_pack  # noqa: E402
 PARTS = (
     "toy",
     "inversion",
+    "retracing",
     "plug_and_play",
     "null_text",
     "null_text_edits",

@@ -78,16 +78,17 @@ class Group:
         texts = caption(edit.source), caption(edit.target)
         return EncodePromptEdit.execute(self.world.clip, *texts, "auto", "", blend_words(edit))[2]
 
-    def steered(self, windows: Windows) -> World:
+    def steered(self, windows: Windows, **optional) -> World:
         ends = windows.cross_end, windows.self_end
         edit = self.prompt_edit(windows.blend_words)
         return self.world.prompt_to_prompt(
-            self.trajectory, self.source, edit, *ends, blend_threshold=windows.blend_threshold
+            self.trajectory, self.source, edit, *ends, blend_threshold=windows.blend_threshold, **optional
         )
 
-    def sample(self, world: World, cfg: float) -> Tensor:
+    def sample(self, world: World, cfg: float, prompt: Conditioning | None = None) -> Tensor:
+        """prompt: the target's if None."""
         sigmas = self.trajectory.sigmas
-        return self.world.decode(world.sample(self.noise, self.target, cfg, sigmas, self.latent))
+        return self.world.decode(world.sample(self.noise, prompt or self.target, cfg, sigmas, self.latent))
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Edits:
     unedited: Tensor  # [N, 3, H, W], the autoencoder's pictures of the sources
 
     @classmethod
-    def open(cls, world: World, edits: list[Edit], steps: int) -> Edits:
+    def open(cls, world: World, edits: list[Edit], steps: int, method: str = "fixed_point") -> Edits:
         images, _ = render([edit.source for edit in edits])
         layouts: dict[tuple, list[int]] = defaultdict(list)
         for i, edit in enumerate(edits):
@@ -112,7 +113,7 @@ class Edits:
             chosen, latent = [edits[i] for i in rows], world.encode(images[rows])
             source = world.prompts([caption(edit.source) for edit in chosen])
             target = world.prompts([caption(edit.target) for edit in chosen])
-            opened = world.invert(latent, source, world.sigmas(steps))
+            opened = world.invert(latent, source, world.sigmas(steps), method)
             groups.append(Group(world, rows, chosen, latent, source, target, *opened))
         return cls(edits, groups, world.decode(world.encode(images)))
 

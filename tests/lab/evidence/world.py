@@ -79,7 +79,7 @@ class World:
 
     def plug_and_play(self, trajectory: Trajectory, feature_end: float, attention_end: float, **optional) -> World:
         model = PlugAndPlay.execute(self.model, trajectory, feature_end, attention_end, "auto", **optional)[0]
-        return replace(self, model=model)
+        return self.with_model(model)
 
     def prompt_to_prompt(
         self,
@@ -90,9 +90,15 @@ class World:
         self_end: float,
         blend_start: float = 0.2,
         blend_threshold: float = 0.3,
+        **optional,
     ) -> World:
         settings = (cross_end, self_end, blend_start, blend_threshold)
-        return replace(self, model=PromptToPrompt.execute(self.model, trajectory, edit, *settings, source=source)[0])
+        return self.with_model(
+            PromptToPrompt.execute(self.model, trajectory, edit, *settings, source=source, **optional)[0]
+        )
+
+    def with_model(self, model: ModelPatcher) -> World:
+        return replace(self, model=model)
 
     def counting(self) -> tuple[World, list[int]]:
         """The same world, and a list to which every call of the UNet adds its number of rows."""

