@@ -306,6 +306,7 @@ class _Run:
             record = self.edit.kept(step, part)
         if record is None:
             options = mark_source_pass(model_options)
+            options["transformer_options"][QUESTION] = question
             record = self.edit.record(step, options)
             whole = self.trajectory.latents[step].to(x_in)
             x = taken(part, whole)

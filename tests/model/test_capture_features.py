@@ -107,11 +107,15 @@ def test_refuses_what_was_not_captured(model, trajectory):
         edit(model, trajectory, features=features, source=conditioning(model, 1))
 
 
-def test_refuses_areas_nothing_was_captured_for(model, trajectory):
+def test_areas_are_read_from_the_source_itself(model, trajectory):
+    """What was captured is of the whole picture."""
     corner = [[conditioning(model, 4)[0][0], {"area": (8, 8, 4, 2), "strength": 1.0}]]
-    patched = PlugAndPlay.execute(model, trajectory, 0.8, 0.4, "auto", features=captured(model, trajectory))[0]
-    with pytest.raises(ValueError, match=r"^features: expected conditioning for the whole picture"):
-        sample(patched, trajectory.start, corner, conditioning(model, 3), CFG, trajectory.sigmas)
+
+    def drawn(**features):
+        patched = PlugAndPlay.execute(model, trajectory, 0.8, 0.4, "auto", **features)[0]
+        return sample(patched, trajectory.start, corner, conditioning(model, 3), CFG, trajectory.sigmas)[-1]
+
+    assert torch.equal(drawn(features=captured(model, trajectory)), drawn())
 
 
 def test_refuses_other_models_and_sources_of_several_prompts(model, trajectory):
