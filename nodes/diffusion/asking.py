@@ -13,7 +13,7 @@ import comfy.model_patcher
 import torch
 
 from ..attention.calls import ModelOptions
-from .context_window import Part, taken
+from .context_window import WHOLE, Part, part_of, taken
 
 # In transformer_options:
 SAMPLER_X = "palimpsest.sampler_x"  # the latent that the sampler asks about
@@ -24,20 +24,30 @@ Network = frozenset[tuple[str, Any, int]]  # the patches of a network: kind, pla
 
 @dataclass(frozen=True)
 class Question:
-    """network: the patches of other nodes in it. moved: what x is off the latent that the sampler asks about, None for nothing.
+    """network: the patches of other nodes in it. part: of the sampler's latent. moved: what x is off that part, None for nothing.
 
     options: keep the patches alive, whose ids name the network.
     """
 
     network: Network
+    part: Part
     moved: torch.Tensor | None
     options: ModelOptions
 
     @classmethod
-    def of(cls, x: torch.Tensor, part: Part, model_options: ModelOptions) -> Question:
-        """The question of one call for conditions. x: what it asks about, of which `part` is seen."""
+    def of(cls, x: torch.Tensor, model_options: ModelOptions) -> Question:
+        """The question of one call for conditions, which asks about x."""
         asked = model_options["transformer_options"].get(QUESTION)
-        return asked or cls(network_of(model_options), _moved(x, part, model_options), model_options)
+        if asked is not None:
+            return asked
+        part = part_of(model_options)
+        sampler_x = model_options["transformer_options"].get(SAMPLER_X)
+        if sampler_x is None or sampler_x is x:
+            return cls(network_of(model_options), part, None, model_options)
+        if part == WHOLE and len(x) != len(sampler_x):
+            part = _rows(x, sampler_x)
+        moved = x - taken(part, sampler_x).to(x)
+        return cls(network_of(model_options), part, moved if bool(moved.any()) else None, model_options)
 
 
 def note_sampler_x(executor, x: torch.Tensor, timestep: torch.Tensor, model_options: ModelOptions, seed=None):
@@ -61,13 +71,16 @@ def network_of(model_options: ModelOptions) -> Network:
     return frozenset(added | replaced | kernels)
 
 
-def _moved(x: torch.Tensor, part: Part, model_options: ModelOptions) -> torch.Tensor | None:
-    sampler_x = model_options["transformer_options"].get(SAMPLER_X)
-    if sampler_x is None or sampler_x is x:
-        return None
-    sampler_x = taken(part, sampler_x)
-    # Other packs' windows do not say which rows a call sees.
-    if sampler_x.shape != x.shape:
-        return None
-    moved = x - sampler_x.to(x)
-    return moved if bool(moved.any()) else None
+def _rows(x: torch.Tensor, sampler_x: torch.Tensor) -> Part:
+    """Which pictures of the sampler's batch x has, where another pack shows the model a few at a time and does not say which."""
+    left, rows = list(range(len(sampler_x))), []
+    for picture in x:
+        found = next((i for i in left if torch.equal(sampler_x[i].to(picture), picture)), None)
+        if found is None:
+            raise ValueError(
+                f"model: expected a call for pictures of the sampler's batch of {len(sampler_x)}, got {len(x)} that are not among them. Leave out "
+                "the node that asks the model about latents of its own."
+            )
+        rows.append(found)
+        left.remove(found)
+    return 0, tuple(rows)

@@ -34,10 +34,20 @@ def taken(part: Part, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def resized_conds(
-    conds: list[dict[str, Any]], whole: torch.Tensor, model_options: ModelOptions
+    conds: list[dict[str, Any]], whole: torch.Tensor, part: Part, model_options: ModelOptions
 ) -> list[dict[str, Any]]:
-    """Conditions of the whole latent as the present call is to see them."""
+    """Conditions of the whole latent as the present call, for a part of it, is to see them."""
     window = model_options["transformer_options"].get("context_window")
-    if window is None:
-        return conds
-    return model_options["context_handler"].get_resized_cond(conds, whole, window)
+    if window is not None:
+        return model_options["context_handler"].get_resized_cond(conds, whole, window)
+    if part != WHOLE and any(rows_of(value) > 1 for cond in conds for value in cond["model_conds"].values()):
+        raise ValueError(
+            "source: expected one prompt for all pictures of the batch where another pack shows them to the model a few at a time, got a prompt "
+            "for each. Connect one plain prompt to `source`."
+        )
+    return conds
+
+
+def rows_of(value: Any) -> int:
+    """Of one of core's condition values: how many pictures it tells apart."""
+    return len(value.cond) if isinstance(value.cond, torch.Tensor) and value.cond.ndim else 1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import comfy.samplers
 import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..attention.calls import ModelOptions, mark_source_pass
 from .conditioning import Conditioning, with_own_controls
@@ -66,6 +67,14 @@ def visit(
     guider.inner_set_conds({"positive": with_own_controls(source)})
     guider.model_options = mark_source_pass(guider.model_options)
 
+    def whole_batch(executor, x: torch.Tensor, *args, **kwargs):
+        if len(x) != trajectory.batch:
+            raise ValueError(
+                f"model: expected one whose network sees all {trajectory.batch} pictures of the trajectory at once, got one that another pack "
+                f"shows {len(x)} at a time. Connect the model from before that node."
+            )
+        return executor(x, *args, **kwargs)
+
     def walk(inside: Inside) -> None:
         for visited, step in enumerate(steps):
             x = trajectory.latents[step].to(inside.noise)
@@ -73,6 +82,9 @@ def visit(
             options = mark_source_pass(inside.model_options)
             # The rows of a picture batch do not see each other; core's windows would leave the last of them as all that was read.
             options.pop("context_handler", None)
+            add_wrapper_with_key(
+                WrappersMP.DIFFUSION_MODEL, "palimpsest.visit", whole_batch, options, is_model_options=True
+            )
             read(step, options)
             read_source(inside.model, inside.conds["positive"], x, sigma, options)
             seen(step)

@@ -18,7 +18,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from ..attention.calls import STEP_CACHES, Chunk, ModelOptions, Record, is_source_pass, mark_source_pass
 from .asking import QUESTION, Network, Question, network_of, note_sampler_x
 from .conditioning import Conditioning, with_own_controls
-from .context_window import WHOLE, Part, part_of, resized_conds, taken
+from .context_window import WHOLE, Part, resized_conds, taken
 from .evaluation import Conds, InsideSampler, uncompiled
 from .hooks import register_hooks
 from .retracing import Retracing, require_retraceable
@@ -234,14 +234,13 @@ class _Run:
     ) -> list[torch.Tensor]:
         if self.retracing is None or RETRACING in model_options["transformer_options"]:
             return self._edited(executor, model, conds, x_in, timestep, model_options)
-        step, part = self._step_of(float(timestep[0]), self.trajectory.steps), part_of(model_options)
-        question = Question.of(x_in, part, model_options)
+        step, question = self._step_of(float(timestep[0]), self.trajectory.steps), Question.of(x_in, model_options)
         if question.moved is not None:
             raise ValueError(
                 "model: expected guidance that asks about the sampler's own latent only, which exact retracing can follow, got some that "
                 "changes the latent first, as Self-Attention Guidance does. Leave it out, or switch exact_retracing off."
             )
-        asked = self.retracing.asked(x_in, step, part)
+        asked = self.retracing.asked(x_in, step, question.part)
         options = comfy.model_patcher.create_model_options_clone(model_options)
         options["transformer_options"][QUESTION] = question
         options["transformer_options"][RETRACING] = self.retracing
@@ -262,7 +261,8 @@ class _Run:
     ) -> list[torch.Tensor]:
         if self.edit is None or is_source_pass(model_options["transformer_options"]):
             return executor(model, conds, x_in, timestep, model_options)
-        step, part = self._step_of(float(timestep[0]), self.last), part_of(model_options)
+        step, question = self._step_of(float(timestep[0]), self.last), Question.of(x_in, model_options)
+        part = question.part
         if self.now != (step, part):
             self.now, self.records, self.questions = (step, part), {}, []
         areas = {}
@@ -275,7 +275,6 @@ class _Run:
             }
         if not areas:
             return executor(model, conds, x_in, timestep, model_options)
-        question = Question.of(x_in, part, model_options)
         records = {
             area: self._source_at(executor, model, x_in, timestep, model_options, area, question)
             for area in {*areas.values()}
@@ -315,7 +314,13 @@ class _Run:
             if question.moved is not None:
                 x = x + question.moved
             read_source(
-                model, resized_conds(self.source, whole, model_options), x, timestep[: len(x)], options, area, executor
+                model,
+                resized_conds(self.source, whole, part, model_options),
+                x,
+                timestep[: len(x)],
+                options,
+                area,
+                executor,
             )
         record = {place: value.to(x_in.device) for place, value in record.items()}
         if question.moved is None:

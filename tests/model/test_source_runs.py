@@ -13,6 +13,7 @@ import comfy.utils
 import pytest
 import torch
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+from lab.evidence.compatibility.peers import sliding_windows
 from palimpsest.nodes.diffusion.evaluation import uncompiled
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
 from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
@@ -219,6 +220,19 @@ class TestContextWindows:
         assert same(run(plug_and_play(windowed, trajectory, 1.0, 1.0, features=features), trajectory)[-1], live)
         with pytest.raises(ValueError, match=r"^blend_words: expected context windows over pictures"):
             run(with_blend(windowed, trajectory), trajectory)
+
+    @pytest.mark.parametrize("edit", EDITS)
+    def test_another_pack_s_windows_are_known_by_what_they_ask(self, model, edit):
+        """AnimateDiff-Evolved's kind: a few pictures of the batch in each call, and core is not told which."""
+        trajectory = random_trajectory(model, conditioning(model, 1), 2, batch=3, size=SIZE)
+        expected = run(edit(model, trajectory), trajectory)[-1]
+        for windowed in (edit(sliding_windows(model), trajectory), sliding_windows(edit(model, trajectory))):
+            assert same(run(windowed, trajectory)[-1], expected, 1e-4)
+
+    def test_a_trajectory_is_not_read_through_another_pack_s_windows(self, model):
+        trajectory = random_trajectory(model, conditioning(model, 1), 2, batch=3, size=SIZE)
+        with pytest.raises(ValueError, match=r"^model: expected one whose network sees all 3 pictures"):
+            CaptureFeatures.execute(sliding_windows(model), trajectory, 0.5, 0.5, "auto", "fp32")
 
 
 class TestSparing:

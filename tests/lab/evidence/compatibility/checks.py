@@ -7,10 +7,8 @@ from dataclasses import replace
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
-from lab.evidence.compatibility.graph import Call, Graph, Sampled, sample
+from lab.evidence.compatibility.graph import SAME_LEVEL, Call, Graph, Sampled, sample
 from palimpsest.nodes.diffusion.conditioning import Conditioning
-
-SAME_LEVEL = 1e-4
 
 
 class Wrong(Exception):

@@ -51,14 +51,17 @@ def invert(graph: Graph, **options) -> dict:
 
 def ddim_invert(graph: Graph) -> torch.Tensor:
     """Sampling from its noise starts where the path starts and, by Euler's steps, ends at the picture."""
-    made = invert(graph, method="fixed_point", iterations=12)
+    # From the highest level a random network is too steep for fixed_point to converge.
+    graph = replace(graph, sigmas=graph.sigmas[1:] if len(graph.sigmas) > 3 else graph.sigmas)
+    made = invert(graph, method="fixed_point", iterations=40)
     trajectory = made["trajectory"]
     back = sample(graph.unmasked, _unguided(graph.model), graph.source(), graph.source(), 1.0, noise=made["noise"])
     near("start", back.calls[0].x, trajectory.start, graph.tolerance)
+    sizes = [float(latent.norm()) for latent in trajectory.latents]
+    # A residual is a share of the upper latent.
+    left = max(float(r) * sizes[i] / sizes[i + 1] for i, r in enumerate(trajectory.residuals))
     if graph.retraces:
-        near(
-            "picture", back.latent, trajectory.latents[-1], max(graph.tolerance, 10 * float(trajectory.residuals.max()))
-        )
+        near("picture", back.latent, trajectory.latents[-1], max(graph.tolerance, 10 * left))
     return trajectory.start
 
 
@@ -70,7 +73,7 @@ def _unguided(model: ModelPatcher) -> ModelPatcher:
 
 
 def sample_trajectory(graph: Graph) -> torch.Tensor:
-    """The samples of SamplerCustomAdvanced bit for bit, and at each level what the model was asked first."""
+    """The samples of SamplerCustomAdvanced bit for bit, and at each level what the model was asked last."""
     plain = sample(graph, graph.model, graph.prompt(SOURCE), graph.prompt(NEGATIVE))
     guider = graph.guide(graph.model, graph.prompt(SOURCE), graph.prompt(NEGATIVE), graph.cfg)
     torch.manual_seed(graph.seed)
@@ -127,11 +130,13 @@ def _followed(
 
 def plug_and_play(graph: Graph) -> torch.Tensor:
     """The same prompt from the same start gives the source; another prompt gives another picture than without the node."""
+    graph = graph.alike
     return _followed(graph, lambda trajectory: _injected(graph, trajectory), *_prompts(graph))
 
 
 def captured(graph: Graph) -> torch.Tensor:
     """As Plug-and-Play, with what Capture Features kept."""
+    graph = graph.alike
 
     def edit(trajectory: Trajectory):
         features = run(
@@ -156,7 +161,8 @@ def exact_retracing(graph: Graph) -> torch.Tensor:
     made = invert(graph, method="ddim")
     model = run(ExactRetracing, model=graph.model, trajectory=made["trajectory"])["model"]
     back = sample(graph.unmasked, _unguided(model), graph.source(), graph.source(), 1.0, noise=made["noise"])
-    near("picture", back.latent, made["trajectory"].latents[-1], graph.tolerance)
+    rounding = torch.finfo(torch.float32).eps * float(graph.sigmas[0])  # of the sampler's own first latent
+    near("picture", back.latent, made["trajectory"].latents[-1], max(graph.tolerance, rounding))
     return back.latent
 
 

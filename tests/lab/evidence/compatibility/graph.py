@@ -19,6 +19,7 @@ from support.fixtures.tiny_models import two_level
 
 Guide = Callable[[ModelPatcher, Conditioning, Conditioning, float], comfy.samplers.CFGGuider]
 SOURCE, TARGET, NEGATIVE = "a red cat on the grass", "a blue dog on the grass", "a blurry photo"
+SAME_LEVEL = 1e-4  # of a level: what two of them may differ by
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 
 
@@ -86,6 +87,7 @@ class Graph:
 
     Sources get the prompt undressed where `plain_source` is set, as an artist has to wire them beside regional prompts.
     behind: what is patched after the pack's node. seed: of patches that draw at random in each call.
+    positive_only: what is patched acts on the positive alone, so that a negative of the same words is another prompt.
     uncached: the model without a step cache, where it has one.
     retraces: Euler's steps, so that an inversion leads back to its picture.
     """
@@ -106,6 +108,7 @@ class Graph:
     prompts: Callable[[str], Conditioning] = encoded
     seed: int = 0
     uncached: ModelPatcher | None = None
+    positive_only: bool = False
     behind: Callable[[ModelPatcher], ModelPatcher] = lambda model: model
 
     def prompt(self, text: str) -> Conditioning:
@@ -113,6 +116,11 @@ class Graph:
 
     def source(self, text: str = SOURCE) -> Conditioning:
         return self.prompts(text) if self.plain_source else self.prompt(text)
+
+    @property
+    def alike(self) -> Graph:
+        """In which all prompts of a call can be the source's."""
+        return replace(self, cfg=1.0) if self.positive_only else self
 
     @property
     def unmasked(self) -> Graph:
@@ -187,10 +195,12 @@ def sample_guided(graph: Graph, guider: comfy.samplers.CFGGuider, noise: Any = N
 
 
 def recorded(graph: Graph, sampled: Sampled, positive: Conditioning) -> Trajectory:
-    """The path of a run by any sampler: what it asked the model for first at each level."""
+    """The path of a run by any sampler: what it asked the model for last at each level."""
     latents = [torch.zeros_like(sampled.latent) for _ in graph.sigmas]
-    for call in reversed(sampled.calls):
+    for call in sampled.calls:
         level = int((graph.sigmas - call.sigma).abs().argmin())
+        if abs(float(graph.sigmas[level]) - call.sigma) > SAME_LEVEL * call.sigma:
+            continue
         latents[level] = call.x.float().cpu()
     latents[-1] = sampled.latent
     steps = len(graph.sigmas) - 1

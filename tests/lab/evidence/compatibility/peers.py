@@ -114,7 +114,7 @@ def rows(
 
 
 ROWS = [
-    *rows("attn2_replace, as IPAdapter", image_prompt),
+    *rows("attn2_replace, as IPAdapter", image_prompt, lambda graph: replace(graph, positive_only=True)),
     *rows("attn1_replace in a third prediction, as sd-perturbed-attention", perturbed),
     *rows("attn1_patch with more keys, as reference packs", reference_tokens),
     *rows("model_function_wrapper", unet_wrapper),
