@@ -23,6 +23,7 @@ from .evaluation import Conds, InsideSampler, uncompiled
 from .hooks import register_hooks
 from .retracing import Retracing, require_retraceable
 from .samplers import sampler_name
+from .schedule import require_whole_picture
 from .source import Area, read_source
 from .trajectory import Trajectory
 
@@ -155,6 +156,7 @@ class SourceRuns:
         name = sampler_name(sampler)
         self.trajectory.model.require_match(guider.model_patcher)
         self.trajectory.require_steps(sigmas.cpu(), sampler=name)
+        require_whole_picture(getattr(guider, "original_conds", {}))
         shape = self.trajectory.latents.shape[1:]
         if noise.shape[1:] != shape[1:] or shape[0] not in (1, noise.shape[0]):
             raise ValueError(

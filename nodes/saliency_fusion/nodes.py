@@ -21,8 +21,8 @@ MAX_EXPERTS = 8
 
 
 def _expert(
-    model_expert, positive_expert, negative_expert, cfg_expert, saliency, start_percent, end_percent, mask=None,
-    mask_use="restrict",
+    model_expert, positive_expert, negative_expert, cfg_expert, start_percent, end_percent, saliency=None,
+    mask=None, mask_use="restrict",
 ) -> Expert:  # fmt: skip
     return Expert(
         *(model_expert, positive_expert, negative_expert, cfg_expert, sharpness_of(saliency, "expert")),
@@ -111,12 +111,12 @@ class SaliencyFusionGuider(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, positive, negative, cfg, saliency, blur, expert_uncond, mode, experts=None, **first
+        cls, model, positive, negative, cfg, blur, expert_uncond, mode=None, saliency=None, experts=None, **first
     ) -> io.NodeOutput:
         everyone = [_expert(saliency=saliency, **first), *(experts or {}).values()]
         require_different([model, *(expert.model for expert in everyone)])
         general = Prompted(model, positive, negative, cfg, sharpness_of(saliency, "general"))
-        blending = Blending(blur, expert_uncond == "general", mode.get("temperature"))
+        blending = Blending(blur, expert_uncond == "general", (mode or {}).get("temperature"))
         return io.NodeOutput(FusionGuider(general, everyone, blending))
 
 
@@ -195,7 +195,7 @@ class SubjectFusion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model_scene, model_subject, positive, positive_subject, negative, cfg, scene_end, fusion_end, saliency
+        cls, model_scene, model_subject, positive, positive_subject, negative, cfg, scene_end, fusion_end, saliency=None
     ) -> io.NodeOutput:
         models, prompts = (model_scene, model_subject), (positive, positive_subject, negative)
         sharpness = [sharpness_of(saliency, model) for model in ("scene", "subject")]

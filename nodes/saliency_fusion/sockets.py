@@ -57,7 +57,12 @@ def saliency_input(*whose: str) -> io.Input:
     )
 
 
-def sharpness_of(saliency: dict, model: str) -> Sharpness:
+def sharpness_of(saliency: dict | None, model: str) -> Sharpness:
+    if saliency is None:  # ComfyUI does not miss a choice that a script leaves out
+        raise ValueError(
+            f"saliency: expected sharpness or published, got nothing. Write saliency: 'sharpness' and 'saliency.sharpness_{model}': "
+            f"{SHARPNESS[model]} into the prompt."
+        )
     relative = saliency["saliency"] == "sharpness"
     return Sharpness(saliency[f"{'sharpness' if relative else 'k'}_{model}"], relative)
 

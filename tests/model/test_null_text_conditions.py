@@ -1,9 +1,12 @@
 """What the optimisation evaluates is what a sampler evaluates: on models and conditions of other kinds than a plain UNet."""
 
+import dataclasses
+
 import comfy.supported_models
 import comfy_extras.nodes_custom_sampler as core
 import pytest
 import torch
+from palimpsest.nodes.diffusion.source_run import exact_retracing
 from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.inversion.nodes import SampleTrajectory
 from palimpsest.nodes.null_text.nodes import NullTextOptimize
@@ -112,6 +115,11 @@ def test_a_positive_with_an_area_is_refused_where_it_can_be_seen_E20():
         guider = core.CFGGuider.execute(model, regional, result, CFG)[0]
         with pytest.raises(ValueError, match=r"^positive: expected a prompt for the whole picture"):
             SampleTrajectory.execute(noise, guider, euler, trajectory.sigmas, latent)
+        followed = core.CFGGuider.execute(
+            exact_retracing(model, dataclasses.replace(trajectory, method="ddim")), regional, result, CFG
+        )[0]
+        with pytest.raises(ValueError, match=r"^positive: expected a prompt for the whole picture"):
+            core.SamplerCustomAdvanced.execute(noise, followed, euler, trajectory.sigmas, latent)
         plain = core.CFGGuider.execute(model, regional, negative, CFG)[0]
         assert SampleTrajectory.execute(noise, plain, euler, trajectory.sigmas, latent)[1].steps == trajectory.steps
 

@@ -111,6 +111,12 @@ def masks(made: Fusion, count: int) -> dict:
     return {"mask": made.graph.add("ImageToMask", image=image[0], channel="red")[0], "mask_use": "force"}
 
 
+def without_choice(made: Fusion) -> dict:
+    """As a script leaves it out."""
+    del made.graph[made.guider.id]["inputs"]["saliency"]
+    return {}
+
+
 def plain_guider(made: Fusion) -> list:
     inputs = {"positive": made.stock.positive[0], "negative": made.stock.negative[0], "cfg": 5.0}
     return made.graph.add("CFGGuider", model=made.stock.model, **inputs)[0]
@@ -137,6 +143,7 @@ CASES: dict[str, tuple[Build, str, str]] = {
         guider(lambda made: third(made, unet(made, SDXL))), "model_expert", "got one with SDXL (4 channels)",
     ),
     "a flow model": (guider(lambda made: {"model_expert": flow(made)}), "model_expert", "got one by noise mixed with"),
+    "no way to count saliency": (guider(without_choice), "saliency", "expected sharpness or published, got nothing"),
     "a window that ends before it starts": (
         guider(lambda made: {"start_percent": 0.7, "end_percent": 0.2}), "start_percent", "got 0.7 after 0.2",
     ),
