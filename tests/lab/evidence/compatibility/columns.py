@@ -65,6 +65,10 @@ NAMES = [column.name for column in COLUMNS]
 
 THIRD_PROMPT = "evaluates an empty prompt too, which gets the source's features as all prompts do"
 
+FIRST_NEGATIVE = (
+    "for an area ComfyUI itself takes the first step's negative at every step; no node of this pack runs there"
+)
+
 # Why a group of rows, or one row, says nothing about a column.
 SENSELESS = {
     ("samplers", "Attention Mask"): "no sampler runs",
@@ -76,6 +80,8 @@ SENSELESS = {
     ("DualCFGGuider, regular", "Null-Text Optimize"): "is not the guidance that the search is for",
     ("DualCFGGuider, nested", "Null-Text Optimize"): "is not the guidance that the search is for",
     ("PerpNegGuider", "Null-Text Optimize"): "is not the guidance that the search is for",
+    ("ConditioningSetTimestepRange, another prompt later", "Prompt-to-Prompt"): "the later prompt is not the source's",
+    **{(f"ConditioningSet{what} alone", "Null-Text Optimize"): FIRST_NEGATIVE for what in ("Area", "Mask")},
     **{
         (row, column): THIRD_PROMPT
         for row in ("PerpNeg (model)", "PerpNegGuider")

@@ -125,7 +125,8 @@ ROWS = [
     row("ConditioningMultiply", lambda c: core(f"{COND}Multiply", c, 1.2)),
     row("ConditioningSetAreaStrength", lambda c: core(f"{COND}SetAreaStrength", c, 0.8)),
     negative_only("ConditioningZeroOut (negative)", lambda c: core(f"{COND}ZeroOut", c)),
-    regional("ConditioningCombine", combined(lambda c: encoded("in a garden"))),
+    # An edit gives every prompt of the positive the source's values: into itself it leads if they are all the source's.
+    regional("ConditioningCombine, equal prompts", combined(lambda c: c)),
     regional("ConditioningSetArea, beside the whole", combined(area)),
     regional("ConditioningSetArea alone", area),
     regional(
