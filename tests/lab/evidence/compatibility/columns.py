@@ -65,7 +65,7 @@ NAMES = [column.name for column in COLUMNS]
 
 THIRD_PROMPT = "evaluates an empty prompt too, which gets the source's features as all prompts do"
 
-FIRST_NEGATIVE = (
+WHOLE_PICTURE = (
     "for an area ComfyUI itself takes the first step's negative at every step; no node of this pack runs there"
 )
 
@@ -81,7 +81,7 @@ SENSELESS = {
     ("DualCFGGuider, nested", "Null-Text Optimize"): "is not the guidance that the search is for",
     ("PerpNegGuider", "Null-Text Optimize"): "is not the guidance that the search is for",
     ("ConditioningSetTimestepRange, another prompt later", "Prompt-to-Prompt"): "the later prompt is not the source's",
-    **{(f"ConditioningSet{what} alone", "Null-Text Optimize"): FIRST_NEGATIVE for what in ("Area", "Mask")},
+    **{(f"ConditioningSet{what} alone", "Null-Text Optimize"): WHOLE_PICTURE for what in ("Area", "Mask")},
     **{
         (row, column): THIRD_PROMPT
         for row in ("PerpNeg (model)", "PerpNegGuider")
