@@ -14,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from ..attention.calls import ModelOptions
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.evaluation import Inside, run_inside
+from ..diffusion.hooks import follow_schedules
 from ..diffusion.patched_model import require_repeatable, require_unedited, without_step_caches
 from ..diffusion.schedule import require_descending_to_zero
 from ..diffusion.trajectory import ModelFingerprint, Trajectory, require_picture_latent
@@ -98,17 +99,26 @@ def climb(inside: Inside, method: str, iterations: int = 1) -> Climb:
     levels = inside.sigmas.flip(0).tolist()
     sampling = inside.model.model_sampling
     precision = rounding(inside.model)
+    asked = math.nan
+
+    def guided(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        nonlocal asked
+        if sigma != asked:
+            follow_schedules(inside, sigma)
+            asked = sigma
+        return inside.guided(x, sigma)
+
     x, d, spent = inside.latent, None, 0
     path.append(x.float().cpu())
     for i, level in enumerate(map(Level, levels[:-1], levels[1:])):
         residual = math.nan
         if method == "ddim":
-            x = ddim_step(inside.guided, x, level, sampling)
+            x = ddim_step(guided, x, level, sampling)
         elif method == "euler":
-            x = euler_step(inside.guided, x, level)
+            x = euler_step(guided, x, level)
         else:
             effort = Effort.for_step(iterations, spent, i, total, precision)
-            solution = fixed_point_step(inside.guided, x, level, d, effort)
+            solution = fixed_point_step(guided, x, level, d, effort)
             x, d, residual = solution.x, solution.d, solution.residual
             spent += solution.evaluations
         path.append(x.float().cpu())

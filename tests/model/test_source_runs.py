@@ -15,6 +15,8 @@ import torch
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from lab.evidence.compatibility.peers import sliding_windows
 from palimpsest.nodes.diffusion.evaluation import uncompiled
+from palimpsest.nodes.diffusion.source_run import exact_retracing
+from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
 from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
@@ -298,6 +300,15 @@ class TestHooks:
         assert same(run(plug_and_play(model, trajectory, 1.0, 1.0), trajectory, target)[-1], captured)
         plain = plug_and_play(model, trajectory, 1.0, 1.0, source=conditioning(model, 1))
         assert not same(run(plain, trajectory, target)[-1], captured, 1e-3)
+
+    def test_an_inversion_climbs_their_schedule(self, model):
+        """Core's schedules go down only: every level of the way up had the strength of the last one."""
+        source = self.hooked(model, conditioning(model, 1))
+        latent = random_trajectory(model, source, STEPS, size=SIZE).latents[-1]
+        sigmas = random_trajectory(model, source, STEPS, size=SIZE).sigmas
+        trajectory = invert(model, source, model.model.process_latent_out(latent), sigmas, "ddim")
+        back = sample(exact_retracing(model, trajectory), trajectory.start, source, source, 1.0, sigmas)[-1]
+        assert same(back, trajectory.latents[-1], 1e-4)
 
     def test_nothing_of_them_stays(self, model):
         trajectory = random_trajectory(model, self.hooked(model, conditioning(model, 1)), STEPS, size=SIZE)

@@ -83,6 +83,10 @@ SENSELESS = {
     ("ConditioningSetTimestepRange, another prompt later", "Prompt-to-Prompt"): "the later prompt is not the source's",
     **{(f"ConditioningSet{what} alone", "Null-Text Optimize"): WHOLE_PICTURE for what in ("Area", "Mask")},
     **{
+        ("LoRA hook in a mask, beside the whole", column): "the source is read without the hook"
+        for column in ("Plug-and-Play", "Plug-and-Play, captured", "Prompt-to-Prompt")
+    },
+    **{
         (row, column): THIRD_PROMPT
         for row in ("PerpNeg (model)", "PerpNegGuider")
         for column in ("Plug-and-Play", "Plug-and-Play, captured")

@@ -141,8 +141,6 @@ ROWS = [
     regional("ConditioningSetDefaultCombine", defaulted),
     row("LoRA hook", hooked),
     row("LoRA hook with keyframes", keyframed),
-    regional("LoRA hook, plain source", hooked),
-    regional("LoRA hook with keyframes, plain source", keyframed),
     regional("LoRA hook in a mask, beside the whole", two_hooked),
     regional("Timesteps Range, beside the whole", timed),
     row("ControlNetApplyAdvanced", lambda c: controlled()(c)),
