@@ -15,23 +15,24 @@ class NullTextOptimize(io.ComfyNode):
             display_name="Null-Text Optimize",
             category="palimpsest/null_text",
             description=(
-                "Finds a negative prompt for every step with which guidance gives an inverted picture back, so that it can be "
-                "edited by words at that guidance. Null-text inversion (Mokady 2022, arXiv 2211.09794)."
+                "Finds a negative prompt for every step so that sampling with guidance still reconstructs the inverted picture, which "
+                "can then be edited by words at that guidance. Null-text inversion (Mokady 2022, arXiv 2211.09794)."
             ),
             search_aliases=["null text inversion", "negative prompt inversion", "npi", "nti", "edit real image"],
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The kind of model the trajectory was made with: one with classifier-free guidance, such as SD1.x, SD2.x, SDXL "
-                    "or SD3.",
+                    tooltip="The kind of model that the trajectory was made with. It must use classifier-free guidance, as SD1.x, "
+                    "SD2.x, SDXL and SD3 do.",
                 ),
                 io.Conditioning.Input(
                     "negative",
-                    tooltip="Where the search starts: an empty prompt as a rule. Its ControlNet, mask or area is kept.",
+                    tooltip="Where the search starts, usually an empty prompt. Its ControlNet, mask or area is kept.",
                 ),
                 TrajectoryIO.Input(
                     "trajectory",
-                    tooltip="The inverted picture. The result holds for its schedule: same scheduler, steps and denoise.",
+                    tooltip="The inverted picture. The result is valid only for its schedule: sample with the same scheduler, steps and "
+                    "denoise.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -39,14 +40,14 @@ class NullTextOptimize(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="The guidance the sampler will use. The result holds for this value.",
+                    tooltip="The guidance (cfg) of the sampler. The result is valid only for this value.",
                 ),
                 io.Int.Input(
                     "inner_steps",
                     default=10,
                     min=1,
                     max=500,
-                    tooltip="Optimiser steps for each sampling step at most. For null_text only.",
+                    tooltip="Used by null_text only: the most optimiser steps for each sampling step.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -55,7 +56,7 @@ class NullTextOptimize(io.ComfyNode):
                     max=1.0,
                     step=1e-4,
                     round=False,
-                    tooltip="Adam's learning rate. For null_text only.",
+                    tooltip="Used by null_text only: the learning rate of the Adam optimiser.",
                 ),
                 io.Float.Input(
                     "tolerance",
@@ -64,36 +65,41 @@ class NullTextOptimize(io.ComfyNode):
                     max=1.0,
                     step=1e-6,
                     round=False,
-                    tooltip="A step is left alone once its loss is below this. With fast, higher stays nearer to the negative prompt.",
+                    tooltip="A step is finished when its loss is below this value. With fast, a higher value stays closer to your own "
+                    "negative prompt.",
                 ),
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
                     default="fast",
-                    tooltip="fast: moves towards the source prompt, as far as each step needs; no gradients. "
-                    "null_text: the published optimisation, the slowest, needs memory for gradients. "
-                    "negative_prompt: the source prompt itself as the negative, at no cost.",
+                    tooltip="fast: moves from your negative prompt towards the source prompt, only as far as each step needs; no "
+                    "gradients. null_text: the published optimisation, slowest, needs more memory. negative_prompt: uses the source "
+                    "prompt as the negative prompt, at no cost.",
                 ),
                 io.Combo.Input(
                     "constants",
                     options=list(CONSTANTS),
                     default="code",
                     advanced=True,
-                    tooltip="For null_text. code: the published code's, which lower the learning rate and raise the tolerance from step "
-                    "to step. paper: fixed ones, as the paper says.",
+                    tooltip="Used by null_text only. code: as in the published code, which lowers the learning rate and raises the "
+                    "tolerance from step to step. paper: both stay fixed, as in the paper.",
                 ),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="The source prompt, which describes the picture. Unconnected: the one the trajectory was made with.",
+                    tooltip="The source prompt, which describes the picture. If nothing is connected, the prompt that the picture was "
+                    "inverted with is used.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(
                     display_name="negative",
-                    tooltip="For the negative input of any sampler or guider, with this cfg and the trajectory's schedule.",
+                    tooltip="Connect to the negative input of any sampler or guider, with this cfg and the trajectory's schedule.",
                 ),
-                io.Image.Output(display_name="report", tooltip="Loss and PSNR by step, and the evaluations spent."),
+                io.Image.Output(
+                    display_name="report",
+                    tooltip="A plot of the loss and the PSNR of each step, with the number of model calls.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             **RESENDS_RESULT,
