@@ -172,14 +172,15 @@ class SourceRuns:
             return
         if name != "euler":
             raise ValueError(
-                f"sampler: expected euler or ddim, whose steps an exact retracing undoes, got {name}. Choose one of "
+                f"sampler: expected euler or ddim, as exact retracing needs, got {name}. Choose one of "
                 "them, or switch exact_retracing off."
             )
         steps = [self.trajectory.step_of(float(sigma)) for sigma in sigmas]
         if steps != [*range(steps[0], steps[0] + len(steps))]:
             raise ValueError(
-                f"sigmas: expected every step of the trajectory, which exact retracing undoes one by one, got {len(steps) - 1} of its "
-                f"{self.trajectory.steps} with others left out. Use as many steps as the inversion, or switch exact_retracing off."
+                "sigmas: expected every step of the trajectory, because exact retracing corrects each of them, "
+                f"got {len(steps) - 1} of its {self.trajectory.steps} steps. Use as many steps as the "
+                "inversion, or switch exact_retracing off."
             )
 
 

@@ -152,7 +152,7 @@ class PlugAndPlay(io.ComfyNode):
     ) -> io.NodeOutput:
         windows = _windows(model, trajectory, feature_end, attention_end, blocks)
         patched = plug_and_play(model, trajectory, windows, features, source, exact_retracing)
-        return io.NodeOutput(patched, ui=result(f"{windows}, of {trajectory.steps}"))
+        return io.NodeOutput(patched, ui=result(f"{windows}, of {trajectory.steps} in all"))
 
 
 class CaptureFeatures(io.ComfyNode):
@@ -205,7 +205,7 @@ class CaptureFeatures(io.ComfyNode):
     ) -> io.NodeOutput:
         windows = _windows(model, trajectory, feature_end, attention_end, blocks)
         features = capture(model, trajectory, windows, DTYPES[dtype], source, exact_retracing)
-        size = f"{features.nbytes / 2**20:.1f} MB; {windows}, of {trajectory.steps}"
+        size = f"{features.nbytes / 2**20:.1f} MB; {windows}, of {trajectory.steps} in all"
         return io.NodeOutput(features, ui=result(size))
 
 

@@ -92,7 +92,7 @@ def prompt_to_prompt(
         if not whole:
             raise ValueError(
                 "blend_words: expected a positive prompt for the whole picture, got only prompts with an area. "
-                "Leave blend_words empty, or take the area away."
+                "Leave blend_words empty, or remove the area."
             )
         blend = LocalBlend.of(run, trajectory, settings, layers)
         comfy.model_patcher.set_model_options_post_cfg_function(run.model_options, blend.post_cfg)

@@ -121,7 +121,7 @@ class EncodePromptEdit(io.ComfyNode):
             for text in (source_text, target_text)
         )
         new = sum(not bool(edit.alignment.aligned[list(word)].any()) for word in edit.target.words)
-        counted = f"{len(edit.source.words)} and {len(edit.target.words)} words, {new} of them new"
+        counted = f"{len(edit.source.words)} source words, {len(edit.target.words)} target words, {new} of them new"
         return io.NodeOutput(source, target, edit, ui={**result(counted), **described_edit(edit)})
 
 
@@ -229,7 +229,7 @@ class PromptToPrompt(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = Settings.of(edit, trajectory.steps, cross_end, self_end, blend_start, blend_threshold, self_start)
         patched = prompt_to_prompt(model, trajectory, source, settings, exact_retracing)
-        return io.NodeOutput(patched, ui=result(f"{settings}, of {trajectory.steps}"))
+        return io.NodeOutput(patched, ui=result(f"{settings}, of {trajectory.steps} in all"))
 
 
 class AttentionMask(io.ComfyNode):

@@ -98,7 +98,7 @@ def tokenize_prompt(tokenize: Tokenize, text: str, socket: str) -> PromptTokens:
     if not prompt.words:
         raise ValueError(
             f"{socket}: expected a prompt with at least one word, got {text!r}. "
-            f"Write what the picture {'is to show' if socket == 'target_text' else 'shows'}."
+            f"Write what the picture {'should show' if socket == 'target_text' else 'shows'}."
         )
     return prompt
 

@@ -284,16 +284,14 @@ class SaliencyMap(io.ComfyNode):
         ]
         if trajectory is not None and beside:
             raise ValueError(
-                f"trajectory: expected alone, got {', '.join(beside)} beside it. Disconnect one of the two."
+                f"trajectory: expected nothing else to look at, got {', '.join(beside)} too. Disconnect one of the two."
             )
         if trajectory is not None:
             decision = decide_along(guider, trajectory, step)
         elif latent_image is not None and sigmas is not None:
             decision = decide_at(guider, latent_image, noise, sigmas, step)
         else:
-            raise ValueError(
-                "trajectory: expected one, or latent_image and sigmas, got neither. Connect what to look at."
-            )
+            raise ValueError("trajectory: expected one, or latent_image and sigmas, got neither. Connect one of them.")
         mask = mask_of(guider, decision, expert - 1)
         share = f"expert {expert}: {100 * float(mask.mean()):.1f} % of the picture"
         return io.NodeOutput(mask, heatmap(saliency_of(guider, decision), None), ui=result(share))

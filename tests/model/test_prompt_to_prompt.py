@@ -294,7 +294,7 @@ def test_half_precision_weights(dtype, clip):
             "^positive: expected `target` of the connected Encode Prompt Edit, which has 77 tokens, got .* 154",
         ),
         ({"area": True}, "^blend_words: expected a positive prompt for the whole picture"),
-        ({"sigmas": "karras"}, "^sigmas: expected levels of the trajectory"),
+        ({"sigmas": "karras"}, "^sigmas: expected noise levels of the trajectory"),
     ],
 )
 def test_refuses_a_run_that_does_not_fit(model, clip, trajectory, change, says):

@@ -133,7 +133,7 @@ def test_F18_links_and_dots_do_not_lead_out_of_the_folders(folders):
         f"broken{SUFFIX} [output]", f"real{SUFFIX}", f"real{SUFFIX} [temp]", f"real{SUFFIX} [input]", "real [output]", "", "[output]",
         f"{'x' * 5000}{SUFFIX} [output]", f"a\0b{SUFFIX} [output]", f"loop/../../outside/secret{SUFFIX} [output]",
     ):  # fmt: skip
-        assert "is not in the output or input folder. Pick one of the list." in invalid_choice("file", name, SUFFIX)
+        assert "is not in the output or input folder. Choose one from the list." in invalid_choice("file", name, SUFFIX)
         with pytest.raises(ValueError, match=r"^file: expected a saved file, got .{1,210}, which is not in "):
             resolve("file", name, SUFFIX)
     assert resolve("file", f"own{SUFFIX} [output]", SUFFIX) == inside

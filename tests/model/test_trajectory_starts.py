@@ -137,7 +137,7 @@ def test_dpm_2_in_ksampler_is_told_what_ksampler_does_R10():
     trajectory = a_trajectory(model, 6)
     latent = TrajectoryStart.execute(model, trajectory)[1]
     edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "auto")[0]
-    with pytest.raises(ValueError, match=r"KSampler takes one step more for dpm_2 .* Use euler"):
+    with pytest.raises(ValueError, match=r"With dpm_2, KSampler computes one step more .* Use euler"):
         ksampler_advanced(edited, trajectory.positive, trajectory.positive, latent, 6, sampler_name="dpm_2")
 
 

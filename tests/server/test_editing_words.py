@@ -107,7 +107,7 @@ BAD = {
             words(blend_words=f"{SOURCE_TEXT} and more"), "blend_words", "has 9 tokens, and no prompt more than 7",
         ),
         "no source": (words(source_text=""), "source_text", "''. Write what the picture shows"),
-        "no target": (words(target_text=" \n"), "target_text", "Write what the picture is to show"),
+        "no target": (words(target_text=" \n"), "target_text", "Write what the picture should show"),
         "no prompts": (words(source_text="", target_text=""), "source_text", "''"),
         "a prompt of brackets": (words(source_text="(())"), "source_text", "'(())'"),
         "replace with unequal numbers of words": (
@@ -244,7 +244,7 @@ def test_prompts_beyond_77_tokens_edit_and_blend(client: Client, sd15: str, phot
     shown = add_preview(made.graph, made.stock, edited[0])
     run = client.run(made.graph)
     assert pixels(client, run, shown).std() > 0
-    assert run.results(made.words) == ["84 and 84 words, 0 of them new"]
+    assert run.results(made.words) == ["84 source words, 84 target words, 0 of them new"]
 
 
 def test_the_mask_takes_the_size_of_an_image_of_another_one(client: Client, sd15: str, photo: Path):

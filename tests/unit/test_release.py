@@ -27,7 +27,7 @@ MEGABYTE = 1024**2
     ("folder", "suffixes"),
     [
         ("nodes", {".py"}),
-        ("js", {".md", ".js", ".mjs", ".css"}),
+        ("js", {".md", ".webp", ".js", ".mjs", ".css"}),
         ("locales", {".json"}),
         ("example_workflows", {".json", ".jpg"}),
         ("subgraphs", {".json"}),

@@ -125,7 +125,9 @@ class LatentSlerp(io.ComfyNode):
         require_batch({"latent_a": len(a), "latent_b": len(b)})
         for socket, x in (("latent_a", a), ("latent_b", b)):
             if not bool(x.flatten(1).any(-1).all()):
-                raise ValueError(f"{socket}: expected noise, got an empty latent. Connect latent of DDIM Invert.")
+                raise ValueError(
+                    f"{socket}: expected noise, got an empty latent. Connect noised_latent of DDIM Invert."
+                )
         path = sphere.slerp(a.flatten(1)[:, None], b.flatten(1)[:, None], _steps(thetas, frames))
         latents = path.flatten(0, 1).unflatten(1, a.shape[1:])
         return io.NodeOutput({"samples": latents}, [{"samples": row} for row in latents.split(1)])
@@ -179,7 +181,7 @@ class EmbeddingMix(io.ComfyNode):
             return _given(sphere.mix(rows, mixing_weights(weights, len(rows)), norm == "keep"))
         except sphere.NothingLeft:
             raise ValueError(
-                f"weights: expected ones that leave something of the embeddings, got {weights!r}, under which they cancel out. Change one."
+                f"weights: expected weights that do not cancel out, got {weights!r}, whose mix is almost zero. Change one of them."
             ) from None
 
 
@@ -230,7 +232,7 @@ class EmbeddingTextDiff(io.ComfyNode):
             moved = sphere.text_diff(image[:, None], target, base if base_text.strip() else None, steps)
         except sphere.NothingLeft:
             raise ValueError(
-                f"text: expected other words than base_text, got {text!r} for both. Say in text what is to be different."
+                f"text: expected other words than base_text, got {text!r} for both. Say in text what should be different."
             ) from None
         return _given(moved.flatten(0, 1), result(*[_unread(read)] if any(read.unread) else []))
 
