@@ -172,7 +172,7 @@ class Trajectory:
             f"noise, latent_image: expected a start on the trajectory, its latent at sigma {sigma:.4f} "
             f"(number {step} of {self.steps}), got one that differs from it by {100 * distance:.3g} %. "
             "Connect the sampler's sigmas to Trajectory Start and its noise to the sampler; for KSampler "
-            "(Advanced) connect its latent and disable add_noise."
+            "(Advanced) connect its latent, with add_noise disabled."
         )
 
 

@@ -85,7 +85,7 @@ def test_an_expert_that_its_mask_keeps_out_has_nothing(sampled, models):
     guider = fuse(general(models[0]), expert(models[1], mask=nowhere), expert(models[2], seed=6))
     assert float(SaliencyMap.execute(guider, 0, 1, trajectory=path)[0].max()) == 0.0
     assert float(SaliencyMap.execute(guider, 0, 2, trajectory=path)[0].max()) == 1.0
-    with pytest.raises(ValueError, match="guider: expected one with an expert that its mask lets in"):
+    with pytest.raises(ValueError, match="guider: expected at least one expert whose mask lets it draw"):
         SaliencyMap.execute(fuse(general(models[0]), expert(models[1], mask=nowhere)), 0, 1, trajectory=path)
 
 

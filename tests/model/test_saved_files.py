@@ -160,9 +160,7 @@ def test_R12_a_name_that_no_file_can_have_is_refused_by_its_socket(folders, pref
     """Fault R12: an overlong name was a raw error of the operating system."""
     (folders / "outside").mkdir()
     (folders / "output/linked").symlink_to(folders / "outside", target_is_directory=True)
-    with pytest.raises(
-        ValueError, match=r"^filename_prefix: expected a folder and a name .*, got .{1,210}, .* Give it a "
-    ):
+    with pytest.raises(ValueError, match=r"^filename_prefix: expected a folder and a name .*, got .{1,210}, .* Use a "):
         SaveEmbedding.execute(torch.ones(1, 4), prefix)
     assert list((folders / "outside").iterdir()) == []
     assert not any(path.is_file() for path in folders.rglob("*"))

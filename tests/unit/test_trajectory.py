@@ -43,9 +43,7 @@ def test_require_steps_accepts_a_part_of_the_schedule_and_names_another_one():
 def test_levels_that_ksampler_leaves_out_are_said_R10(sampler: str):
     """Fault R10: the refusal asked for the settings that were made already."""
     path = trajectory([14.6, 3.0, 0.5, 0.0])
-    with pytest.raises(
-        ValueError, match=f"With {sampler}, KSampler computes one step more and leaves out"
-    ):
+    with pytest.raises(ValueError, match=f"With {sampler}, KSampler computes one step more and leaves out"):
         path.require_steps(torch.tensor([14.6, 2.0, 0.0]), sampler=sampler)
 
 

@@ -22,10 +22,10 @@ def swap_a_word_box() -> Blueprint:
     flat = swap_a_word()
     return Blueprint(
         flat.name,
-        "Exchange or add words of a picture's prompt and keep the rest of the picture: inverts it, opens it for guidance and "
-        "edits it with Prompt-to-Prompt. source_text says what the picture shows, target_text is the same with your words. "
-        "blend_words: what may change (empty: everything). width and height: SD1.5 512, SDXL 1024. To keep less of the old "
-        "picture, lower cross_end and self_end.",
+        "Replace or add words of a picture's prompt and keep the rest of the picture: inverts it, makes it reconstructable at "
+        "guidance, and edits it with Prompt-to-Prompt. source_text says what the picture shows, target_text is the same with "
+        "your words. blend_words: words whose area may change (empty: all of the picture). width and height: SD1.5 512, SDXL "
+        "1024. To keep less of the source, lower cross_end and self_end.",
         CATEGORY,
         inside=within(
             flat,
@@ -58,9 +58,9 @@ def mask_by_word_box() -> Blueprint:
     flat = mask_by_word()
     return Blueprint(
         flat.name,
-        "Draw something new where words are in a picture: inverts it, finds the words by the model's own attention, and "
-        "inpaints their place. text says what the picture shows, words are words of it, target_text is what the new picture "
-        "shows. threshold 0 finds the mask's edge by itself; higher is smaller. width and height: SD1.5 512, SDXL 1024.",
+        "Replace an object in a picture: inverts it, finds words in it by the model's own attention, and inpaints their area. "
+        "text says what the picture shows, words are words of it, target_text is what the new picture should show. threshold "
+        "0 is automatic; higher makes the area smaller. width and height: SD1.5 512, SDXL 1024.",
         CATEGORY,
         inside=within(
             flat,
