@@ -3,6 +3,7 @@
 import ast
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -23,6 +24,7 @@ HEADINGS = [
 ]
 VALUE = "\0"  # where a message has a value of the run
 HOW_MUCH = 12  # letters of a message that a quotation must have beside the socket's name
+LONGEST_TOOLTIP = 300
 
 
 def messages() -> list[str]:
@@ -85,3 +87,16 @@ def test_pictures_of_pages_exist_and_are_small():
     used = {link for page in PAGES.values() for link in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)}
     sizes = {file.name: file.stat().st_size for file in (ROOT / "js/docs").glob("*.webp")}
     assert used == sizes.keys() and all(size < 60_000 for size in sizes.values())
+
+
+def test_the_readme_leads_to_every_page_and_workflow():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = {unquote(link) for link in re.findall(r"\]\(([^)\s]+)\)", readme)}
+    shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "example_workflows").glob("*.json")}
+    assert links >= shipped | {f"js/docs/{name}.md" for name in PAGES}
+
+
+def test_tooltips_are_short():
+    text = (ROOT / "tests/server/object_info.json").read_text(encoding="utf-8")
+    long = [tip for tip in re.findall(r'"tooltip": "((?:[^"\\]|\\.)*)"', text) if len(tip) > LONGEST_TOOLTIP]
+    assert '"tooltip"' in text and long == []
