@@ -33,8 +33,8 @@ def swap_a_word_box() -> Blueprint:
             widgets={"words": {"mode": "auto"}},
             groups=[
                 Group("1  Fit the picture", (-20, -70), (340, 1670), BLUE),
-                Group("2  Say it in words", (360, -70), (400, 1670), GOLD),
-                Group("3  Open the picture", (800, -70), (360, 1670), GREEN),
+                Group("2  Describe the edit", (360, -70), (400, 1670), GOLD),
+                Group("3  Invert the picture", (800, -70), (360, 1670), GREEN),
                 Group("4  Edit", (1200, -70), (360, 1670), RED),
             ],
         ),

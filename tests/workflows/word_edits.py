@@ -110,11 +110,11 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 1670), BLUE),
-            Group("2  Say it in words", (360, -70), (400, 1670), GOLD),
-            Group("3  Open the picture", (800, -70), (360, 1670), GREEN),
+            Group("2  Describe the edit", (360, -70), (400, 1670), GOLD),
+            Group("3  Invert the picture", (800, -70), (360, 1670), GREEN),
             Group("4  Edit", (1200, -70), (360, 1670), RED),
             Group("5  Compare", (-440, 1630), (1120, 530), CYAN),
-            Group("How closely guidance follows the picture", (800, 1630), (760, 530), GREEN),
+            Group("How exactly the picture is reconstructed", (800, 1630), (760, 530), GREEN),
         ],
     )
 
