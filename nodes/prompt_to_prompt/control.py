@@ -106,8 +106,8 @@ def _require_prompts_apart(model_options: ModelOptions) -> None:
     patches = model_options["transformer_options"].get("patches", {})
     if model_options.get("disable_cfg1_optimization") and any(name.endswith("_output_patch") for name in patches):
         raise ValueError(
-            "model: expected prompts that do not meet inside the network, got guidance that mixes the negative into the positive's "
-            "attention, as NAGuidance does. Leave it out."
+            "model: expected prompts that are kept apart inside the network, got guidance that mixes the "
+            "negative into the positive's attention, as NAGuidance does. Remove it."
         )
 
 
