@@ -146,7 +146,9 @@ def test_a_network_that_draws_at_random_is_refused(other):
     prompt, negative, sigmas = *(tiny_models.conditioning(model, seed) for seed in (1, 2)), schedule(model, 2)
     latent = picture(model, 16)
     for method in ("ddim", "fixed_point"):
-        with pytest.raises(ValueError, match=r"model: expected a model that gives the same prediction .* Token Merging"):
+        with pytest.raises(
+            ValueError, match=r"model: expected a model that gives the same prediction .* Token Merging"
+        ):
             invert(other(model), prompt, latent, sigmas, method)
     trajectory = invert(model, prompt, latent, sigmas, "ddim")
     with pytest.raises(ValueError, match="model: expected a model that gives the same prediction"):

@@ -210,5 +210,7 @@ def test_two_encoders_that_agree_about_the_words_R3(embeddings, text):
 
 def test_two_encoders_of_which_one_leaves_a_vector_out_before_other_words_are_refused_R3(embeddings):
     clip = tiny_clip.two_encoders(embedding_directory=embeddings)
-    with pytest.raises(ValueError, match=r"^clip: expected text whose words have the same position in both text encoders"):
+    with pytest.raises(
+        ValueError, match=r"^clip: expected text whose words have the same position in both text encoders"
+    ):
         tokenize(clip, "embedding:fits a red cat")
