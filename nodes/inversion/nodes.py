@@ -20,8 +20,8 @@ from .trajectory_io import SUFFIX, load_trajectory, save_trajectory
 log = logging.getLogger("palimpsest")
 
 LATENT_TOOLTIP = (
-    "The same start as a latent, for KSampler (Advanced) with add_noise disabled. The noise is already in it: a plain KSampler would "
-    "add noise a second time and give a bad picture. A noise mask of the picture is not passed on."
+    "The same start as a latent, for KSampler (Advanced) with add_noise disabled. The noise is already in it: a plain KSampler would add noise a "
+    "second time and give a bad picture. A noise mask of the picture is not passed on."
 )
 CATEGORY = "palimpsest/inversion"
 TRAJECTORY_TOOLTIP = "The path from noise to the picture: one latent for each step. The editing nodes read it. Save it to edit the picture again later."
@@ -35,13 +35,13 @@ class DDIMInvert(io.ComfyNode):
             display_name="DDIM Invert",
             category=CATEGORY,
             description=(
-                "Inverts a picture: finds the noise, and every latent on the way to it, from which sampling with the same sigmas "
-                "reconstructs the picture. DDIM inversion (2010.02502)."
+                "Inverts a picture: finds the noise, and every latent on the way to it, from which sampling with the same sigmas reconstructs the "
+                "picture. DDIM inversion (2010.02502)."
             ),
             search_aliases=["ddim inversion", "unsampler", "invert image", "noise inversion", "null-text", "renoise"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to invert the picture with. LoRAs and ControlNets work as in sampling."
+                    "model", tooltip="The model for the inversion. LoRAs and ControlNets work as in sampling."
                 ),
                 io.Conditioning.Input(
                     "positive",
@@ -50,7 +50,7 @@ class DDIMInvert(io.ComfyNode):
                 io.Latent.Input("latent_image", tooltip="The picture to invert, from VAE Encode. Any size, any batch."),
                 io.Sigmas.Input(
                     "sigmas",
-                    tooltip="The schedule that the sampler will use, as a scheduler node gives it. Do not flip it. ddim_uniform with 50 "
+                    tooltip="The sampler's schedule, as a scheduler node gives it. Do not flip it. ddim_uniform with 50 "
                     "steps is a good choice.",
                 ),
                 io.Combo.Input(
@@ -58,9 +58,9 @@ class DDIMInvert(io.ComfyNode):
                     options=list(METHODS),
                     default="fixed_point",
                     tooltip=(
-                        "fixed_point: solves each step until sampling follows the path back exactly; up to `iterations` model calls per "
-                        "step on average. ddim: one call per step, approximate, as in null-text inversion and pnp-diffusers. euler: one "
-                        "call per step at the lower noise level, as in the first Plug-and-Play code."
+                        "fixed_point: solves each step until sampling follows the path back exactly; up to `iterations` model calls per step on "
+                        "average. ddim: one call per step, approximate, as in null-text inversion and pnp-diffusers. euler: one call per step at the "
+                        "lower noise level, as in the first Plug-and-Play code."
                     ),
                 ),
                 io.Int.Input(
@@ -68,16 +68,16 @@ class DDIMInvert(io.ComfyNode):
                     default=5,
                     min=1,
                     max=50,
-                    tooltip="Used by fixed_point only: the most model calls per step, on average. Steps that converge early use fewer. "
-                    "From 4 upwards, difficult steps near the picture may use the calls that other steps saved.",
+                    tooltip="Used by fixed_point only: the most model calls per step, on average. Steps that converge early use fewer. From 4 "
+                    "upwards, difficult steps near the picture may use the calls that other steps saved.",
                 ),
             ],
             outputs=[
                 TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP),
                 io.Noise.Output(
                     "noise",
-                    tooltip="For SamplerCustomAdvanced with the same sigmas and the sampler euler: sampling starts exactly where the "
-                    "path starts. To edit only inside a mask, connect the picture's masked latent to the sampler's latent_image.",
+                    tooltip="For SamplerCustomAdvanced with the same sigmas and the sampler euler: sampling starts exactly where the path starts. To "
+                    "edit only inside a mask, connect the picture's masked latent to the sampler's latent_image.",
                 ),
                 io.Latent.Output("latent", display_name="noised_latent", tooltip=LATENT_TOOLTIP),
                 io.Sigmas.Output("sigmas", tooltip="The input sigmas, unchanged. Connect them to the sampler."),
@@ -105,8 +105,8 @@ class SampleTrajectory(io.ComfyNode):
             node_id="PAL_SampleTrajectory",
             display_name="Sample Trajectory",
             category=CATEGORY,
-            description="Samples like SamplerCustomAdvanced and records the latent of every step, so that a generated picture can be "
-            "edited in the same way as an inverted one.",
+            description="Samples like SamplerCustomAdvanced and records the latent of every step, so that a generated picture can be edited in the "
+            "same way as an inverted one.",
             search_aliases=["record sampling", "sampler custom advanced", "trajectory from noise"],
             inputs=[
                 io.Noise.Input("noise", tooltip="The noise to start from."),
@@ -154,8 +154,8 @@ class TrajectoryStart(io.ComfyNode):
             node_id="PAL_TrajectoryStart",
             display_name="Trajectory Start",
             category=CATEGORY,
-            description="Gives a sampler the noise, latent and sigmas to start from on a trajectory. For a trajectory that was loaded "
-            "or recorded, or to start later than its first step.",
+            description="Gives a sampler the noise, latent and sigmas to start from on a trajectory. For a trajectory that was loaded or recorded, or "
+            "to start later than its first step.",
             search_aliases=["trajectory noise", "inverted noise"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample."),
@@ -163,9 +163,8 @@ class TrajectoryStart(io.ComfyNode):
                 io.Sigmas.Input(
                     "sigmas",
                     optional=True,
-                    tooltip="The sampler's schedule, if it differs from the trajectory's: a part of it, such as the low part of Split "
-                    "Sigmas, or fewer steps (for example 20 steps of a 100-step inversion). It must start at a noise level of the "
-                    "trajectory.",
+                    tooltip="The sampler's schedule, if it differs from the trajectory's: a part of it, such as the low part of Split Sigmas, or "
+                    "fewer steps (for example 20 steps of a 100-step inversion). It must start at a noise level of the trajectory.",
                 ),
             ],
             outputs=[
@@ -193,8 +192,7 @@ class SaveTrajectory(io.ComfyNode):
             node_id="PAL_SaveTrajectory",
             display_name="Save Trajectory",
             category=CATEGORY,
-            description="Saves a trajectory to the output folder as one safetensors file. Invert a picture once, then edit it as often "
-            "as you like.",
+            description="Saves a trajectory to the output folder as one safetensors file. Invert a picture once, then edit it as often as you like.",
             search_aliases=["export trajectory", "save inversion"],
             inputs=[
                 TrajectoryIO.Input("trajectory", tooltip="The trajectory to save."),
