@@ -114,7 +114,7 @@ class SampleTrajectory(io.ComfyNode):
                     "guider",
                     tooltip="Model, prompts and guidance. Its positive prompt becomes the trajectory's source prompt.",
                 ),
-                io.Sampler.Input("sampler", tooltip="A sampler that adds no noise of its own: euler (DDIM), heun, dpmpp_2m."),
+                io.Sampler.Input("sampler", tooltip="A sampler that adds no noise: euler (DDIM), heun, dpmpp_2m."),
                 io.Sigmas.Input("sigmas", tooltip="The whole schedule, down to 0. Later edits must use the same one."),
                 io.Latent.Input(
                     "latent_image", tooltip="An empty latent of the size you want, or the latent of a picture."
