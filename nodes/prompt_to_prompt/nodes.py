@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from comfy_api.latest import io
@@ -29,8 +30,8 @@ class PromptEditIO(io.ComfyTypeIO):
 def _trajectory_input() -> io.Input:
     return TrajectoryIO.Input(
         "trajectory",
-        tooltip="The source picture, from DDIM Invert or Sample Trajectory, made with the source prompt. Its steps must be the "
-        "sampler's: same scheduler, steps and denoise.",
+        tooltip="The source picture, from DDIM Invert or Sample Trajectory. Its steps must be the sampler's: same scheduler, steps and "
+        "denoise.",
     )
 
 
@@ -50,7 +51,7 @@ class EncodePromptEdit(io.ComfyNode):
                     "source_text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What the picture shows now: the prompt it was inverted or generated with.",
+                    tooltip="What the picture shows now. The picture itself may have been inverted with this prompt or with an empty one.",
                 ),
                 io.String.Input(
                     "target_text",
@@ -97,9 +98,6 @@ class EncodePromptEdit(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output(
-                    display_name="source", tooltip="The source prompt, for DDIM Invert and Prompt-to-Prompt."
-                ),
-                io.Conditioning.Output(
                     display_name="target", tooltip="The target prompt: the sampler's positive, just as it is."
                 ),
                 PromptEditIO.Output(display_name="edit", tooltip="For Prompt-to-Prompt, and for Attention Mask."),
@@ -118,9 +116,10 @@ class EncodePromptEdit(io.ComfyNode):
             clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict={PROMPT: text})
             for text in (source_text, target_text)
         )
+        edit = replace(edit, encoded_source=source)
         new = sum(not bool(edit.alignment.aligned[list(word)].any()) for word in edit.target.words)
         counted = f"{len(edit.source.words)} and {len(edit.target.words)} words, {new} of them new"
-        return io.NodeOutput(source, target, edit, ui={**result(counted), **described_edit(edit)})
+        return io.NodeOutput(target, edit, ui={**result(counted), **described_edit(edit)})
 
 
 class PromptToPrompt(io.ComfyNode):
@@ -198,8 +197,8 @@ class PromptToPrompt(io.ComfyNode):
                 io.Conditioning.Input(
                     "source",
                     optional=True,
-                    tooltip="`source` of Encode Prompt Edit, when the picture was inverted with another prompt. Unconnected: the prompt "
-                    "it was inverted with, which then must be source_text.",
+                    tooltip="source_text, when another node has encoded it. Unconnected: as Encode Prompt Edit encodes it, with the "
+                    "ControlNet and the mask that the picture was inverted with.",
                 ),
             ],
             outputs=[

@@ -47,7 +47,7 @@ def unet(made: WordEdit, name: str, weight_dtype: str = "default") -> list:
 
 
 def combined(made: WordEdit) -> list:
-    two = {"conditioning_1": made.stock.negative[0], "conditioning_2": made.words[1]}
+    two = {"conditioning_1": made.stock.negative[0], "conditioning_2": made.words[0]}
     return made.graph.add("ConditioningCombine", **two)[0]
 
 
