@@ -102,14 +102,24 @@ the negative prompt, and *Before*."""
 
 SWAP_NOTE = """## Swap a word in a photo
 
-Opens your picture in the model together with a sentence about it, and draws it again with one word exchanged.
+Opens your picture in the model and draws it again with a word of its description exchanged.
 
 ### Change
 - the **checkpoint**: any SD1.5 model
 - **Your picture**: its middle is cut to 512 x 512
-- **What it shows**: one sentence about it
+- *source_text*: one sentence about it
 - *target_text*: the same sentence with another word in its place
-- *blend_words*: the words whose place may change; everything else stays the picture's"""
+- *blend_words*: the words whose place may change; everything else stays the picture's
+
+Then press Run. The first run inverts the picture. The next ones only draw, whatever you write.
+
+**Encode Prompt Edit** shows what happens to each word, **Before and after** what happened to the picture."""
+
+SWAP_KEEP_NOTE = """- **The same steps and scheduler** in Basic Scheduler and in KSampler (Advanced), with the sampler *euler*. If they differ, \
+Prompt-to-Prompt says so.
+- *add_noise* **disable**: what DDIM Invert gives is noisy already.
+- **Empty prompt** goes to DDIM Invert and to *negative*.
+- *target* goes to *positive*, just as it comes."""
 
 REFINE_NOTE = """## Add words to a photo
 
@@ -132,13 +142,14 @@ several with commas.
 
 BY_WORDS_NOTE = """- **The same cfg** in Null-Text Optimize and CFG Guider: what it finds holds for one value.
 - **The same scheduler and steps** for all: one node gives them. The sampler *euler*.
-- *target* to the guider, just as it comes. **What it shows** is encoded apart, so that other words need no new inversion.
+- *target* to the guider, just as it comes.
 
 The first run inverts the picture and finds a negative prompt for every step, so that guidance gives your picture back. As long \
 as your picture and **what it shows** stay, the next runs only draw.
 
 **Null-Text Optimize** shows how close guidance comes to the picture's latent, as PSNR. The method *null_text* is the published \
-optimisation: slower, and needs memory for gradients."""
+optimisation: slower, and needs memory for gradients. What it finds is saved in the output folder, under *conditionings*. To use it on \
+another day, un-mute **Load Conditioning** (Ctrl+M), pick the file, connect it to *CFG Guider* and mute *Null-Text Optimize*."""
 
 BLEND_NOTE = """- **Too little changes**: lower *self_end* first, then *cross_end*, in Prompt-to-Prompt; widen *blend_words*.
 - **The picture falls apart**: raise them.
