@@ -16,9 +16,9 @@ from palimpsest.nodes.null_text.solvers import Effort
 from torch import Tensor
 from tqdm import tqdm
 
-EDITS = 30
+EDITS = 18
 CFG = 5.0
-TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
 EMPTY, SOURCE = "the empty text", "`negative_prompt`"
 WINDOWS = replace(CHOSEN, blend_words=no_words)
 
