@@ -8,7 +8,9 @@ from comfy_api.latest import io, ui
 
 from ..diffusion.schedule import require_whole_picture, schedule_mismatch
 from ..diffusion.sockets import TrajectoryIO
+from ..diffusion.trajectory import Trajectory
 from ..display.feedback import RESENDS_RESULT, result, temporary_pictures
+from ..files.prompt_values import left_out_of
 from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
 from . import comparison
 from .ddim import METHODS, convergence_report, invert, rounding
@@ -206,7 +208,7 @@ class SaveTrajectory(io.ComfyNode):
     def execute(cls, trajectory, filename_prefix) -> io.NodeOutput:
         path, named = next_file(filename_prefix, SUFFIX)
         save_trajectory(trajectory, path)
-        return io.NodeOutput(ui={"trajectories": [named]})
+        return io.NodeOutput(ui={"trajectories": [named], **result(*_lacks(trajectory))})
 
 
 class LoadTrajectory(io.ComfyNode):
@@ -226,6 +228,7 @@ class LoadTrajectory(io.ComfyNode):
                 ),
             ],
             outputs=[TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP)],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -238,7 +241,13 @@ class LoadTrajectory(io.ComfyNode):
 
     @classmethod
     def execute(cls, trajectory_file) -> io.NodeOutput:
-        return io.NodeOutput(load_trajectory(resolve("trajectory_file", trajectory_file, SUFFIX)))
+        trajectory = load_trajectory(resolve("trajectory_file", trajectory_file, SUFFIX))
+        return io.NodeOutput(trajectory, ui=result(*_lacks(trajectory)))
+
+
+def _lacks(trajectory: Trajectory) -> list[str]:
+    names = left_out_of(trajectory.positive)
+    return [f"the file has no {name}: connect a prompt with it to `source` of the edit" for name in names]
 
 
 class PreviewTrajectory(io.ComfyNode):

@@ -1,10 +1,16 @@
 from comfy_api.latest import io
 
+from ..diffusion.schedule import MADE_FOR
 from ..diffusion.sockets import TrajectoryIO
 from ..display.feedback import RESENDS_RESULT, result, show_progress
+from ..files.prompt_values import left_out_of
+from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
+from .conditioning_io import SUFFIX, load_conditioning, save_conditioning
 from .optimize import METHODS, optimize
 from .report import draw_report
 from .solvers import CONSTANTS, Effort
+
+CATEGORY = "palimpsest/null_text"
 
 
 class NullTextOptimize(io.ComfyNode):
@@ -13,7 +19,7 @@ class NullTextOptimize(io.ComfyNode):
         return io.Schema(
             node_id="PAL_NullTextOptimize",
             display_name="Null-Text Optimize",
-            category="palimpsest/null_text",
+            category=CATEGORY,
             description=(
                 "Finds a negative prompt for every step so that sampling with guidance still reconstructs the inverted picture, which "
                 "can then be edited by words at that guidance. Null-text inversion (Mokady 2022, arXiv 2211.09794)."
@@ -130,4 +136,81 @@ class NullTextOptimize(io.ComfyNode):
         return io.NodeOutput(optimised, report, ui=result(*found))
 
 
-NODES = [NullTextOptimize]
+class SaveConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_SaveConditioning",
+            display_name="Save Conditioning",
+            category=CATEGORY,
+            description="Saves an encoded prompt to the output folder as one safetensors file, such as the negative of Null-Text "
+            "Optimize, so that it has to be found only once.",
+            search_aliases=["save null-text", "save negative", "save prompt", "export conditioning"],
+            inputs=[
+                io.Conditioning.Input(
+                    "conditioning", tooltip="The conditioning to save, with its areas, masks and time ranges."
+                ),
+                io.String.Input(
+                    "filename_prefix",
+                    default="conditionings/palimpsest",
+                    tooltip="Folder and file name inside the output folder. A counter is added to the name.",
+                ),
+            ],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, conditioning, filename_prefix) -> io.NodeOutput:
+        path, named = next_file(filename_prefix, SUFFIX)
+        save_conditioning(conditioning, path)
+        megabytes = f"{path.stat().st_size / 2**20:.1f} MB"
+        return io.NodeOutput(ui={"conditionings": [named], **result(megabytes, *_lacks(conditioning))})
+
+
+class LoadConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PAL_LoadConditioning",
+            display_name="Load Conditioning",
+            category=CATEGORY,
+            description="Loads a conditioning that Save Conditioning wrote, from the output or the input folder.",
+            search_aliases=["load null-text", "load negative", "load prompt", "import conditioning"],
+            inputs=[
+                io.Combo.Input(
+                    "conditioning_file",
+                    options=saved_files(SUFFIX),
+                    tooltip="A file in the output or input folder. Press R to refresh the list after saving a new one.",
+                ),
+            ],
+            outputs=[
+                io.Conditioning.Output(
+                    display_name="conditioning",
+                    tooltip="The saved conditioning. A negative of Null-Text Optimize is valid only for its cfg and its schedule.",
+                )
+            ],
+            **RESENDS_RESULT,
+        )
+
+    @classmethod
+    def validate_inputs(cls, conditioning_file) -> bool | str:
+        return invalid_choice("conditioning_file", conditioning_file, SUFFIX) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, conditioning_file) -> str:
+        return fingerprint(resolve("conditioning_file", conditioning_file, SUFFIX))
+
+    @classmethod
+    def execute(cls, conditioning_file) -> io.NodeOutput:
+        conditioning = load_conditioning(resolve("conditioning_file", conditioning_file, SUFFIX))
+        made_for = next((entry[1][MADE_FOR] for entry in conditioning if MADE_FOR in entry[1]), None)
+        fits = [] if made_for is None else [f"for cfg {made_for['cfg']:g}, {len(made_for['sigmas']) - 1} steps"]
+        return io.NodeOutput(conditioning, ui=result(*fits, *_lacks(conditioning)))
+
+
+def _lacks(conditioning) -> list[str]:
+    names = left_out_of(conditioning)
+    return [f"the file has no {name}: apply it again after loading" for name in names]
+
+
+NODES = [NullTextOptimize, SaveConditioning, LoadConditioning]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from comfy_api.latest import io
@@ -29,8 +30,7 @@ class PromptEditIO(io.ComfyTypeIO):
 def _trajectory_input() -> io.Input:
     return TrajectoryIO.Input(
         "trajectory",
-        tooltip="The source picture, from DDIM Invert or Sample Trajectory, made with the source prompt. The sampler must use the same "
-        "scheduler, steps and denoise.",
+        tooltip="The source picture, from DDIM Invert or Sample Trajectory. The sampler must use the same scheduler, steps and denoise.",
     )
 
 
@@ -50,7 +50,7 @@ class EncodePromptEdit(io.ComfyNode):
                     "source_text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What the picture shows now: the prompt that it was inverted or generated with.",
+                    tooltip="What the picture shows now. The picture may have been inverted with this prompt or with an empty one.",
                 ),
                 io.String.Input(
                     "target_text",
@@ -98,9 +98,6 @@ class EncodePromptEdit(io.ComfyNode):
             ],
             outputs=[
                 io.Conditioning.Output(
-                    display_name="source", tooltip="The encoded source prompt, for DDIM Invert and Prompt-to-Prompt."
-                ),
-                io.Conditioning.Output(
                     display_name="target",
                     tooltip="The encoded target prompt: connect it, unchanged, to the sampler's positive.",
                 ),
@@ -120,9 +117,10 @@ class EncodePromptEdit(io.ComfyNode):
             clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict={PROMPT: text})
             for text in (source_text, target_text)
         )
+        edit = replace(edit, encoded_source=source)
         new = sum(not bool(edit.alignment.aligned[list(word)].any()) for word in edit.target.words)
         counted = f"{len(edit.source.words)} source words, {len(edit.target.words)} target words, {new} of them new"
-        return io.NodeOutput(source, target, edit, ui={**result(counted), **described_edit(edit)})
+        return io.NodeOutput(target, edit, ui={**result(counted), **described_edit(edit)})
 
 
 class PromptToPrompt(io.ComfyNode):
@@ -200,8 +198,8 @@ class PromptToPrompt(io.ComfyNode):
                 io.Conditioning.Input(
                     "source",
                     optional=True,
-                    tooltip="Connect `source` of Encode Prompt Edit if the picture was inverted with another prompt. If nothing is "
-                    "connected, the prompt it was inverted with is used, which must then be source_text.",
+                    tooltip="source_text, if another node has encoded it. If nothing is connected, the encoding of Encode Prompt Edit is "
+                    "used, with the ControlNet and mask that the picture was inverted with.",
                 ),
             ],
             outputs=[

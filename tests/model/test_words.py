@@ -134,9 +134,9 @@ def test_three_hundred_words_R1(text):
 
 def test_tags_can_be_reweighted_and_blended_as_they_stand_R1():
     text = r'1girl, (pokemon \(creature\):1.2), :\(, "open", (wow!:1.1)'
-    edit = EncodePromptEdit.execute(CLIP, text, text, "auto", r"pokemon \(creature\): 2, :\(: 3", '"open", wow!').args[
-        2
-    ]
+    _, edit = EncodePromptEdit.execute(
+        CLIP, text, text, "auto", r"pokemon \(creature\): 2, :\(: 3", '"open", wow!'
+    ).args
     weighted = [(edit.target.ids[i], w) for i, w in enumerate(edit.equalizer.tolist()) if w != 1.0]
     assert [w for _, w in weighted] == [2.0] * 4 + [3.0] * 2
     assert len(edit.source_blend) == len(edit.target_blend) == 5

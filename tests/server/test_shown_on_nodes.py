@@ -25,7 +25,7 @@ def edit(clip_l: str, **changes: str) -> tuple[Graph, object]:
     graph = Graph()
     clip = graph.add("CLIPLoader", clip_name=clip_l, type="stable_diffusion")
     words = graph.add("PAL_EncodePromptEdit", clip=clip[0], **{**EDIT, **changes})
-    graph.add("PreviewAny", source=words[2])
+    graph.add("PreviewAny", source=words[1])
     return graph, words
 
 

@@ -102,14 +102,24 @@ group 2 except the negative prompt."""
 
 SWAP_NOTE = """## Swap a word in a photo
 
-Inverts your picture together with a sentence about it, and samples it again with one word replaced.
+Inverts your picture and samples it again with one word of its description replaced.
 
 ### Change
 - the **checkpoint**: any SD1.5 model
 - **Your picture**: its centre is cropped to 512 x 512
-- **What it shows**: one sentence about it
+- *source_text*: one sentence about it
 - *target_text*: the same sentence with another word in its place
-- *blend_words*: the words whose area may change; everything else is kept"""
+- *blend_words*: the words whose area may change; everything else is kept
+
+Then press Run. The first run inverts the picture. The next ones only sample, whatever you write.
+
+**Encode Prompt Edit** shows what happens to each word, **Before and after** what happened to the picture."""
+
+SWAP_KEEP_NOTE = """- **The same steps and scheduler** in Basic Scheduler and in KSampler (Advanced), with the sampler *euler*. If they differ, \
+Prompt-to-Prompt gives an error.
+- *add_noise* **disable**: the latent of DDIM Invert is noisy already.
+- Connect **Empty prompt** to DDIM Invert and to *negative*.
+- Connect *target* to *positive*, unchanged."""
 
 REFINE_NOTE = """## Add words to a photo
 
@@ -132,13 +142,14 @@ Separate several by commas.
 
 BY_WORDS_NOTE = """- **The same cfg** in Null-Text Optimize and CFG Guider: its result is valid for one value only.
 - **The same scheduler and steps** for all nodes, from one node. The sampler *euler*.
-- Connect *target* to the guider unchanged. **What it shows** has its own text encoder, so that other words need no new inversion.
+- Connect *target* to the guider unchanged.
 
 The first run inverts the picture and finds a negative prompt for every step with which guidance reconstructs your picture. As \
 long as your picture and **what it shows** do not change, the next runs only sample.
 
 **Null-Text Optimize** shows how exactly the picture's latent is reconstructed, as PSNR. The method *null_text* is the published \
-optimisation: it is slower and needs memory for gradients."""
+optimisation: it is slower and needs memory for gradients. Its result is saved in the output folder, under *conditionings*. To use it \
+on another day, un-mute **Load Conditioning** (Ctrl+M), choose the file, connect it to *CFG Guider* and mute *Null-Text Optimize*."""
 
 BLEND_NOTE = """- **Too little changes**: lower *self_end* first, then *cross_end*, in Prompt-to-Prompt; write more *blend_words*.
 - **The composition is lost**: raise them.
