@@ -7,8 +7,8 @@ const FIELDS = ["source_text", "target_text", "mode", "reweight", "blend_words",
 const TYPING = 250; // milliseconds without a change before the server is asked
 const SAYS = {
   kept: "stays, with the source's attention",
-  exchanged: "takes the place, and the attention, of the word above",
-  added: "is new, with attention of its own",
+  exchanged: "replaces the word above and uses its attention",
+  added: "is new, with its own attention",
   gone: "is left out",
 };
 
@@ -87,7 +87,7 @@ export class EditWords {
     });
     chip.dataset.place = place;
     chip.setAttribute("aria-pressed", String(!!phrase));
-    chip.setAttribute("aria-label", `${word}: its place may change`);
+    chip.setAttribute("aria-label", `${word}: its area may change`);
   }
 
   weight(element, { target, weight }, place) {

@@ -6,6 +6,7 @@ import { EditWords } from "./edit_words.mjs";
 import { Frames } from "./frames.mjs";
 import { Panel } from "./panel.mjs";
 import { StepWindows } from "./step_windows.mjs";
+import { addUpload, FILES } from "./upload_file.mjs";
 import { WordMap } from "./word_map.mjs";
 
 /** What is drawn on a node beside its result line. */
@@ -35,6 +36,7 @@ app.registerExtension({
 
   nodeCreated(node) {
     const type = node.comfyClass ?? node.type ?? "";
+    if (type in FILES) addUpload(node, FILES[type]);
     if (type.startsWith("PAL_")) panels.set(node, new Panel(node, VIEWS[type]));
   },
 

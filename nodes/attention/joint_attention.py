@@ -159,8 +159,8 @@ class _Tap:
         output = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         if network.block < 0:
             raise ValueError(
-                f"model: expected a transformer that lets its attention be read, got {self.family.name}, of whose blocks none "
-                "was seen. Another node may skip or replace them: connect the model from before it."
+                f"model: expected a transformer whose attention can be read, got {self.family.name}, none of "
+                "whose blocks ran. Another node may skip or replace them: connect the model from before that node."
             )
         if self.leave:
             raise AllSeen

@@ -48,8 +48,9 @@ def uncompiled(model_options: ModelOptions) -> AbstractContextManager:
         return torch.compiler.set_stance("force_eager")
     if "torch_compile_kwargs" in model_options:
         raise ValueError(
-            f"model: expected one that is not compiled, got one from Torch Compile Model, which torch {torch.__version__} cannot run "
-            "uncompiled for a while. Leave that node out, or update torch to 2.6 or newer."
+            "model: expected a model that is not compiled, got one from Torch Compile Model. Torch "
+            f"{torch.__version__} cannot switch compilation off for a part of a run. Remove that node, or "
+            "update torch to 2.6 or newer."
         )
     return nullcontext()
 

@@ -38,8 +38,8 @@ def require_repeatable(inside: Inside, socket: str = "model") -> None:
     first, second = (inside.latent - inside.guided(inside.latent, sigma) for _ in range(2))
     if float((first - second).norm()) > SAME_ANSWER * float(first.norm()):
         raise ValueError(
-            f"{socket}: expected one that answers the same question in the same way each time, got one with a patch that draws at random, "
-            "as HyperTile and Token Merging do. Connect the model from before that node."
+            f"{socket}: expected a model that gives the same prediction each time, got one with a patch that works at random, as "
+            "HyperTile and Token Merging do. Connect the model from before that node."
         )
 
 

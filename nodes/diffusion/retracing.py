@@ -91,6 +91,6 @@ class Retracing:
 def require_retraceable(trajectory: Trajectory) -> None:
     if trajectory.method != "ddim":
         raise ValueError(
-            f"trajectory: expected one by method ddim, which can be retraced exactly, got one by {trajectory.method}. Choose ddim in "
-            "DDIM Invert, or switch exact_retracing off."
+            "trajectory: expected one made with the method ddim, which can be retraced exactly, got one "
+            f"made with {trajectory.method}. Choose ddim in DDIM Invert, or switch exact_retracing off."
         )

@@ -39,9 +39,9 @@ REASONS = {
         ),
         NOISE_OF_ITS_OWN,
     ),
-    **dict.fromkeys(("dpm_fast", "dpm_adaptive"), "which does not step along the sigmas but chooses levels of its own"),
+    **dict.fromkeys(("dpm_fast", "dpm_adaptive"), "which does not step along the sigmas but chooses its own noise levels"),
     **dict.fromkeys(CFG_PP, "which steps along the prediction without guidance"),
-    **dict.fromkeys(UNI_PC, "which corrects each latent after the model has been asked about it"),
+    **dict.fromkeys(UNI_PC, "which corrects each latent after the model was evaluated on it"),
 }  # fmt: skip
 
 

@@ -56,8 +56,9 @@ def require_whole_picture(conds: dict[str, list[dict[str, Any]]]) -> None:
     made_for = any(MADE_FOR in cond for cond in conds.get("negative", ()))
     if made_for and any("area" in cond or cond.get("set_area_to_bounds") for cond in conds.get("positive", ())):
         raise ValueError(
-            "positive: expected a prompt for the whole picture with a negative of Null-Text Optimize, got one with an area, for which "
-            "ComfyUI takes the first step's negative at every step. Use Conditioning (Set Mask) with set_cond_area default."
+            "positive: expected a prompt for the whole picture, because the negative is from Null-Text "
+            "Optimize, got one with an area: there ComfyUI would use the first step's negative at every "
+            "step. Use Conditioning (Set Mask) with set_cond_area default."
         )
 
 

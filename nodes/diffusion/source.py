@@ -48,8 +48,8 @@ def read_source(
         )
     if evaluate(model, conds, x, sigma, model_options, calc_cond_batch=calc_cond_batch) is not None:
         raise ValueError(
-            "model: expected one whose network runs at every step, so that the source can be read inside it, got one with a patch that "
-            "answered in its place, as EasyCache and LazyCache do. Leave that node out."
+            "model: expected one whose network runs at every step, so that the source can be read inside "
+            "it, got one with a patch that skipped it, as EasyCache and LazyCache do. Remove that node."
         )
 
 

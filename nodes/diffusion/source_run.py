@@ -172,14 +172,15 @@ class SourceRuns:
             return
         if name != "euler":
             raise ValueError(
-                f"sampler: expected euler or ddim, whose steps an exact retracing undoes, got {name}. Choose one of "
+                f"sampler: expected euler or ddim, as exact retracing needs, got {name}. Choose one of "
                 "them, or switch exact_retracing off."
             )
         steps = [self.trajectory.step_of(float(sigma)) for sigma in sigmas]
         if steps != [*range(steps[0], steps[0] + len(steps))]:
             raise ValueError(
-                f"sigmas: expected every step of the trajectory, which exact retracing undoes one by one, got {len(steps) - 1} of its "
-                f"{self.trajectory.steps} with others left out. Use as many steps as the inversion, or switch exact_retracing off."
+                "sigmas: expected every step of the trajectory, because exact retracing corrects each of them, "
+                f"got {len(steps) - 1} of its {self.trajectory.steps} steps. Use as many steps as the "
+                "inversion, or switch exact_retracing off."
             )
 
 
@@ -187,8 +188,8 @@ def _require_every_step(model_options: ModelOptions) -> None:
     wrappers = model_options["transformer_options"].get("wrappers", {})
     if any(key in by_key for by_key in wrappers.values() for key in STEP_CACHES):
         raise ValueError(
-            "model: expected one that is evaluated at every step, which exact retracing undoes one by one, got one with EasyCache or "
-            "LazyCache. Leave that node out, or switch exact_retracing off."
+            "model: expected one that is evaluated at every step, because exact retracing corrects each of "
+            "them, got one with EasyCache or LazyCache. Remove that node, or switch exact_retracing off."
         )
 
 
@@ -239,8 +240,9 @@ class _Run:
         step, question = self._step_of(float(timestep[0]), self.trajectory.steps), Question.of(x_in, model_options)
         if question.moved is not None:
             raise ValueError(
-                "model: expected guidance that asks about the sampler's own latent only, which exact retracing can follow, got some that "
-                "changes the latent first, as Self-Attention Guidance does. Leave it out, or switch exact_retracing off."
+                "model: expected guidance that evaluates the sampler's own latent only, as exact retracing "
+                "needs, got some that changes the latent first, as Self-Attention Guidance does. Remove it, or "
+                "switch exact_retracing off."
             )
         asked = self.retracing.asked(x_in, step, question.part)
         options = comfy.model_patcher.create_model_options_clone(model_options)

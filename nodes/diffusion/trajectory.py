@@ -143,11 +143,11 @@ class Trajectory:
         what_to_do = "Use the same scheduler, steps and denoise for the sampler as for the inversion."
         if sampler in LEAVES_OUT_A_LEVEL:
             what_to_do = (
-                f"KSampler takes one step more for {sampler} and leaves out the last level but one, so that the same number of "
-                "steps has other levels. Use euler."
+                f"With {sampler}, KSampler computes one step more and leaves out the second to last noise "
+                "level, so its levels differ from the inversion's. Use euler."
             )
         raise ValueError(
-            f"{socket}: expected levels of the trajectory, which has {self.steps} steps from "
+            f"{socket}: expected noise levels of the trajectory, which has {self.steps} steps from "
             f"{float(self.sigmas[0]):.4f} to 0; got {len(sigmas) - 1} steps with {len(missing)} other levels, the first "
             f"{missing[0]:.4f}. {what_to_do}"
         )
@@ -169,9 +169,10 @@ class Trajectory:
             return
         distance = float(wrong.max())
         raise ValueError(
-            f"noise, latent_image: expected a start on the trajectory, whose latent at sigma {sigma:.4f} is its number {step} of "
-            f"{self.steps}, got one that is {100 * distance:.3g} % away from it. Connect the sampler's sigmas to Trajectory Start "
-            "and its noise to the sampler; with KSampler (Advanced) its latent, with add_noise disabled."
+            f"noise, latent_image: expected a start on the trajectory, its latent at sigma {sigma:.4f} "
+            f"(number {step} of {self.steps}), got one that differs from it by {100 * distance:.3g} %. "
+            "Connect the sampler's sigmas to Trajectory Start and its noise to the sampler; for KSampler "
+            "(Advanced) connect its latent, with add_noise disabled."
         )
 
 

@@ -42,7 +42,7 @@ def read(
     require(8 < size <= max_bytes, f"{size} bytes, expected at most {max_bytes}")
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
-    require(header_bytes <= min(size - 8, MAX_HEADER_BYTES), "its header is longer than the file or than any of ours")
+    require(header_bytes <= min(size - 8, MAX_HEADER_BYTES), "its header is longer than this format allows")
     with safe_open(path, framework="pt", device="cpu") as file:
         metadata = file.metadata()
         require(bool(metadata) and name in metadata, f"no {name.split('.')[-1]} header")

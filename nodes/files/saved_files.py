@@ -65,7 +65,7 @@ def invalid_choice(socket: str, name: str, suffix: str) -> str | None:
     """What is wrong with a name given to `socket`, if anything is: only files that could be listed are read."""
     if _find(name, suffix) is not None:
         return None
-    return f"{socket}: expected a saved file, got {name!r:.200}, which is not in the output or input folder. Pick one of the list."
+    return f"{socket}: expected a saved file, got {name!r:.200}, which is not in the output or input folder. Choose one from the list."
 
 
 def resolve(socket: str, name: str, suffix: str) -> Path:
@@ -94,8 +94,8 @@ def next_file(filename_prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
     except Exception as error:  # core's own, for a folder outside, is a bare Exception
         why = str(error).strip("* \n").splitlines()[0][:200]
         raise ValueError(
-            f"filename_prefix: expected a folder and a name for a file in the output folder, got {filename_prefix!r:.200}, with which none "
-            f"can be written ({why}). Give it a shorter or simpler name."
+            f"filename_prefix: expected a folder and a name for a file in the output folder, got {filename_prefix!r:.200}, which "
+            f"cannot be written ({why}). Use a shorter or simpler name."
         ) from error
     return path, {"filename": path.name, "subfolder": subfolder, "type": "output"}
 

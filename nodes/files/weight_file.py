@@ -20,8 +20,8 @@ def read_file(path: Path, socket: str) -> Any:
         return comfy.utils.load_torch_file(str(path), safe_load=True)
     except Exception as error:  # pickle's, zip's and safetensors' errors have nothing else in common
         raise ValueError(
-            f"{socket}: {path.name} could not be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}. It is cut "
-            "short, or holds more than tensors, which is never loaded. Download it again, as safetensors where there is one."
+            f"{socket}: {path.name} could not be read: {str(error).splitlines()[0] if str(error) else type(error).__name__}. It is "
+            "incomplete, or holds more than tensors, which is never loaded. Download it again, as safetensors if there is one."
         ) from error
 
 
@@ -30,12 +30,12 @@ def read_tensors(path: Path, socket: str, what: str) -> dict[str, torch.Tensor]:
     weights = read_file(path, socket)
     if not isinstance(weights, dict) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise ValueError(
-            f"{socket}: expected {what}, got {path.name}, which holds something else than named tensors. Choose another file."
+            f"{socket}: expected {what}, got {path.name}, which holds other things than named tensors. Choose another file."
         )
     for name, value in weights.items():
         if not isinstance(name, str) or len(name) > LONGEST_NAME or not is_whole(value):
             raise ValueError(
-                f"{socket}: expected {what}, got {path.name}, which has {name!s:.60} of a kind that no such file has. Choose another file."
+                f"{socket}: expected {what}, got {path.name}, which has {name!s:.60} of an unexpected kind. Choose another file."
             )
     return weights
 

@@ -79,7 +79,7 @@ class FlowEditGuider(comfy.samplers.CFGGuider):
             return latent_image
         if float(sigmas[-1]) != 0.0:
             raise ValueError(
-                f"sigmas: expected a schedule that ends at 0, got {float(sigmas[-1]):.4g} at the end. Connect the scheduler itself."
+                f"sigmas: expected a schedule that ends at 0, got {float(sigmas[-1]):.4g} at the end. Connect the whole schedule."
             )
         mask = self.mask
         if denoise_mask is not None:  # a sampler would mix noise into the source there

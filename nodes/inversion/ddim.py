@@ -130,10 +130,10 @@ def climb(inside: Inside, method: str, iterations: int = 1) -> Climb:
 def require_invertible_latent(model: ModelPatcher, latent: torch.Tensor) -> None:
     require_picture_latent(latent, model)
     if not bool(latent.any()):
-        raise ValueError("latent_image: expected the latent of a picture, got an empty one. Connect a VAE Encode node.")
+        raise ValueError("latent_image: expected the latent of a picture, got an empty latent. Connect VAE Encode.")
     if not bool(torch.isfinite(latent).all()):
         raise ValueError(
-            "latent_image: expected finite values, got NaN or infinity. Try the VAE in float32 (--fp32-vae)."
+            "latent_image: expected finite values, got NaN or infinity. Run the VAE in float32: start ComfyUI with --fp32-vae."
         )
 
 

@@ -8,7 +8,9 @@ from comfy_api.latest import io, ui
 
 from ..diffusion.schedule import require_whole_picture, schedule_mismatch
 from ..diffusion.sockets import TrajectoryIO
+from ..diffusion.trajectory import Trajectory
 from ..display.feedback import RESENDS_RESULT, result, temporary_pictures
+from ..files.prompt_values import left_out_of
 from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
 from . import comparison
 from .ddim import METHODS, convergence_report, invert, rounding
@@ -20,13 +22,11 @@ from .trajectory_io import SUFFIX, load_trajectory, save_trajectory
 log = logging.getLogger("palimpsest")
 
 LATENT_TOOLTIP = (
-    "The same start as a latent. It holds all its noise already: for KSampler (Advanced) with add_noise disabled. A plain KSampler "
-    "adds noise once more and cannot sample from it. A noise mask of the picture is not passed on."
+    "The same start as a latent, for KSampler (Advanced) with add_noise disabled. The noise is already in it: a plain KSampler would add noise a "
+    "second time and give a bad picture. A noise mask of the picture is not passed on."
 )
 CATEGORY = "palimpsest/inversion"
-TRAJECTORY_TOOLTIP = (
-    "The path from noise to the picture: one latent for each step. Editing nodes read it; save it to edit again later."
-)
+TRAJECTORY_TOOLTIP = "The path from noise to the picture: one latent for each step. The editing nodes read it. Save it to edit the picture again later."
 
 
 class DDIMInvert(io.ComfyNode):
@@ -37,31 +37,32 @@ class DDIMInvert(io.ComfyNode):
             display_name="DDIM Invert",
             category=CATEGORY,
             description=(
-                "Opens a picture in the model: finds the noise, and the whole path to it, that sampling with the same sigmas "
-                "turns back into the picture (DDIM inversion, 2010.02502)."
+                "Inverts a picture: finds the noise, and every latent on the way to it, from which sampling with the same sigmas reconstructs the "
+                "picture. DDIM inversion (2010.02502)."
             ),
             search_aliases=["ddim inversion", "unsampler", "invert image", "noise inversion", "null-text", "renoise"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="The model to open the picture in. LoRAs and ControlNets apply as in sampling."
+                    "model", tooltip="The model for the inversion. LoRAs and ControlNets work as in sampling."
                 ),
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="What the picture shows. Leave the text empty for Plug-and-Play, describe the picture for prompt-to-prompt.",
+                    tooltip="What the picture shows. Leave the text empty for Plug-and-Play; describe the picture for Prompt-to-Prompt.",
                 ),
-                io.Latent.Input("latent_image", tooltip="The picture, from VAE Encode. Any size, any batch."),
+                io.Latent.Input("latent_image", tooltip="The picture to invert, from VAE Encode. Any size, any batch."),
                 io.Sigmas.Input(
                     "sigmas",
-                    tooltip="The schedule the sampler will use, as a scheduler gives it (do not flip it). ddim_uniform with 50 steps is a good one.",
+                    tooltip="The sampler's schedule, as a scheduler node gives it. Do not flip it. ddim_uniform with 50 "
+                    "steps is a good choice.",
                 ),
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
                     default="fixed_point",
                     tooltip=(
-                        "fixed_point: solves each step so that sampling retraces the path exactly; up to `iterations` model calls a step on average. "
-                        "ddim: one call a step, approximate, as null-text inversion and pnp-diffusers do. "
-                        "euler: one call a step at the lower noise level, as the first Plug-and-Play code did."
+                        "fixed_point: solves each step until sampling follows the path back exactly; up to `iterations` model calls per step on "
+                        "average. ddim: one call per step, approximate, as in null-text inversion and pnp-diffusers. euler: one call per step at the "
+                        "lower noise level, as in the first Plug-and-Play code."
                     ),
                 ),
                 io.Int.Input(
@@ -69,19 +70,19 @@ class DDIMInvert(io.ComfyNode):
                     default=5,
                     min=1,
                     max=50,
-                    tooltip="Model calls a step on average at most, for fixed_point only. Steps that have converged stop earlier; "
-                    "from 4 on, the hard steps next to the picture may use what others leave.",
+                    tooltip="Used by fixed_point only: the most model calls per step, on average. Steps that converge early use fewer. From 4 "
+                    "upwards, difficult steps near the picture may use the calls that other steps saved.",
                 ),
             ],
             outputs=[
                 TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP),
                 io.Noise.Output(
                     "noise",
-                    tooltip="For SamplerCustomAdvanced with the same sigmas and euler: it starts exactly where the path starts. "
-                    "For an edit inside a mask, connect the picture's masked latent there as latent_image.",
+                    tooltip="For SamplerCustomAdvanced with the same sigmas and the sampler euler: sampling starts exactly where the path starts. To "
+                    "edit only inside a mask, connect the picture's masked latent to the sampler's latent_image.",
                 ),
                 io.Latent.Output("latent", display_name="noised_latent", tooltip=LATENT_TOOLTIP),
-                io.Sigmas.Output("sigmas", tooltip="The schedule as it came in, for the sampler."),
+                io.Sigmas.Output("sigmas", tooltip="The input sigmas, unchanged. Connect them to the sampler."),
             ],
             **RESENDS_RESULT,
         )
@@ -95,7 +96,7 @@ class DDIMInvert(io.ComfyNode):
         # Outside its noise_mask, core would keep this latent as if it were the picture.
         latent = {key: value for key, value in latent_image.items() if key != "noise_mask"}
         latent["samples"] = trajectory_latent(model, trajectory)
-        found = result(report, "noised_latent: use add_noise disable")
+        found = result(report, "Sample noised_latent with add_noise disabled")
         return io.NodeOutput(trajectory, trajectory_noise(model, trajectory), latent, sigmas, ui=found)
 
 
@@ -106,7 +107,8 @@ class SampleTrajectory(io.ComfyNode):
             node_id="PAL_SampleTrajectory",
             display_name="Sample Trajectory",
             category=CATEGORY,
-            description="Samples like SamplerCustomAdvanced and keeps the whole path, so that a generated picture can be edited like an inverted one.",
+            description="Samples like SamplerCustomAdvanced and records the latent of every step, so that a generated picture can be edited in the "
+            "same way as an inverted one.",
             search_aliases=["record sampling", "sampler custom advanced", "trajectory from noise"],
             inputs=[
                 io.Noise.Input("noise", tooltip="The noise to start from."),
@@ -114,12 +116,14 @@ class SampleTrajectory(io.ComfyNode):
                     "guider",
                     tooltip="Model, prompts and guidance. Its positive prompt becomes the trajectory's source prompt.",
                 ),
-                io.Sampler.Input("sampler", tooltip="A sampler that follows one deterministic path. euler is DDIM."),
-                io.Sigmas.Input("sigmas", tooltip="The schedule, down to 0. Later edits use the same one."),
-                io.Latent.Input("latent_image", tooltip="An empty latent of the size to make, or a picture's latent."),
+                io.Sampler.Input("sampler", tooltip="A sampler that adds no noise: euler (DDIM), heun, dpmpp_2m."),
+                io.Sigmas.Input("sigmas", tooltip="The whole schedule, down to 0. Later edits must use the same one."),
+                io.Latent.Input(
+                    "latent_image", tooltip="An empty latent of the size you want, or the latent of a picture."
+                ),
             ],
             outputs=[
-                io.Latent.Output("latent", tooltip="The sampled latent, the same as SamplerCustomAdvanced gives."),
+                io.Latent.Output("latent", tooltip="The sampled latent, the same as SamplerCustomAdvanced would give."),
                 TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP),
             ],
             **RESENDS_RESULT,
@@ -149,23 +153,24 @@ class TrajectoryStart(io.ComfyNode):
             node_id="PAL_TrajectoryStart",
             display_name="Trajectory Start",
             category=CATEGORY,
-            description="Where a sampler starts on a trajectory, for one that was loaded or recorded, or to start at an inner level.",
+            description="Gives a sampler the noise, latent and sigmas to start from on a trajectory. For a trajectory that was loaded or recorded, or "
+            "to start later than its first step.",
             search_aliases=["trajectory noise", "inverted noise"],
             inputs=[
                 io.Model.Input("model", tooltip="The model that will sample."),
-                TrajectoryIO.Input("trajectory", tooltip="A trajectory of that model."),
+                TrajectoryIO.Input("trajectory", tooltip="A trajectory that was made with this kind of model."),
                 io.Sigmas.Input(
                     "sigmas",
                     optional=True,
-                    tooltip="The schedule the sampler will use, if it is not the trajectory's own: a part of it, such as the low part of "
-                    "Split Sigmas, or fewer steps (invert 100, edit with 20). It must start at a level of the trajectory.",
+                    tooltip="The sampler's schedule, if it differs from the trajectory's: a part of it, such as the low part of Split Sigmas, or "
+                    "fewer steps (for example 20 steps of a 100-step inversion). It must start at a noise level of the trajectory.",
                 ),
             ],
             outputs=[
-                io.Noise.Output("noise", tooltip="For SamplerCustomAdvanced with the sigmas of this node."),
+                io.Noise.Output("noise", tooltip="For SamplerCustomAdvanced, together with the sigmas of this node."),
                 io.Latent.Output("latent", display_name="noised_latent", tooltip=LATENT_TOOLTIP),
                 io.Sigmas.Output(
-                    "sigmas", tooltip="The sigmas that were connected; without any, the trajectory's own."
+                    "sigmas", tooltip="The connected sigmas. If none are connected, those of the trajectory."
                 ),
             ],
         )
@@ -186,14 +191,14 @@ class SaveTrajectory(io.ComfyNode):
             node_id="PAL_SaveTrajectory",
             display_name="Save Trajectory",
             category=CATEGORY,
-            description="Writes a trajectory to the output folder as one safetensors file, so that a picture is inverted once and edited many times.",
+            description="Saves a trajectory to the output folder as one safetensors file. Invert a picture once, then edit it as often as you like.",
             search_aliases=["export trajectory", "save inversion"],
             inputs=[
-                TrajectoryIO.Input("trajectory", tooltip="The trajectory to keep."),
+                TrajectoryIO.Input("trajectory", tooltip="The trajectory to save."),
                 io.String.Input(
                     "filename_prefix",
                     default="trajectories/palimpsest",
-                    tooltip="Folder and name below the output folder; a counter is added.",
+                    tooltip="Folder and file name inside the output folder. A counter is added to the name.",
                 ),
             ],
             is_output_node=True,
@@ -203,7 +208,7 @@ class SaveTrajectory(io.ComfyNode):
     def execute(cls, trajectory, filename_prefix) -> io.NodeOutput:
         path, named = next_file(filename_prefix, SUFFIX)
         save_trajectory(trajectory, path)
-        return io.NodeOutput(ui={"trajectories": [named]})
+        return io.NodeOutput(ui={"trajectories": [named], **result(*_lacks(trajectory))})
 
 
 class LoadTrajectory(io.ComfyNode):
@@ -213,16 +218,17 @@ class LoadTrajectory(io.ComfyNode):
             node_id="PAL_LoadTrajectory",
             display_name="Load Trajectory",
             category=CATEGORY,
-            description="Reads a trajectory that Save Trajectory wrote, from the output or the input folder.",
+            description="Loads a trajectory that Save Trajectory wrote, from the output or the input folder.",
             search_aliases=["import trajectory", "open inversion"],
             inputs=[
                 io.Combo.Input(
                     "trajectory_file",
                     options=saved_files(SUFFIX),
-                    tooltip="A file of the output or input folder. Refresh the list (R) after saving a new one.",
+                    tooltip="A file in the output or input folder. Press R to refresh the list after saving a new one.",
                 ),
             ],
             outputs=[TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP)],
+            **RESENDS_RESULT,
         )
 
     @classmethod
@@ -235,7 +241,13 @@ class LoadTrajectory(io.ComfyNode):
 
     @classmethod
     def execute(cls, trajectory_file) -> io.NodeOutput:
-        return io.NodeOutput(load_trajectory(resolve("trajectory_file", trajectory_file, SUFFIX)))
+        trajectory = load_trajectory(resolve("trajectory_file", trajectory_file, SUFFIX))
+        return io.NodeOutput(trajectory, ui=result(*_lacks(trajectory)))
+
+
+def _lacks(trajectory: Trajectory) -> list[str]:
+    names = left_out_of(trajectory.positive)
+    return [f"the file has no {name}: connect a prompt with it to `source` of the edit" for name in names]
 
 
 class PreviewTrajectory(io.ComfyNode):
@@ -245,20 +257,26 @@ class PreviewTrajectory(io.ComfyNode):
             node_id="PAL_PreviewTrajectory",
             display_name="Preview Trajectory",
             category=CATEGORY,
-            description="Shows the path from noise to picture as a strip.",
+            description="Shows the path from noise to picture as a strip of pictures, and step by step on the node.",
             search_aliases=["trajectory strip", "inversion preview"],
             inputs=[
                 TrajectoryIO.Input("trajectory", tooltip="The trajectory to look at."),
                 io.Vae.Input(
                     "vae",
                     optional=True,
-                    tooltip="Decodes the frames. Without it the latent's own colours are shown, which costs nothing.",
+                    tooltip="Decodes the frames. Without a VAE the node shows a rough preview from the latent's colours, at no cost.",
                 ),
                 io.Int.Input(
-                    "frames", default=8, min=2, max=100, tooltip="Pictures in the strip, evenly spaced over the steps."
+                    "frames",
+                    default=8,
+                    min=2,
+                    max=100,
+                    tooltip="How many frames the strip has, evenly spaced over the steps.",
                 ),
             ],
-            outputs=[io.Image.Output("image", tooltip="One strip for each picture of the batch, noise on the left.")],
+            outputs=[
+                io.Image.Output("image", tooltip="One strip for each picture of the batch, with the noise on the left.")
+            ],
             is_output_node=True,
         )
 
@@ -281,26 +299,29 @@ class CompareImages(io.ComfyNode):
             node_id="PAL_CompareImages",
             display_name="Compare Images",
             category=CATEGORY,
-            description="Measures how close two pictures are, and where they differ.",
+            description="Measures how similar two pictures are, and shows where they differ.",
             search_aliases=["psnr", "ssim", "image difference", "reconstruction error"],
             inputs=[
-                io.Image.Input("image_a", tooltip="A picture."),
-                io.Image.Input("image_b", tooltip="The picture to compare with, of the same size."),
+                io.Image.Input("image_a", tooltip="The first picture."),
+                io.Image.Input("image_b", tooltip="The picture to compare it with, of the same size."),
                 io.Float.Input(
                     "gain",
                     default=4.0,
                     min=1.0,
                     max=100.0,
                     step=0.5,
-                    tooltip="Brightens the picture of the error; the figures are not affected.",
+                    tooltip="Makes the error picture brighter. PSNR and SSIM do not change.",
                 ),
             ],
             outputs=[
                 io.Float.Output(
-                    "psnr", tooltip="Peak signal-to-noise ratio in dB; higher is closer, infinite when equal."
+                    "psnr",
+                    tooltip="Peak signal-to-noise ratio in dB. Higher means more similar; infinite for equal pictures.",
                 ),
-                io.Float.Output("ssim", tooltip="Structural similarity, 1 when equal."),
-                io.Image.Output("error", tooltip="Absolute difference, brightened by gain."),
+                io.Float.Output(
+                    "ssim", tooltip="Structural similarity: 1 for equal pictures, lower for different ones."
+                ),
+                io.Image.Output("error", tooltip="The absolute difference of the two pictures, multiplied by gain."),
             ],
             is_output_node=True,
         )

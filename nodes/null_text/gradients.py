@@ -110,9 +110,9 @@ class Denoiser:
                 )
         if not denoised.requires_grad:
             raise ValueError(
-                "model: expected a prediction that gradients can flow back from, got one without. An attention or a patch "
-                "that works forwards only is in use: start ComfyUI with --use-pytorch-cross-attention, connect the model "
-                "without the patch, or use the method fast or negative_prompt."
+                "model: expected a prediction that gradients can flow back from, got one without. An attention "
+                "or a patch in use has no gradients: start ComfyUI with --use-pytorch-cross-attention, connect "
+                "the model without the patch, or use the method fast or negative_prompt."
             )
 
         def pullback(cotangent: torch.Tensor) -> torch.Tensor:
@@ -137,8 +137,9 @@ def with_embedding(cond: dict[str, Any], embedding: torch.Tensor) -> dict[str, A
 
 def _no_gradients(model: BaseModel) -> str:
     return (
-        f"model: expected one whose layers all have gradients (SD1.x, SD2.x, SDXL, SD3), got {type(model).__name__}, which applies its "
-        "rotary positions by a kernel that works forwards only. Use the method fast or negative_prompt with this model."
+        "model: expected one whose layers all have gradients (SD1.x, SD2.x, SDXL, SD3), got "
+        f"{type(model).__name__}, whose rotary positions are computed without gradients. Use the method "
+        "fast or negative_prompt with this model."
     )
 
 

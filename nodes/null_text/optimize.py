@@ -188,8 +188,9 @@ def _common_length(model: ModelPatcher, null: int, source: int) -> int:
     """Cross-attention of a UNet sees no difference when a text is repeated; core joins prompts in this way too."""
     if null != source and not isinstance(model.model.diffusion_model, UNetModel):
         raise ValueError(
-            f"negative: expected as many tokens as the positive's {source} for fast, got {null}: {type(model.model).__name__} reads the "
-            "place of each token, so that neither text can be made longer. Use the method negative_prompt."
+            f"negative: expected as many tokens as the positive's {source} for fast, got {null}: "
+            f"{type(model.model).__name__} reads the position of each token, so the shorter text cannot be "
+            "extended. Use the method negative_prompt."
         )
     return math.lcm(null, source)
 
@@ -235,9 +236,9 @@ def _same(a: Any, b: Any) -> bool:
 def _require_negative(model: ModelPatcher) -> None:
     if model.model.model_config.unet_config.get("guidance_embed"):
         raise ValueError(
-            f"model: expected one with classifier-free guidance, got {type(model.model).__name__}, which is guidance-distilled: its "
-            "guidance is a number that it reads (FluxGuidance), and no negative prompt is evaluated that could be optimised. Leave "
-            "this node out: invert with guidance 1, and edit with the guidance you like."
+            f"model: expected one with classifier-free guidance, got {type(model.model).__name__}, which is "
+            "guidance-distilled: it reads its guidance as a number (FluxGuidance) and uses no negative "
+            "prompt that could be optimised. Remove this node: invert with guidance 1, and edit with any guidance."
         )
 
 
@@ -251,13 +252,13 @@ def _require_plain(
 ) -> None:
     if abs(cfg - 1.0) < 1e-6:
         raise ValueError(
-            "cfg: expected the guidance the sampler will use, any but 1, got 1, at which no negative prompt is read. To get "
-            "the picture back at cfg 1, sample with the source prompt: no optimisation is needed."
+            "cfg: expected the sampler's guidance, any value but 1, got 1, at which no negative prompt is "
+            "read. At cfg 1 the source prompt alone reconstructs the picture: remove this node."
         )
     own = next((key for key in OWN_GUIDANCE if model.model_options.get(key)), None)
     if own is not None:
         raise ValueError(
-            f"model: expected plain classifier-free guidance, whose target is known, got a model with a {own} of another "
+            f"model: expected plain classifier-free guidance, got a model with a {own} of another "
             "node (such as RescaleCFG). Connect the model from before that node."
         )
     for socket, conditioning in (("positive", positive), ("negative", negative)):
@@ -281,7 +282,7 @@ def _require_plain(
     if any("area" in options or options.get("control_apply_to_uncond") for _, options in positive):
         raise ValueError(
             "positive: expected prompts for the whole picture or with masks, and ControlNets applied to both prompts, got an "
-            "area or a ControlNet of the old node, which core copies to one of the negative's entries only. Use Conditioning "
+            "area or a ControlNet of the old node, which ComfyUI copies to only one of the negative's entries. Use Conditioning "
             "(Set Mask), or Apply ControlNet with both prompts."
         )
 

@@ -51,15 +51,15 @@ class Features:
             )
         if self.exact != exact:
             raise ValueError(
-                f"features: expected some captured with exact_retracing {'on' if exact else 'off'}, as it is here, got the other. Set "
-                "both nodes alike."
+                f"features: expected some captured with exact_retracing {'on' if exact else 'off'}, as here, got the opposite. "
+                "Set exact_retracing alike in both nodes."
             )
         for kind in ("feature", "attention"):
             needed, captured = (getattr(w, kind) for w in (windows, self.windows))
             if needed > captured:
                 raise ValueError(
-                    f"features: expected {kind} values of the first {needed} steps, got {captured}. Raise {kind}_end of the "
-                    "capture, or lower it here."
+                    f"features: expected {kind} values of the first {needed} steps, got {captured}. Raise {kind}_end in "
+                    "Capture Features, or lower it here."
                 )
 
 

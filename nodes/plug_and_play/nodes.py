@@ -36,8 +36,8 @@ class FeaturesIO(io.ComfyTypeIO):
 def _trajectory_input() -> io.Input:
     return TrajectoryIO.Input(
         "trajectory",
-        tooltip="The source picture, from DDIM Invert or Sample Trajectory. Its steps must be the sampler's: same scheduler, "
-        "steps and denoise. Any sampler will do that asks the model at these steps only, with noise of its own or without.",
+        tooltip="The source picture, from DDIM Invert or Sample Trajectory. The sampler must use the same scheduler, steps and denoise. "
+        "Samplers that also evaluate the model between these steps (dpm_2, dpmpp_sde) do not work; samplers that add noise do.",
     )
 
 
@@ -49,10 +49,9 @@ def _window_inputs() -> list[io.Input]:
             min=-1.0,
             max=1.0,
             step=0.01,
-            tooltip="Share of the steps, from the noisy end, that take the source's features: 0.8 of 50 is the first 40. "
-            "-1 chooses what suits the model: 0.8 for SD1.x, SD2.x and SDXL, 0.1 for transformers. "
-            "Higher keeps more of the shapes and lets more of the old look through. 0 turns it off; any other value is at least one "
-            "step. Published as pnp_f_t or tau_f.",
+            tooltip="Fraction of the steps, from the first on, that use the source's features: 0.8 of 50 steps is the first 40. Higher "
+            "keeps more of the shapes and of the old look. -1 is automatic: 0.8 for UNets, 0.1 for transformers. 0 is off. Published as "
+            "pnp_f_t or tau_f.",
         ),
         io.Float.Input(
             "attention_end",
@@ -60,17 +59,17 @@ def _window_inputs() -> list[io.Input]:
             min=-1.0,
             max=1.0,
             step=0.01,
-            tooltip="Share of the steps, from the noisy end, that take the source's self-attention: 0.5 of 50 is the first 25. "
-            "-1 chooses what suits the model: 0.5 for SD1.x, SD2.x and SDXL, 0.2 for transformers. "
-            "Higher keeps more of the layout. 0 turns it off; any other value is at least one step. Published as pnp_attn_t or tau_A.",
+            tooltip="Fraction of the steps, from the first on, that use the source's self-attention: 0.5 of 50 steps is the first 25. "
+            "Higher keeps more of the layout. -1 is automatic: 0.5 for UNets, 0.2 for transformers. 0 is off. Published as pnp_attn_t "
+            "or tau_A.",
         ),
         io.String.Input(
             "blocks",
             default="auto",
             advanced=True,
-            tooltip="auto: the published places for SD1.x and SD2.x (features 4; attention 4-11) and their equals in SDXL "
-            "(features 1; attention 1-5), or those that suit a transformer. Or name blocks yourself in that form, for transformers also "
-            "as 'double 0-18' and 'single 0-37'; leave a part out to inject none of it.",
+            tooltip="auto: the published blocks for SD1.x and SD2.x (features 4; attention 4-11), the matching ones for SDXL (features "
+            "1; attention 1-5), suitable ones for transformers. You can also write block numbers in this form, for transformers like "
+            "'features single 20-37; attention double 0-18'.",
         ),
     ]
 
@@ -81,8 +80,8 @@ def _exact_input(what: str) -> io.Input:
         default=False,
         optional=True,
         advanced=True,
-        tooltip=f"{what} Needs a trajectory by method ddim, and euler or ddim as sampler. The source then comes back to rounding at one "
-        "model call a step. It keeps more of the source and lets fewer edits through.",
+        tooltip=f"{what} Needs a trajectory made with the method ddim, and the sampler euler or ddim. Keeps more of the source, so that "
+        "some edits show less.",
     )
 
 
@@ -90,8 +89,8 @@ def _source_input() -> io.Input:
     return io.Conditioning.Input(
         "source",
         optional=True,
-        tooltip="The prompt that the source picture is read with. Unconnected: the one it was inverted with. The published "
-        "results use an empty prompt.",
+        tooltip="The prompt used to read the source picture. If nothing is connected, the prompt it was inverted with is used. The "
+        "published results use an empty prompt.",
     )
 
 
@@ -116,23 +115,24 @@ class PlugAndPlay(io.ComfyNode):
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The kind of model the trajectory was made with: SD1.x, SD2.x, SDXL, or a transformer such as Flux, SD3.5, "
-                    "Qwen-Image or Z-Image.",
+                    tooltip="The kind of model that the trajectory was made with: SD1.x, SD2.x, SDXL, or a transformer such as Flux, "
+                    "SD3.5, Qwen-Image or Z-Image.",
                 ),
                 _trajectory_input(),
                 *_window_inputs(),
-                _exact_input("Corrects every step so that sampling goes back exactly the way the inversion came."),
+                _exact_input("Corrects every step so that sampling follows the inversion back exactly."),
                 FeaturesIO.Input(
                     "features",
                     optional=True,
-                    tooltip="From Capture Features, for many edits of one picture: saves evaluating the source again in each.",
+                    tooltip="From Capture Features, to make many edits of one picture: the source is then not evaluated again for each "
+                    "of them.",
                 ),
                 _source_input(),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="Connect to a sampler or guider. Start it from the inversion's noise or latent.",
+                    tooltip="Connect to a sampler or guider. Start sampling from the noise or latent of the inversion.",
                 )
             ],
             **RESENDS_RESULT,
@@ -152,7 +152,7 @@ class PlugAndPlay(io.ComfyNode):
     ) -> io.NodeOutput:
         windows = _windows(model, trajectory, feature_end, attention_end, blocks)
         patched = plug_and_play(model, trajectory, windows, features, source, exact_retracing)
-        return io.NodeOutput(patched, ui=result(f"{windows}, of {trajectory.steps}"))
+        return io.NodeOutput(patched, ui=result(f"{windows}, of {trajectory.steps} in all"))
 
 
 class CaptureFeatures(io.ComfyNode):
@@ -162,11 +162,14 @@ class CaptureFeatures(io.ComfyNode):
             node_id="PAL_CaptureFeatures",
             display_name="Capture Features",
             category=CATEGORY,
-            description="Evaluates an inverted picture once and keeps what Plug-and-Play reads from it, so that every edit "
-            f"afterwards costs no more than plain sampling. Optional. {PAPER}.",
+            description="Optional. Evaluates an inverted picture once and keeps what Plug-and-Play needs from it, so that each later "
+            f"edit costs no more than plain sampling. {PAPER}.",
             search_aliases=ALIASES,
             inputs=[
-                io.Model.Input("model", tooltip="The kind of model the trajectory was made with."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The kind of model that the trajectory was made with, with the same LoRAs as the edits.",
+                ),
                 _trajectory_input(),
                 *_window_inputs(),
                 io.Combo.Input(
@@ -174,14 +177,15 @@ class CaptureFeatures(io.ComfyNode):
                     options=list(DTYPES),
                     default="fp16",
                     advanced=True,
-                    tooltip="How the values are kept in memory. fp32 takes twice as much and loses nothing.",
+                    tooltip="Precision of the stored values. fp16 and bf16 need half the memory of fp32; fp32 loses nothing.",
                 ),
-                _exact_input("As in the Plug-and-Play that the features are for."),
+                _exact_input("Set it as in the Plug-and-Play node that uses these features."),
                 _source_input(),
             ],
             outputs=[
                 FeaturesIO.Output(
-                    display_name="features", tooltip="Connect to Plug-and-Play, with the same trajectory and blocks."
+                    display_name="features",
+                    tooltip="Connect to Plug-and-Play, together with the same trajectory and blocks.",
                 )
             ],
             **RESENDS_RESULT,
@@ -201,7 +205,7 @@ class CaptureFeatures(io.ComfyNode):
     ) -> io.NodeOutput:
         windows = _windows(model, trajectory, feature_end, attention_end, blocks)
         features = capture(model, trajectory, windows, DTYPES[dtype], source, exact_retracing)
-        size = f"{features.nbytes / 2**20:.1f} MB; {windows}, of {trajectory.steps}"
+        size = f"{features.nbytes / 2**20:.1f} MB; {windows}, of {trajectory.steps} in all"
         return io.NodeOutput(features, ui=result(size))
 
 
@@ -212,34 +216,34 @@ class NegativeSchedule(io.ComfyNode):
             node_id="PAL_NegativeSchedule",
             display_name="Negative Schedule",
             category=CATEGORY,
-            description="Fades from an empty prompt to a negative prompt over the steps, as Plug-and-Play does to push the old "
-            f"look away late. {PAPER}.",
+            description="Fades from an empty prompt to a negative prompt over the steps. Plug-and-Play uses it to remove the old look "
+            f"in the late steps. {PAPER}.",
             search_aliases=[*ALIASES, "negative prompt", "prompt schedule", "negative_prompt_alpha"],
             inputs=[
                 io.Conditioning.Input(
                     "negative",
-                    tooltip="The negative prompt: what the picture must not look like. The paper uses words for the source picture.",
+                    tooltip="The negative prompt: what the picture should not look like. The paper describes the source picture here.",
                 ),
                 io.Conditioning.Input(
                     "empty",
-                    tooltip="The empty prompt that the negative one is faded in from.",
+                    tooltip="The empty prompt, from which the fade begins.",
                 ),
-                io.Sigmas.Input("sigmas", tooltip="The sampler's own sigmas: one weight is set for each of its steps."),
+                io.Sigmas.Input("sigmas", tooltip="The sampler's sigmas. Each step gets its own weight."),
                 io.Float.Input(
                     "empty_weight",
                     default=1.0,
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Weight of the empty prompt in the first step. 1 with constant is plain sampling with the empty prompt, "
+                    tooltip="Weight of the empty prompt in the first step. With constant, 1 is plain sampling with the empty prompt and "
                     "0 is plain sampling with the negative prompt.",
                 ),
                 io.Combo.Input(
                     "schedule",
                     options=list(SCHEDULES),
                     default="linear",
-                    tooltip="How the empty prompt's weight falls: linear reaches 0 in the last step, exp falls to a quarter of a "
-                    "per cent, most of it early, constant stays.",
+                    tooltip="How the weight of the empty prompt falls. linear: evenly, to 0 in the last step. exp: fast at first, to "
+                    "0.25 % at the end. constant: it does not fall.",
                 ),
             ],
             outputs=[

@@ -89,7 +89,7 @@ def words_of(read: Tokenize, text: str, words: str, edit: PromptEdit | None) -> 
     prompt = tokenize_prompt(read, text, "text")
     wanted = phrases(words)
     if not wanted:
-        raise ValueError("words: expected at least one word of the text, got none. Write what the mask is to cover.")
+        raise ValueError("words: expected at least one word of the text, got none. Write what the mask should cover.")
     found = [columns_of(read, phrase, "words", text=prompt) for phrase in wanted]
     return prompt, tuple(sorted({column for columns in found for column in columns}))
 
@@ -108,7 +108,7 @@ def require_picture(image: torch.Tensor, batch: int, size: tuple[int, int], pixe
     off = max(abs(height * size[1] / width - size[0]), abs(width * size[0] / height - size[1]))
     if off > pixels:
         raise ValueError(
-            f"image: expected the inverted picture, which has the shape of {size[1]} x {size[0]} pixels, got one of {width} x {height}, on "
+            f"image: expected the inverted picture, which has the proportions of {size[1]} x {size[0]} pixels, got one of {width} x {height}, on "
             "which the mask would be stretched. Connect the picture as it went into VAE Encode, after any crop."
         )
 

@@ -24,7 +24,7 @@ from ..diffusion.source_run import Run, SourceRuns, exact_retracing
 from ..diffusion.trajectory import Trajectory
 from ..text.prompt_tokens import PromptTokens
 from .local_blend import LocalBlend, Maps
-from .prompt_edit import PROMPT
+from .prompt_edit import PROMPT, PromptEdit
 from .settings import Settings
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def prompt_to_prompt(
 ) -> ModelPatcher:
     """A clone of `model` whose every sampling run along `trajectory`'s levels is steered by the source's attention.
 
-    source: the trajectory's own prompt if None. exact: retrace the trajectory exactly, also behind the windows.
+    source: the edit's source prompt if None. exact: retrace the trajectory exactly, also behind the windows.
     """
     layers = attention_layers(model)
     trajectory.model.require_match(model)
@@ -57,13 +57,7 @@ def prompt_to_prompt(
             "Write both edits into one Encode Prompt Edit."
         )
     if source is None:
-        source = trajectory.positive
-        require_prompt(
-            source,
-            settings.edit.source,
-            "trajectory",
-            "one inverted with `source_text` of the connected Encode Prompt Edit",
-        )
+        source = source_prompt(trajectory, settings.edit)
     else:
         require_prompt(
             source, settings.edit.source, "source", "an encoding of `source_text` of the connected Encode Prompt Edit"
@@ -92,7 +86,7 @@ def prompt_to_prompt(
         if not whole:
             raise ValueError(
                 "blend_words: expected a positive prompt for the whole picture, got only prompts with an area. "
-                "Leave blend_words empty, or take the area away."
+                "Leave blend_words empty, or remove the area."
             )
         blend = LocalBlend.of(run, trajectory, settings, layers)
         comfy.model_patcher.set_model_options_post_cfg_function(run.model_options, blend.post_cfg)
@@ -106,9 +100,25 @@ def _require_prompts_apart(model_options: ModelOptions) -> None:
     patches = model_options["transformer_options"].get("patches", {})
     if model_options.get("disable_cfg1_optimization") and any(name.endswith("_output_patch") for name in patches):
         raise ValueError(
-            "model: expected prompts that do not meet inside the network, got guidance that mixes the negative into the positive's "
-            "attention, as NAGuidance does. Leave it out."
+            "model: expected prompts that are kept apart inside the network, got guidance that mixes the "
+            "negative into the positive's attention, as NAGuidance does. Remove it."
         )
+
+
+def source_prompt(trajectory: Trajectory, edit: PromptEdit) -> Conditioning:
+    """The edit's source prompt, with the ControlNet, mask and sizes of the prompt that the picture was inverted with.
+
+    That prompt may be another or an empty one: its text is not read. Only where each picture of a batch has a prompt of its own
+    do they stay, and have to be as long as the edit's.
+    """
+    own = trajectory.positive
+    if not edit.encoded_source or any(text is not None and len(text) > 1 for text, _ in own):
+        require_prompt(
+            own, edit.source, "trajectory", "one inverted with `source_text` of the connected Encode Prompt Edit"
+        )
+        return own
+    options = own[0][1] if len(own) == 1 else {}
+    return [[text, {**options, **read}] for text, read in edit.encoded_source]
 
 
 def require_prompt(conditioning: Conditioning, prompt: PromptTokens, socket: str, expected: str) -> None:

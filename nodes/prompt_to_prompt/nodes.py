@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from comfy_api.latest import io
@@ -29,8 +30,7 @@ class PromptEditIO(io.ComfyTypeIO):
 def _trajectory_input() -> io.Input:
     return TrajectoryIO.Input(
         "trajectory",
-        tooltip="The source picture, from DDIM Invert or Sample Trajectory, made with the source prompt. Its steps must be the "
-        "sampler's: same scheduler, steps and denoise.",
+        tooltip="The source picture, from DDIM Invert or Sample Trajectory. The sampler must use the same scheduler, steps and denoise.",
     )
 
 
@@ -41,68 +41,67 @@ class EncodePromptEdit(io.ComfyNode):
             node_id="PAL_EncodePromptEdit",
             display_name="Encode Prompt Edit",
             category=CATEGORY,
-            description="Two prompts and what connects them: which words follow which, which count more or less, and which may "
-            f"change pixels. {PAPER}.",
+            description="Encodes a source and a target prompt and finds which words match, which words count more or less, and where "
+            f"pixels may change. {PAPER}.",
             search_aliases=[*ALIASES, "reweight", "attention refine", "attention replace", "local blend"],
             inputs=[
-                io.Clip.Input("clip", tooltip="The checkpoint's CLIP, one of SD1.x, SD2.x or SDXL."),
+                io.Clip.Input("clip", tooltip="The checkpoint's CLIP: SD1.x, SD2.x or SDXL."),
                 io.String.Input(
                     "source_text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What the picture shows now: the prompt it was inverted or generated with.",
+                    tooltip="What the picture shows now. The picture may have been inverted with this prompt or with an empty one.",
                 ),
                 io.String.Input(
                     "target_text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What it is to show: the same prompt with words exchanged or added. To reweight only, the same prompt.",
+                    tooltip="What the picture should show: the same prompt with words replaced or added. Write the same prompt if you "
+                    "only want to reweight words.",
                 ),
                 io.Combo.Input(
                     "mode",
                     options=list(MODES),
                     default="auto",
-                    tooltip="auto: words may be exchanged, added and left out in one edit; new words get attention of their own. "
-                    "replace, refine: the published modes. replace is word for word, with as many words in both prompts; refine lets "
-                    "words be added or left out, and an exchanged word counts as new.",
+                    tooltip="auto: replace, add and leave out words in one edit; new words get their own attention. replace and refine "
+                    "are the published modes. replace goes word by word and needs equally many words in both prompts. refine can add or "
+                    "leave out words, and treats a replaced word as new.",
                 ),
                 io.String.Input(
                     "reweight",
                     default="",
-                    tooltip="Words of target_text as they stand there, with a factor for their attention: 'fluffy: 2, red: -1'. 1 changes nothing, 0 takes "
-                    "the word away, negative values push it away. Strong factors distort: stay within -2 and 4 or so.",
+                    tooltip="Words of target_text with a factor for their attention: 'fluffy: 2, red: -1'. 1 changes nothing, 0 removes "
+                    "the word's effect, negative values push the picture away from it. Values below -2 or above 4 distort the picture.",
                 ),
                 io.String.Input(
                     "blend_words",
                     default="",
-                    tooltip="Words whose place may change, from either prompt: 'cat, dog'. Everything elsewhere stays the source's "
-                    "pixels. Empty: the whole picture may change.",
+                    tooltip="Words whose area may change, from either prompt: 'cat, dog'. Outside that area the pixels of the source "
+                    "are kept. If empty, all of the picture may change.",
                 ),
                 io.String.Input(
                     "keep_words",
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Words whose place must not change, also where blend_words lie, from either prompt: 'mat'. For use with "
-                    "blend_words. Published as substruct_words.",
+                    tooltip="Words whose area must not change, even where it overlaps with blend_words, from either prompt: 'mat'. Has "
+                    "no effect without blend_words. Published as substruct_words.",
                 ),
                 io.String.Input(
                     "word_windows",
                     default="",
                     optional=True,
                     advanced=True,
-                    tooltip="Words of target_text that take the source's cross-attention in steps of their own instead of up to cross_end, "
-                    "as shares: 'fluffy: 0.2-0.8, red: 0.4'. A single number is the end.",
+                    tooltip="Words of target_text with their own steps for the source's cross-attention, in place of cross_end: "
+                    "'fluffy: 0.2-0.8, red: 0.4', as fractions of all steps. A single number is the end.",
                 ),
             ],
             outputs=[
                 io.Conditioning.Output(
-                    display_name="source", tooltip="The source prompt, for DDIM Invert and Prompt-to-Prompt."
+                    display_name="target",
+                    tooltip="The encoded target prompt: connect it, unchanged, to the sampler's positive.",
                 ),
-                io.Conditioning.Output(
-                    display_name="target", tooltip="The target prompt: the sampler's positive, just as it is."
-                ),
-                PromptEditIO.Output(display_name="edit", tooltip="For Prompt-to-Prompt, and for Attention Mask."),
+                PromptEditIO.Output(display_name="edit", tooltip="Connect to Prompt-to-Prompt or Attention Mask."),
             ],
             **RESENDS_RESULT,
         )
@@ -118,9 +117,10 @@ class EncodePromptEdit(io.ComfyNode):
             clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict={PROMPT: text})
             for text in (source_text, target_text)
         )
+        edit = replace(edit, encoded_source=source)
         new = sum(not bool(edit.alignment.aligned[list(word)].any()) for word in edit.target.words)
-        counted = f"{len(edit.source.words)} and {len(edit.target.words)} words, {new} of them new"
-        return io.NodeOutput(source, target, edit, ui={**result(counted), **described_edit(edit)})
+        counted = f"{len(edit.source.words)} source words, {len(edit.target.words)} target words, {new} of them new"
+        return io.NodeOutput(target, edit, ui={**result(counted), **described_edit(edit)})
 
 
 class PromptToPrompt(io.ComfyNode):
@@ -130,12 +130,12 @@ class PromptToPrompt(io.ComfyNode):
             node_id="PAL_PromptToPrompt",
             display_name="Prompt-to-Prompt",
             category=CATEGORY,
-            description="Changes an inverted picture by changing words of its prompt: the attention of the words that stay is the "
-            f"source's, so its composition stays too. {PAPER}.",
+            description="Edits an inverted picture by changing words of its prompt. The words that stay use the attention of the "
+            f"source, so the composition stays too. {PAPER}.",
             search_aliases=[*ALIASES, "edit by words", "local blend", "cross_replace_steps", "self_replace_steps"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="SD1.x, SD2.x or SDXL: the kind of model the trajectory was made with."
+                    "model", tooltip="SD1.x, SD2.x or SDXL: the kind of model that the trajectory was made with."
                 ),
                 _trajectory_input(),
                 PromptEditIO.Input("edit", tooltip="`edit` of Encode Prompt Edit."),
@@ -145,9 +145,9 @@ class PromptToPrompt(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the steps, from the noisy end, in which words take the source's cross-attention: 0.8 of 50 is "
-                    "the first 40. Higher keeps more of the composition. 0 turns it off, and reweighting with it; any other value is at "
-                    "least one step. Published as cross_replace_steps.",
+                    tooltip="Fraction of the steps, from the first on, in which words use the source's cross-attention: 0.8 of 50 steps "
+                    "is the first 40. Higher keeps more of the composition. 0 turns it off, and reweighting too. Published as "
+                    "cross_replace_steps.",
                 ),
                 io.Float.Input(
                     "self_end",
@@ -155,9 +155,8 @@ class PromptToPrompt(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Share of the steps, from the noisy end, that take the source's self-attention. Higher keeps more of the "
-                    "shapes; lower it to change a shape. 0 turns it off; any other value is at least one step. Published as "
-                    "self_replace_steps.",
+                    tooltip="Fraction of the steps, from the first on, that use the source's self-attention. Higher keeps more of the "
+                    "shapes; lower it to change a shape. 0 turns it off. Published as self_replace_steps.",
                 ),
                 io.Float.Input(
                     "blend_start",
@@ -165,7 +164,8 @@ class PromptToPrompt(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Only with blend_words: share of the steps after which everything but those words' place is the source's.",
+                    tooltip="Only with blend_words: the fraction of the steps after which everything outside the area of those words is "
+                    "taken from the source.",
                 ),
                 io.Float.Input(
                     "blend_threshold",
@@ -173,8 +173,8 @@ class PromptToPrompt(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Only with blend_words: how much attention, as a share of the most, makes a pixel part of the words' place. "
-                    "Higher is a smaller place.",
+                    tooltip="Only with blend_words: how strong the attention to them must be, as a fraction of its maximum, for a pixel "
+                    "to count as their area. Higher makes the area smaller.",
                 ),
                 io.Float.Input(
                     "self_start",
@@ -184,28 +184,28 @@ class PromptToPrompt(io.ComfyNode):
                     step=0.01,
                     optional=True,
                     advanced=True,
-                    tooltip="Share of the steps after which self-attention begins to be the source's. 0 is from the first step.",
+                    tooltip="Fraction of the steps after which the source's self-attention begins to be used. 0 starts with the first "
+                    "step.",
                 ),
                 io.Boolean.Input(
                     "exact_retracing",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Corrects every step so that sampling goes back exactly the way the inversion came. Needs a trajectory by "
-                    "method ddim, and euler or ddim as sampler. The source then comes back to rounding at one model call a step. It "
-                    "keeps more of the source and lets fewer edits through.",
+                    tooltip="Corrects every step so that sampling follows the inversion back exactly. Needs a trajectory made with the "
+                    "method ddim, and the sampler euler or ddim. Keeps more of the source, so that some edits show less.",
                 ),
                 io.Conditioning.Input(
                     "source",
                     optional=True,
-                    tooltip="`source` of Encode Prompt Edit, when the picture was inverted with another prompt. Unconnected: the prompt "
-                    "it was inverted with, which then must be source_text.",
+                    tooltip="source_text, if another node has encoded it. If nothing is connected, the encoding of Encode Prompt Edit is "
+                    "used, with the ControlNet and mask that the picture was inverted with.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="Connect to a sampler or guider, with `target` as its positive and the inversion's noise or latent.",
+                    tooltip="Connect to a sampler or guider, with `target` as its positive prompt and the noise or latent of the inversion.",
                 )
             ],
             **RESENDS_RESULT,
@@ -227,7 +227,7 @@ class PromptToPrompt(io.ComfyNode):
     ) -> io.NodeOutput:
         settings = Settings.of(edit, trajectory.steps, cross_end, self_end, blend_start, blend_threshold, self_start)
         patched = prompt_to_prompt(model, trajectory, source, settings, exact_retracing)
-        return io.NodeOutput(patched, ui=result(f"{settings}, of {trajectory.steps}"))
+        return io.NodeOutput(patched, ui=result(f"{settings}, of {trajectory.steps} in all"))
 
 
 class AttentionMask(io.ComfyNode):
@@ -237,12 +237,11 @@ class AttentionMask(io.ComfyNode):
             node_id="PAL_AttentionMask",
             display_name="Attention Mask",
             category=CATEGORY,
-            description="Finds the place of words in a picture, by the model's own attention to them along the picture's trajectory: "
-            f"a mask and a heatmap. {PAPER}.",
+            description=f"Finds where words are in a picture, from the model's own attention to them, as a mask and a heatmap. {PAPER}.",
             search_aliases=[*ALIASES, "mask by text", "segment by words", "attention map", "heatmap", "daam"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="SD1.x, SD2.x or SDXL: the kind of model the trajectory was made with."
+                    "model", tooltip="SD1.x, SD2.x or SDXL: the kind of model that the trajectory was made with."
                 ),
                 io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
                 _trajectory_input(),
@@ -250,11 +249,11 @@ class AttentionMask(io.ComfyNode):
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="What the picture shows, in a sentence that has the words. Not used when an edit is connected.",
+                    tooltip="A sentence about the picture that contains the words. Not used when an edit is connected.",
                 ),
                 io.String.Input(
                     "words",
-                    tooltip="Words of the text whose place is wanted: 'cat', or several: 'cat, red hat'. Not used when an edit is connected.",
+                    tooltip="Words of the text to find: 'cat', or several: 'cat, red hat'. Not used when an edit is connected.",
                 ),
                 io.Float.Input(
                     "start",
@@ -262,7 +261,7 @@ class AttentionMask(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where along the trajectory reading starts, as a share of its steps from the noisy end.",
+                    tooltip="Where on the trajectory reading starts, as a fraction of its steps from the first (noisiest) on.",
                 ),
                 io.Float.Input(
                     "end",
@@ -270,7 +269,7 @@ class AttentionMask(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="Where reading ends. Few steps are quicker: each costs one evaluation of the model.",
+                    tooltip="Where reading ends. Fewer steps are faster: each step costs one model call.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -278,33 +277,33 @@ class AttentionMask(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="How much attention, as a share of the most, belongs to the mask. Higher is smaller. 0 finds the level that "
-                    "parts the picture best (Otsu).",
+                    tooltip="How strong the attention must be, as a fraction of its maximum, to belong to the mask. Higher makes the "
+                    "mask smaller. 0 chooses a threshold automatically (Otsu).",
                 ),
                 io.Conditioning.Input(
                     "positive",
                     optional=True,
-                    tooltip="The encoded text, when something else has encoded it. Unconnected: the text is encoded here.",
+                    tooltip="The encoded text, if another node has encoded it. If nothing is connected, the text is encoded here.",
                 ),
                 PromptEditIO.Input(
                     "edit",
                     optional=True,
-                    tooltip="From Encode Prompt Edit: the place of its blend_words in its source_text.",
+                    tooltip="From Encode Prompt Edit: finds its blend_words in its source_text, in place of text and words.",
                 ),
                 io.Image.Input(
                     "image",
                     optional=True,
-                    tooltip="The picture that was inverted, to lay the heatmap over; another size is fine, another crop is not. The mask "
-                    "takes its size.",
+                    tooltip="The inverted picture, shown under the heatmap. Another size is fine, another crop is not. The mask gets its size.",
                 ),
             ],
             outputs=[
                 io.Mask.Output(
                     display_name="mask",
-                    tooltip="1 where the words are, at the size of the image, or without one at that of the inverted picture.",
+                    tooltip="White where the words are. It has the size of image, or of the inverted picture if no image is connected.",
                 ),
                 io.Image.Output(
-                    display_name="heatmap", tooltip="The attention as colours, over the image if there is one."
+                    display_name="heatmap",
+                    tooltip="The attention as colours, drawn over the image if one is connected.",
                 ),
             ],
             **RESENDS_RESULT,
@@ -318,8 +317,8 @@ class AttentionMask(io.ComfyNode):
         steps = window(start, end, trajectory.steps)
         if not steps:
             raise ValueError(
-                f"end: expected at least one of the trajectory's {trajectory.steps} steps between start and end, got {start} and "
-                f"{end}. Raise end, or lower start."
+                f"end: expected at least one of the trajectory's {trajectory.steps} steps between start and end, got {start} and {end}. "
+                "Raise end, or lower start."
             )
         pixels = model.get_model_object("latent_format").spacial_downscale_ratio
         size = tuple(pixels * n for n in trajectory.latents.shape[-2:])

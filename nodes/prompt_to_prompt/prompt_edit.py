@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from ..diffusion.conditioning import Conditioning
 from ..text.prompt_tokens import PromptTokens
 from .alignment import Alignment, auto_alignment, refine_alignment, replace_alignment
 
@@ -26,6 +27,7 @@ class PromptEdit:
     equalizer: [target columns], the factor of each.
     blend, kept: columns of the words whose place may change, and of those whose place must not, in each prompt.
     windows: columns of target words, and the shares of the steps between which they are edited.
+    encoded_source: the source prompt as CONDITIONING, where it has been encoded.
     """
 
     source: PromptTokens = field(repr=False)
@@ -38,6 +40,7 @@ class PromptEdit:
     source_kept: tuple[int, ...] = ()
     target_kept: tuple[int, ...] = ()
     windows: tuple[tuple[tuple[int, ...], float, float], ...] = ()
+    encoded_source: Conditioning = field(default_factory=list, repr=False)
 
     @property
     def blends(self) -> bool:
@@ -98,7 +101,7 @@ def tokenize_prompt(tokenize: Tokenize, text: str, socket: str) -> PromptTokens:
     if not prompt.words:
         raise ValueError(
             f"{socket}: expected a prompt with at least one word, got {text!r}. "
-            f"Write what the picture {'is to show' if socket == 'target_text' else 'shows'}."
+            f"Write what the picture {'should show' if socket == 'target_text' else 'shows'}."
         )
     return prompt
 

@@ -13,8 +13,8 @@ class ExactRetracing(io.ComfyNode):
             node_id="PAL_ExactRetracing",
             display_name="Exact Retracing",
             category="palimpsest/inversion",
-            description="Lets a sampler go back exactly the way a ddim inversion came, at one model call a step. At guidance 1 with the "
-            "inversion's prompt the picture comes back to rounding.",
+            description="Makes a sampler follow a ddim inversion back exactly, at one model call per step. With guidance 1 and the "
+            "inversion's prompt, the picture is reconstructed up to rounding.",
             search_aliases=[
                 "aligned evaluation",
                 "reconstruct",
@@ -23,16 +23,16 @@ class ExactRetracing(io.ComfyNode):
                 "direct inversion",
             ],
             inputs=[
-                io.Model.Input("model", tooltip="The kind of model the trajectory was made with."),
+                io.Model.Input("model", tooltip="The kind of model that the trajectory was made with."),
                 TrajectoryIO.Input(
                     "trajectory",
-                    tooltip="From DDIM Invert with method ddim. Its steps must be the sampler's: same scheduler, steps and denoise.",
+                    tooltip="From DDIM Invert with the method ddim. The sampler must use the same scheduler, steps and denoise.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="Connect to a sampler or guider with euler or ddim, and start it from the inversion's noise or latent.",
+                    tooltip="Connect to a sampler or guider with euler or ddim, and start from the noise or latent of the inversion.",
                 )
             ],
         )

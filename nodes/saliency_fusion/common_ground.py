@@ -34,14 +34,14 @@ def require_common_ground(model: ModelPatcher, expert: ModelPatcher, sockets: tu
     if type(formats[0]) is not type(formats[1]):
         own, other = (f"{type(f).__name__} ({f.latent_channels} channels)" for f in formats)
         raise ValueError(
-            f"{sockets[1]}: expected a model with the latents of `{sockets[0]}`, {own}, got one with {other}. Its predictions "
-            "are pictures in another space. Choose two models of one family, whose VAEs are alike."
+            f"{sockets[1]}: expected a model with the latents of `{sockets[0]}`, {own}, got one with {other}. Predictions "
+            "in different latent spaces cannot be mixed. Choose two models of the same family."
         )
     own, other = noising(model), noising(expert)
     if own != other:
         raise ValueError(
             f"{sockets[1]}: expected a model sampled like `{sockets[0]}`, by {own}, got one by {other}. "
-            "The same latent is not equally noisy for both. Choose two models of one kind."
+            "The same latent would not be equally noisy for both. Choose two models of the same kind."
         )
     ranges = [
         (float(s.sigma_min), float(s.sigma_max))
@@ -51,7 +51,7 @@ def require_common_ground(model: ModelPatcher, expert: ModelPatcher, sockets: tu
         (low, high), (other_low, other_high) = ranges
         raise ValueError(
             f"{sockets[1]}: expected a model for noise levels that `{sockets[0]}` has, sigma {low:.4g} to {high:.4g}, got one "
-            f"for {other_low:.4g} to {other_high:.4g}. Choose two models of one family."
+            f"for {other_low:.4g} to {other_high:.4g}. Choose two models of the same family."
         )
 
 
@@ -61,7 +61,7 @@ def require_levels(expert: ModelPatcher, window: Window, sigmas: torch.Tensor, s
     highest = float(expert.get_model_object("model_sampling").sigma_max)
     if first > highest * (1.0 + 10 * TOLERANCE):
         raise ValueError(
-            f"{socket}: expected a model for sigma {first:.4g}, where it is asked first, got one for up to {highest:.4g}. "
+            f"{socket}: expected a model for sigma {first:.4g}, where it starts, got one for up to {highest:.4g}. "
             "Let it start later (at a lower sigma), or use the sigmas of a scheduler that has this model connected."
         )
 
@@ -70,6 +70,7 @@ def require_different(models: Sequence[ModelPatcher]) -> None:
     for i, model in enumerate(models):
         if any(model is other for other in models[:i]):
             raise ValueError(
-                f"model_expert: expected a model of its own for expert {i}, got one that is wired in already. A model fused with "
-                "itself costs two evaluations and gives what one gives. Load another checkpoint, or put a LoRA on this one."
+                f"model_expert: expected a different model for expert {i}, got one that is already connected. A "
+                "model fused with itself costs twice as much and changes nothing. Load another checkpoint, or "
+                "put a LoRA on this one."
             )

@@ -39,13 +39,13 @@ class SaliencyFusionGuider(io.ComfyNode):
             node_id="PAL_SaliencyFusionGuider",
             display_name="Saliency Fusion Guider",
             category=CATEGORY,
-            description="Two models in one picture: at every step each place belongs to the model whose guidance has more to say "
+            description="Two models draw one picture together: at every step each pixel goes to the model whose guidance is stronger "
             f"there. {PAPER}.",
             search_aliases=[*ALIASES, "dual model guider"],
             inputs=[
-                io.Model.Input("model", tooltip="The general model: it samples wherever no expert is more salient."),
+                io.Model.Input("model", tooltip="The general model. It draws wherever no expert is more salient."),
                 io.Conditioning.Input(
-                    "positive", tooltip="What the general model is to paint, encoded by its own CLIP."
+                    "positive", tooltip="What the general model should draw, encoded by its own CLIP."
                 ),
                 io.Conditioning.Input("negative", tooltip="The general model's negative prompt."),
                 cfg_input("cfg", "The general model's guidance."),
@@ -56,16 +56,16 @@ class SaliencyFusionGuider(io.ComfyNode):
                     options=list(BLURS),
                     default="box",
                     advanced=True,
-                    tooltip="How responses are smoothed. box: the published 4 x 4 mean, darker at the edges. gaussian: as wide, even "
-                    "at the edges.",
+                    tooltip="How the saliency is smoothed. box: the published mean over 4 x 4 latent pixels, which is darker at the "
+                    "picture's edges. gaussian: the same width, without dark edges.",
                 ),
                 io.Combo.Input(
                     "expert_uncond",
                     options=["own", "general"],
                     default="own",
                     advanced=True,
-                    tooltip="Which unconditional prediction the expert's saliency is counted from: its own, as in the paper, or the "
-                    "general model's, as in the published code, which makes every difference between the models salient.",
+                    tooltip="Which unconditional prediction the expert is compared with. own: its own, as in the paper. general: the "
+                    "general model's, as in the published code; then every difference between the two models counts as salient.",
                 ),
                 io.DynamicCombo.Input(
                     "mode",
@@ -81,30 +81,31 @@ class SaliencyFusionGuider(io.ComfyNode):
                                     max=1000.0,
                                     step=0.05,
                                     round=0.001,
-                                    tooltip="0 is the hard mask, 1 mixes in proportion to saliency, high values come to the plain average.",
+                                    tooltip="0 is the same as hard. 1 mixes in proportion to saliency. High values approach the plain "
+                                    "average of the models.",
                                 )
                             ],
                         ),
                     ],
-                    tooltip="hard: each place is one model's, as published. soft: the models are mixed by their saliency.",
+                    tooltip="hard: each pixel belongs to one model, as published. soft: the models are mixed in proportion to their saliency.",
                 ),
                 *mask_inputs(),
                 io.Autogrow.Input(
                     "experts",
                     io.Autogrow.TemplatePrefix(
-                        FusionExpertIO.Input("expert", tooltip="One more model, from Fusion Expert."),
+                        FusionExpertIO.Input("expert", tooltip="One more model, from a Fusion Expert node."),
                         prefix="expert",
                         min=0,
                         max=MAX_EXPERTS - 1,
                     ),
                     optional=True,
-                    tooltip="More models, each from a Fusion Expert node. The most salient of all has the place.",
+                    tooltip="More models, each from a Fusion Expert node. The most salient of all models gets the pixel.",
                 ),
             ],
             outputs=[
                 io.Guider.Output(
                     display_name="guider",
-                    tooltip="For SamplerCustomAdvanced with any sampler. The preview shows the experts' places tinted.",
+                    tooltip="For SamplerCustomAdvanced, with any sampler. While it samples, the preview tints the experts' areas.",
                 )
             ],
         )
@@ -127,12 +128,12 @@ class FusionExpert(io.ComfyNode):
             node_id="PAL_FusionExpert",
             display_name="Fusion Expert",
             category=CATEGORY,
-            description=f"One more model for Saliency Fusion Guider, with its own prompts, window and mask. {PAPER}.",
+            description=f"One more model for Saliency Fusion Guider, with its own prompts, time window and mask. {PAPER}.",
             search_aliases=[*ALIASES, "three models"],
             inputs=[*expert_inputs(), saliency_input("expert"), *mask_inputs()],
             outputs=[
                 FusionExpertIO.Output(
-                    display_name="expert", tooltip="Connect to the experts of a Saliency Fusion Guider."
+                    display_name="expert", tooltip="Connect to `experts` of a Saliency Fusion Guider."
                 )
             ],
         )
@@ -150,37 +151,43 @@ class SubjectFusion(io.ComfyNode):
             node_id="PAL_SubjectFusionGuider",
             display_name="Subject Fusion Guider",
             category=CATEGORY,
-            description="A given subject in a new scene: the scene model lays out the picture, both models share it by saliency, and "
-            "the subject model finishes it. Face-diffuser (Wang 2024, arXiv 2311.10329).",
+            description="Puts a given subject into a new scene: the scene model starts the picture, then both models share it by "
+            "saliency, and the subject model finishes it. Face-diffuser (Wang 2024, arXiv 2311.10329).",
             search_aliases=["face-diffuser", "face diffuser", "snf", "subject fusion", "fastcomposer", "two models"],
             inputs=[
-                io.Model.Input("model_scene", tooltip="A model that knows scenes: a text-to-image checkpoint."),
+                io.Model.Input("model_scene", tooltip="The model that draws the scene: a text-to-image checkpoint."),
                 io.Model.Input(
                     "model_subject",
-                    tooltip="The model that understands positive_subject. May be the scene model with a LoRA.",
+                    tooltip="The model that was trained with positive_subject, from Load Subject Checkpoint. It may be the scene model "
+                    "with a LoRA.",
                 ),
                 io.Conditioning.Input(
                     "positive",
-                    tooltip="The plain prompt, encoded by the subject model's CLIP, from Subject Conditioning.",
+                    tooltip="The plain prompt, encoded by the subject model's CLIP: `positive` of Subject Conditioning.",
                 ),
                 io.Conditioning.Input(
                     "positive_subject",
-                    tooltip="The same prompt with the subjects put in, from Subject Conditioning.",
+                    tooltip="The same prompt with the subjects in it: `positive_subject` of Subject Conditioning.",
                 ),
-                io.Conditioning.Input("negative", tooltip="The negative prompt of the scene model. Published: empty."),
+                io.Conditioning.Input(
+                    "negative", tooltip="The negative prompt of the scene model. The published one is empty."
+                ),
                 cfg_input(
-                    "cfg", "Guidance of both models. The subject model is guided away from the plain prompt.", 5.0
+                    "cfg",
+                    "Guidance of both models. For the subject model, the plain prompt takes the role of the negative prompt.",
+                    5.0,
                 ),
                 io.Float.Input(
                     "scene_end",
                     default=0.3,
-                    tooltip="Until here, in sampling percent, the scene model samples alone.",
+                    tooltip="Up to this fraction of the sampling, the scene model samples alone.",
                     **border,
                 ),
                 io.Float.Input(
                     "fusion_end",
                     default=0.6,
-                    tooltip="Until here both models share the picture; from here on the subject model samples alone.",
+                    tooltip="Up to this fraction of the sampling, both models share the picture. After it the subject model samples "
+                    "alone.",
                     **border,
                 ),
                 saliency_input("scene", "subject"),
@@ -188,7 +195,7 @@ class SubjectFusion(io.ComfyNode):
             outputs=[
                 io.Guider.Output(
                     display_name="guider",
-                    tooltip="For SamplerCustomAdvanced with a deterministic sampler: euler, ddim, heun, dpmpp_2m.",
+                    tooltip="For SamplerCustomAdvanced with a sampler that adds no noise: euler, ddim, heun, dpmpp_2m.",
                 )
             ],
         )
@@ -209,8 +216,8 @@ class SaliencyMap(io.ComfyNode):
             node_id="PAL_SaliencyMap",
             display_name="Saliency Map",
             category=CATEGORY,
-            description="Shows what a fusion guider decides at any step, without sampling: whose place each pixel is, and every "
-            f"model's saliency. {PAPER}.",
+            description="Shows which model a fusion guider would choose for each pixel at a given step, without sampling, and how "
+            f"salient every model is there. {PAPER}.",
             search_aliases=[*ALIASES, "fusion mask", "heatmap"],
             inputs=[
                 io.Guider.Input("guider", tooltip="From Saliency Fusion Guider or Subject Fusion Guider."),
@@ -219,37 +226,41 @@ class SaliencyMap(io.ComfyNode):
                     default=10,
                     min=0,
                     max=9999,
-                    tooltip="Which step to look at; 0 is the noisiest. Windows do not count here.",
+                    tooltip="The step to look at; 0 is the noisiest. The guider's start and end are ignored here.",
                 ),
                 io.Int.Input(
                     "expert",
                     default=1,
                     min=1,
                     max=MAX_EXPERTS,
-                    tooltip="Whose part the mask is: 1 is the guider's own expert.",
+                    tooltip="Which expert the mask shows. 1 is the guider's own expert.",
                 ),
                 TrajectoryIO.Input(
-                    "trajectory", optional=True, tooltip="A path to look at, from Sample Trajectory or DDIM Invert."
+                    "trajectory",
+                    optional=True,
+                    tooltip="The picture to look at, as a trajectory from Sample Trajectory or DDIM Invert.",
                 ),
                 io.Latent.Input(
                     "latent_image",
                     optional=True,
-                    tooltip="Instead of a trajectory: a picture, or a latent that is noisy.",
+                    tooltip="In place of a trajectory: a picture, or a latent that is already noisy.",
                 ),
                 io.Sigmas.Input(
-                    "sigmas", optional=True, tooltip="With latent_image: the schedule that step counts in."
+                    "sigmas", optional=True, tooltip="With latent_image: the schedule whose steps `step` counts."
                 ),
                 io.Noise.Input(
                     "noise",
                     optional=True,
-                    tooltip="With latent_image: noise to add to a picture. Unconnected: the latent is already as noisy as the step.",
+                    tooltip="With latent_image: the noise to add to the picture. Without it, the latent must already be as noisy as the step.",
                 ),
             ],
             outputs=[
-                io.Mask.Output(display_name="mask", tooltip="1 where the expert acts, at the picture's size."),
+                io.Mask.Output(
+                    display_name="mask", tooltip="White where the expert draws, at the size of the picture."
+                ),
                 io.Image.Output(
                     display_name="heatmap",
-                    tooltip="Saliency as colours: the general model, then each expert, side by side.",
+                    tooltip="Saliency as colours: the general model and each expert, side by side.",
                 ),
             ],
             **RESENDS_RESULT,
@@ -273,16 +284,14 @@ class SaliencyMap(io.ComfyNode):
         ]
         if trajectory is not None and beside:
             raise ValueError(
-                f"trajectory: expected alone, got {', '.join(beside)} beside it. Disconnect one of the two."
+                f"trajectory: expected nothing else to look at, got {', '.join(beside)} too. Disconnect one of the two."
             )
         if trajectory is not None:
             decision = decide_along(guider, trajectory, step)
         elif latent_image is not None and sigmas is not None:
             decision = decide_at(guider, latent_image, noise, sigmas, step)
         else:
-            raise ValueError(
-                "trajectory: expected one, or latent_image and sigmas, got neither. Connect what to look at."
-            )
+            raise ValueError("trajectory: expected one, or latent_image and sigmas, got neither. Connect one of them.")
         mask = mask_of(guider, decision, expert - 1)
         share = f"expert {expert}: {100 * float(mask.mean()):.1f} % of the picture"
         return io.NodeOutput(mask, heatmap(saliency_of(guider, decision), None), ui=result(share))

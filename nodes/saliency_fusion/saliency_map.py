@@ -70,7 +70,7 @@ def _decide(
     run_inside(looking, latent, sigmas, 1, look, noise, seed)
     if decisions[0] is None:
         raise ValueError(
-            "guider: expected one with an expert that its mask lets in somewhere, got none. Change the mask."
+            "guider: expected at least one expert whose mask lets it draw somewhere, got none. Change the mask."
         )
     return decisions[0]
 

@@ -10,10 +10,10 @@ from .saliency import Sharpness
 
 SHARPNESS = {"general": 1.0, "expert": 3.0, "scene": 1.0, "subject": 3.0}
 HIGHER = {
-    "general": "Higher leaves the expert more.",
-    "expert": "Higher gives the expert fewer places, those where it has most to say.",
-    "scene": "Higher leaves the subject more.",
-    "subject": "Higher gives the subject fewer places, those where it has most to say.",
+    "general": "Higher gives the expert a larger area.",
+    "expert": "Higher gives the expert a smaller area, where its guidance is strongest.",
+    "scene": "Higher gives the subject a larger area.",
+    "subject": "Higher gives the subject a smaller area, where its guidance is strongest.",
 }
 
 
@@ -45,15 +45,16 @@ def saliency_input(*whose: str) -> io.Input:
                 numbers(
                     "sharpness",
                     SHARPNESS,
-                    "How far the model's saliency stands out from its mean. Guidance does not change it.",
+                    "How sharply this model's saliency is concentrated. It does not depend on guidance.",
                 ),
             ),
             io.DynamicCombo.Option(
-                "published", numbers("k", published, "The published constant; the saliency is k x cfg x response.")
+                "published",
+                numbers("k", published, "The published constant k: the saliency is computed from k x cfg x response."),
             ),
         ],
-        tooltip="How a model's saliency is counted. sharpness: in multiples of its mean over the picture. published: times k, so that "
-        "each change of guidance asks for another k.",
+        tooltip="How saliency is measured. sharpness: relative to its mean over the picture, so that guidance does not change it. "
+        "published: multiplied by k and guidance, so that k has to be adjusted when guidance changes.",
     )
 
 
@@ -71,12 +72,12 @@ def expert_inputs() -> list[io.Input]:
     return [
         io.Model.Input(
             "model_expert",
-            tooltip="A model for the same latents that knows something the general one does not: a fine-tune, or the same checkpoint "
-            "with a LoRA. It takes its own memory, also as a LoRA variant.",
+            tooltip="The expert: a model with the same latents that knows something the general model does not, such as a fine-tune, or "
+            "the same checkpoint with a LoRA. It needs as much memory as a second checkpoint.",
         ),
         io.Conditioning.Input(
             "positive_expert",
-            tooltip="What the expert is to paint, encoded by its own CLIP. Usually the same words as for the general model.",
+            tooltip="What the expert should draw, encoded by its own CLIP. Usually the same words as for the general model.",
         ),
         io.Conditioning.Input("negative_expert", tooltip="The expert's negative prompt, encoded by its own CLIP."),
         cfg_input("cfg_expert", "The expert's guidance."),
@@ -86,13 +87,15 @@ def expert_inputs() -> list[io.Input]:
                 (
                     "start_percent",
                     0.0,
-                    "When the expert begins to take part, in sampling percent. Before that the general model samples alone and the "
-                    "expert is not evaluated.",
+                    (
+                        "When the expert begins to take part, as a fraction of the sampling. Before that the general model samples "
+                        "alone and the expert costs nothing."
+                    ),
                 ),
                 (
                     "end_percent",
                     1.0,
-                    "When the expert stops taking part. Equal to start_percent: never.",
+                    "When the expert stops taking part. If equal to start_percent, it never takes part.",
                 ),
             )
         ),
@@ -101,13 +104,13 @@ def expert_inputs() -> list[io.Input]:
 
 def mask_inputs() -> list[io.Input]:
     return [
-        io.Mask.Input("mask", optional=True, tooltip="Where mask_use says something about the expert. Any size."),
+        io.Mask.Input("mask", optional=True, tooltip="The area that mask_use refers to. Any size."),
         io.Combo.Input(
             "mask_use",
             options=list(MASK_USES),
             default="restrict",
             optional=True,
-            tooltip="restrict: the expert may only act inside the mask. force: inside the mask it always acts, outside saliency "
+            tooltip="restrict: the expert draws only inside the mask. force: it always draws inside the mask; outside, saliency "
             "decides. decide: the mask alone decides.",
         ),
     ]

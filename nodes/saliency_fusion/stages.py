@@ -39,7 +39,7 @@ class SubjectFusionGuider(FusionGuider):
         if scene_end > fusion_end:
             raise ValueError(
                 f"scene_end: expected at most fusion_end, got {scene_end:g} after {fusion_end:g}. The scene comes first; make "
-                "them equal to go over to the subject without fusing."
+                "them equal to switch to the subject without fusion."
             )
         scene = Prompted(model_scene, positive, negative, cfg, sharpness_scene, socket="model_scene")
         subject = Expert(

@@ -28,28 +28,30 @@ class LoadSubjectEncoder(io.ComfyNode):
             node_id="PAL_LoadSubjectEncoder",
             display_name="Load Subject Checkpoint",
             category=CATEGORY,
-            description="Loads a FastComposer or Face-diffuser checkpoint: what reads reference pictures of subjects, and the model, VAE "
-            f"and CLIP that belong to it. {PAPERS}.",
+            description="Loads a FastComposer or Face-diffuser checkpoint: its model, CLIP and VAE, and the subject encoder that reads "
+            f"reference pictures. {PAPERS}.",
             search_aliases=[*ALIASES, "load checkpoint", "sdm", "tdm", "diffusers"],
             inputs=[
                 io.Combo.Input(
                     "ckpt_name",
                     options=folder_paths.get_filename_list("checkpoints"),
-                    tooltip="FastComposer's pytorch_model.bin, or Face-diffuser's SDM or TDM, in models/checkpoints under a name of your "
-                    "own. Ordinary checkpoints have no subject encoder.",
+                    tooltip="FastComposer's pytorch_model.bin, or Face-diffuser's SDM or TDM, placed in models/checkpoints under a name "
+                    "of your choice. Ordinary checkpoints have no subject encoder.",
                 )
             ],
             outputs=[
                 io.Model.Output(
-                    display_name="model", tooltip="The file's UNet, an SD1.5 that was trained with reference pictures."
+                    display_name="model",
+                    tooltip="The model (UNet) of the file: an SD1.5 that was trained with reference pictures.",
                 ),
                 io.Clip.Output(
-                    display_name="clip", tooltip="The file's text encoder, SD1.5's. For Subject Conditioning."
+                    display_name="clip", tooltip="The text encoder of the file (SD1.5's), for Subject Conditioning."
                 ),
-                io.Vae.Output(display_name="vae", tooltip="The file's VAE, SD1.5's."),
+                io.Vae.Output(display_name="vae", tooltip="The VAE of the file (SD1.5's)."),
                 SubjectEncoderIO.Output(
                     display_name="subject_encoder",
-                    tooltip="For Subject Conditioning. A checkpoint without one (Face-diffuser's TDM) gives the other outputs only.",
+                    tooltip="For Subject Conditioning. A checkpoint without subject encoder (Face-diffuser's TDM) gives the other "
+                    "outputs only.",
                 ),
             ],
             **RESENDS_RESULT,
@@ -61,7 +63,7 @@ class LoadSubjectEncoder(io.ComfyNode):
         model, clip, vae, encoder = load(Path(path), folder_paths.get_folder_paths("embeddings"))
         said = []
         if encoder is None:
-            said.append("a text-only model, without a subject encoder")
+            said.append("no subject encoder: a text-only model")
             encoder = ExecutionBlocker(
                 f"subject_encoder: expected from a checkpoint with one, got {ckpt_name}, a text-only model such as Face-diffuser's TDM: "
                 "use its model for the scene, and take subject_encoder from FastComposer's file or Face-diffuser's SDM."
@@ -77,7 +79,7 @@ def _picture_sockets() -> list[io.Input]:
             io.Image.Input(
                 f"image_{i}",
                 optional=True,
-                tooltip=f"More references, of another size: they come after those of {'images' if i == 2 else f'image_{i - 1}'}.",
+                tooltip=f"More reference pictures, which may have another size. They come after those of {'images' if i == 2 else f'image_{i - 1}'}.",
             )
         )
     for i in range(1, MAX_SUBJECTS + 1):
@@ -86,7 +88,8 @@ def _picture_sockets() -> list[io.Input]:
             io.Mask.Input(
                 name,
                 optional=True,
-                tooltip=f"White on the subject of {image}, of the same size. The rest becomes noise and is cropped, as in training.",
+                tooltip=f"A mask that is white on the subject of {image}, of the same size. The rest of the picture becomes noise and is "
+                "cropped away, as in training.",
             )
         )
     return sockets
@@ -99,36 +102,37 @@ class SubjectConditioning(io.ComfyNode):
             node_id="PAL_SubjectConditioning",
             display_name="Subject Conditioning",
             category=CATEGORY,
-            description="Puts one to four given subjects into a prompt: each marked noun carries a reference picture. For the model of "
-            f"the same checkpoint. {PAPERS}.",
+            description="Puts one to four subjects from reference pictures into a prompt: each marked noun gets one picture. For the "
+            f"model of the same checkpoint. {PAPERS}.",
             search_aliases=[*ALIASES, "multiple subjects", "face", "postfuse", "clip text encode"],
             inputs=[
                 io.Clip.Input(
-                    "clip", tooltip="`clip` of Load Subject Checkpoint, or of any SD1.x checkpoint, at its last layer."
+                    "clip",
+                    tooltip="`clip` of Load Subject Checkpoint or of any SD1.x checkpoint, without CLIP Set Last Layer.",
                 ),
                 SubjectEncoderIO.Input("subject_encoder", tooltip="From Load Subject Checkpoint."),
                 io.Image.Input(
                     "images",
-                    tooltip="A picture of the first subject, cropped to it. A batch gives one reference for each of its pictures.",
+                    tooltip="A picture of the first subject, cropped to it. In a batch, each picture is one reference.",
                 ),
                 io.String.Input(
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
                     default=f"a man {MARKERS[0]} reading a book in a garden",
-                    tooltip=f"The prompt, with {MARKERS[0]} or {MARKERS[1]} right after the noun of each subject, in the order of the "
-                    "pictures. One marker for each picture.",
+                    tooltip=f"The prompt, with {MARKERS[0]} or {MARKERS[1]} right after the noun of each subject: one marker for each "
+                    "picture, in the same order.",
                 ),
                 *_picture_sockets(),
             ],
             outputs=[
                 io.Conditioning.Output(
                     display_name="positive_subject",
-                    tooltip="The prompt with the subjects in it: positive of the checkpoint's own model.",
+                    tooltip="The prompt with the subjects in it: the positive prompt for the checkpoint's own model.",
                 ),
                 io.Conditioning.Output(
                     display_name="positive",
-                    tooltip="The prompt without markers and subjects, just as CLIP Text Encode gives it.",
+                    tooltip="The prompt without markers and subjects, as CLIP Text Encode would encode it.",
                 ),
             ],
             **RESENDS_RESULT,

@@ -63,6 +63,6 @@ def require_batch(counts: dict[str, int]) -> int:
         first, expected = next(iter(many.items()))
         if count != expected:
             raise ValueError(
-                f"{socket}: expected a batch of {expected}, as {first} has, or a single one for all of it, got {count}. Give both as many."
+                f"{socket}: expected a batch of {expected}, as {first} has, or a single one for all of it, got {count}. Use the same number in both."
             )
     return max(many.values(), default=1)

@@ -57,8 +57,8 @@ def text_states(clip: CLIP, texts: Sequence[str], width: int | None, what: str) 
 def require_last_layer(clip: CLIP, what: str) -> None:
     if clip.layer_idx not in (None, -1):
         raise ValueError(
-            f"clip: expected its last layer, which {what} was trained with, got layer {clip.layer_idx}. Take CLIP Set Last "
-            "Layer out of the way to this node."
+            f"clip: expected its last layer, which {what} was trained with, got layer {clip.layer_idx}. Remove CLIP "
+            "Set Last Layer before this node."
         )
 
 

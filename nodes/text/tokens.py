@@ -44,7 +44,7 @@ def tokenize(clip: CLIP, text: str) -> PromptTokens:
         places = {tuple(column for _, column in part if column is not None) for part in parts} - {()}
         if len(places) > 1 or len(sizes) > 1:
             raise ValueError(
-                f"clip: expected text whose words have the same place in both text encoders ({', '.join(encoders)}), got "
+                f"clip: expected text whose words have the same position in both text encoders ({', '.join(encoders)}), got "
                 f"{text!r} with a textual inversion that only one of them reads: the other leaves it out and moves what follows. "
                 "Write it at the very end, or use one that was made for both."
             )

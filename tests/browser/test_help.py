@@ -38,6 +38,7 @@ def test_the_help_of_a_node_is_its_page(browser: Browser, server: Server, screen
         shown = frontend.page.locator(".node-help-content")
         expect(shown).to_contain_text(opening, timeout=120_000)
         expect(shown.locator("table")).to_have_count(page.count("|---|---|\n"))
+        assert shown.locator("img").evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 0
         frontend.page.screenshot(path=screenshots / "help.png")
     # The frontend looks for a page in the artist's language first, and its console says that there is none.
     translated = [url for url in missing if url.endswith("/docs/PAL_DDIMInvert/en.md")]

@@ -139,7 +139,7 @@ def test_mix_weighs_and_names_what_cancels_out(encoder):
     assert alone.image_embeds.equal(b.image_embeds)
     equal = EmbeddingMix.execute(sockets, "", "sum").args[0].image_embeds
     torch.testing.assert_close(equal, (a.image_embeds + b.image_embeds + c.image_embeds) / 3)
-    with pytest.raises(ValueError, match="weights: expected ones that leave something of the embeddings, got '1, -1'"):
+    with pytest.raises(ValueError, match="weights: expected weights that do not cancel out, got '1, -1'"):
         EmbeddingMix.execute({"embedding0": a, "embedding1": a}, "1, -1", "keep")
 
 

@@ -30,7 +30,8 @@ def test_weights_are_no_words_and_reach_the_encoder(clip):
     assert tokenize(clip, weighted).words == tokenize(clip, plain).words
     escaped = tokenize(clip, r"a cat \(animal\) here")
     assert len(escaped.words) == 4 and len(escaped.words[2]) == 3
-    source, target, edit = EncodePromptEdit.execute(clip, plain, weighted, "auto", "", "").args
+    target, edit = EncodePromptEdit.execute(clip, plain, weighted, "auto", "", "").args
+    source = edit.encoded_source
     assert torch.equal(edit.alignment.mapper, torch.eye(77))
     for ours, text in ((source, plain), (target, weighted)):
         assert torch.equal(ours[0][0], CLIPTextEncode().encode(clip, text)[0][0][0])
@@ -55,10 +56,8 @@ def test_encoders_that_tokenise_otherwise_are_refused():
 def test_words_behind_the_first_chunk_are_found_and_encoded(clip):
     source = "a cat " + "and grass " * 40 + "under a red sky"
     target = "a fluffy cat " + "and grass " * 40 + "under a blue sky"
-    conditioning, other, edit = EncodePromptEdit.execute(
-        clip, source, target, "refine", "blue: 2", "red sky, blue sky"
-    ).args
-    assert conditioning[0][0].shape[1] == other[0][0].shape[1] == len(edit.source.ids) == 154
+    other, edit = EncodePromptEdit.execute(clip, source, target, "refine", "blue: 2", "red sky, blue sky").args
+    assert edit.encoded_source[0][0].shape[1] == other[0][0].shape[1] == len(edit.source.ids) == 154
     assert min(edit.source_blend) > 77 and len(edit.source_blend) == len(edit.target_blend) == 2
     [blue] = (edit.equalizer == 2).nonzero().flatten().tolist()
     assert edit.alignment.aligned[blue] == 0

@@ -143,5 +143,5 @@ def test_refuses_what_it_cannot_retrace():
         sample(exact(model, trajectory), trajectory.start, trajectory.positive, [], 1.0, coarse)
     other = invert(model, trajectory.positive, latent(model, 5)["samples"], trajectory.sigmas, "euler")
     for node in (ExactRetracing.execute, lambda m, t: PlugAndPlay.execute(m, t, 0.5, 0.5, "auto", True)):
-        with pytest.raises(ValueError, match=r"^trajectory: expected one by method ddim"):
+        with pytest.raises(ValueError, match=r"^trajectory: expected one made with the method ddim"):
             node(model, other)

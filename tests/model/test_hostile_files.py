@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from palimpsest.nodes.inversion.trajectory_io import load_trajectory, save_trajectory
+from palimpsest.nodes.null_text.conditioning_io import load_conditioning, save_conditioning
 from palimpsest.nodes.subject.checkpoint import load as load_subject
 from palimpsest.nodes.unclip.decoder.loading import load_decoder, load_upsampler
 from palimpsest.nodes.unclip.embeddings.embedding_io import load_embedding, save_embedding
@@ -61,13 +62,16 @@ def targets(tmp_path_factory) -> dict[str, Target]:
         "stats": folder / "stats.th",
         "trajectory": folder / "a.trajectory.safetensors",
         "embedding": folder / "a.embedding.safetensors",
+        "conditioning": folder / "a.conditioning.safetensors",
     }
     torch.save(stats, good["stats"])
     save_trajectory(example(), good["trajectory"])
+    save_conditioning(example().positive, good["conditioning"])
     save_embedding(torch.randn(2, 16), good["embedding"])
     found = {
         "trajectory": (load_trajectory, "trajectory file", "trajectory"),
         "embedding": (load_embedding, "embedding_file", "embedding"),
+        "conditioning": (load_conditioning, "conditioning_file", "conditioning"),
         "prior": (lambda file: load_prior(file, None), "prior_name", "prior"),
         "prior of Karlo": (lambda file: load_prior(file, good["stats"]), "prior_name", "karlo_prior"),
         "statistics of Karlo": (lambda file: load_prior(good["karlo_prior"], file), "stats_name", "stats"),
@@ -86,6 +90,7 @@ TARGETS = [
     *(
         "trajectory",
         "embedding",
+        "conditioning",
         "prior",
         "prior of Karlo",
         "statistics of Karlo",

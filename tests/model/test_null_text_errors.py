@@ -37,7 +37,7 @@ def other_size(inputs):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda i: {"cfg": 1.0}, "^cfg: expected .* any but 1, got 1"),
+        (lambda i: {"cfg": 1.0}, "^cfg: expected .* any value but 1, got 1"),
         (lambda i: {"negative": i["negative"] * 2}, "^negative: expected one prompt, got 2"),
         (lambda i: {"positive": i["positive"] * 2, "method": "fast"}, "^positive: expected one prompt, got 2"),
         (lambda i: {"negative": []}, "^negative: expected one prompt, got 0"),

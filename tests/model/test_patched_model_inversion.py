@@ -106,7 +106,7 @@ def test_self_attention_guidance_finds_nothing_to_guide_E16():
     trajectory = invert(model, tiny_models.conditioning(model, 1), latent, schedule(model, 6), "fixed_point", 20)
     assert relative(_unguided(model, trajectory, latent), trajectory.latents[-1]) < 1e-3
     trajectory = invert(model, tiny_models.conditioning(model, 1), latent, schedule(model, 2), "ddim")
-    with pytest.raises(ValueError, match="model: expected guidance that asks about the sampler's own latent only"):
+    with pytest.raises(ValueError, match="model: expected guidance that evaluates the sampler's own latent only"):
         _unguided(exact_retracing(model, trajectory), trajectory, latent)
 
 
@@ -146,10 +146,12 @@ def test_a_network_that_draws_at_random_is_refused(other):
     prompt, negative, sigmas = *(tiny_models.conditioning(model, seed) for seed in (1, 2)), schedule(model, 2)
     latent = picture(model, 16)
     for method in ("ddim", "fixed_point"):
-        with pytest.raises(ValueError, match=r"model: expected one that answers .* Token Merging"):
+        with pytest.raises(
+            ValueError, match=r"model: expected a model that gives the same prediction .* Token Merging"
+        ):
             invert(other(model), prompt, latent, sigmas, method)
     trajectory = invert(model, prompt, latent, sigmas, "ddim")
-    with pytest.raises(ValueError, match="model: expected one that answers"):
+    with pytest.raises(ValueError, match="model: expected a model that gives the same prediction"):
         optimize(other(model), prompt, negative, trajectory, 7.5, NullTextEffort(), "fast")
     still = other_packs.sharpened_attention(other_packs.free_u(model))
     assert torch.isfinite(invert(still, prompt, latent, sigmas, "ddim").latents).all()

@@ -243,7 +243,7 @@ def test_half_precision_weights(dtype):
     ("options", "sampler", "says"),
     [
         ({}, "dpm_2", "sampler: expected .* got dpm_2, which also needs sigma"),
-        ({"sigmas": "karras"}, "euler", "sigmas: expected levels of the trajectory"),
+        ({"sigmas": "karras"}, "euler", "sigmas: expected noise levels of the trajectory"),
         ({"size": (24, 16)}, "euler", r"latent_image: expected the trajectory's 4 x 16 x 16 .* got 4 x 24 x 16"),
         ({"batch": 3}, "euler", "latent_image: expected .* batch of 2, got .* batch of 3"),
     ],

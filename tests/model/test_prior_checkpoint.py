@@ -109,7 +109,7 @@ def test_files_that_are_cut_short_are_refused(tmp_path, weights, name):
     else:
         whole = diffusers_file(tmp_path, weights) if name.endswith("safetensors") else karlo_files(tmp_path, weights)[0]
         file.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(ValueError, match=rf"^prior_name: {name} could not be read: .*cut short"):
+    with pytest.raises(ValueError, match=rf"^prior_name: {name} could not be read: .*incomplete"):
         load(file, None)
 
 
@@ -133,7 +133,7 @@ def test_something_else_than_tensors_is_refused(tmp_path):
     torch.save({"clip_img_proj.weight": "a"}, tmp_path / "words.bin")
     torch.save([torch.zeros(1)] * 2, tmp_path / "list.bin")
     for name in ("words.bin", "list.bin"):
-        with pytest.raises(ValueError, match=REFUSED + rf"{name}, which holds something else than named tensors"):
+        with pytest.raises(ValueError, match=REFUSED + rf"{name}, which holds other things than named tensors"):
             load(tmp_path / name, None)
 
 

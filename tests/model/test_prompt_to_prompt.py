@@ -5,12 +5,14 @@ import pytest
 import torch
 from palimpsest.nodes.attention.unet_layers import attention_layers
 from palimpsest.nodes.prompt_to_prompt.local_blend import blend_layers
-from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
+from palimpsest.nodes.prompt_to_prompt.nodes import EncodePromptEdit
 from support.fixtures.sampling import random_trajectory, sample, schedule
 from support.fixtures.tiny_models import conditioning, flow_dit, sd15, sd21_v, sdxl
 from support.fixtures.unet_probe import UNetProbe, fingerprint, rows_equal, same
 from support.fixtures.word_edits import CFG, SIZE, STEPS, edit_of, prompt_to_prompt, run
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from nodes import CLIPTextEncode
 
 pytestmark = pytest.mark.model
 
@@ -149,13 +151,30 @@ def test_part_of_the_schedule_uses_the_steps_it_meets(model, clip, trajectory):
     assert torch.equal(late[-1], sample(model, whole[2], positive, negative, CFG, trajectory.sigmas[2:])[-1])
 
 
-def test_the_trajectory_s_own_prompt_is_the_source(model, clip, trajectory):
-    edit = edit_of(clip)
-    named = PromptToPrompt.execute(model, trajectory, edit, 1.0, 1.0, 0.25, 0.3, source=conditioning(model, 1))[0]
-    assert torch.equal(run(prompt_to_prompt(model, trajectory, edit), trajectory)[-1], run(named, trajectory)[-1])
-    other = dataclasses.replace(trajectory, positive=conditioning(model, 1, tokens=154))
+def test_the_source_is_read_with_source_text_whatever_the_picture_was_inverted_with(model, clip, trajectory):
+    target, edit = EncodePromptEdit.execute(clip, "a red cat", "a blue dog", "auto", "", "cat, dog").args
+    [[text, _]] = CLIPTextEncode().encode(clip, "a red cat")[0]
+    mask = torch.zeros(1, *SIZE).index_fill(2, torch.arange(4), 1.0)
+    own = {"mask": mask, "set_area_to_bounds": False, "mask_strength": 1.0}
+    for options in ({}, own):
+        named = prompt_to_prompt(model, trajectory, edit, source=[[text, options]])
+        wanted = run(named, trajectory, positive=target)[-1]
+        for inverted_with in (text, conditioning(model, 1)[0][0], conditioning(model, 1, tokens=154)[0][0], None):
+            other = dataclasses.replace(trajectory, positive=[[inverted_with, options]])
+            assert torch.equal(run(prompt_to_prompt(model, other, edit), other, positive=target)[-1], wanted)
+
+
+def test_prompts_for_parts_of_a_picture_give_way_and_those_of_a_batch_stay(model, clip, trajectory):
+    target, edit = EncodePromptEdit.execute(clip, "a red cat", "a blue dog", "auto", "", "").args
+    parts = conditioning(model, 1, tokens=154) + conditioning(model, 4)
+    rows = [[torch.cat([conditioning(model, seed)[0][0] for seed in (1, 4)]), {}]]
+    for own, source, pictures in ((parts, edit.encoded_source, 1), (rows, rows, 2)):
+        path = dataclasses.replace(trajectory, latents=trajectory.latents.repeat(1, pictures, 1, 1, 1), positive=own)
+        named = run(prompt_to_prompt(model, path, edit, source=source), path, positive=target)[-1]
+        assert torch.equal(run(prompt_to_prompt(model, path, edit), path, positive=target)[-1], named)
+    long = dataclasses.replace(trajectory, positive=[[rows[0][0].repeat(1, 2, 1), {}]])
     with pytest.raises(ValueError, match=r"^trajectory: expected one inverted with `source_text`"):
-        prompt_to_prompt(model, other, edit)
+        prompt_to_prompt(model, long, edit)
 
 
 def test_a_step_that_is_all_of_the_schedule(model, clip):
@@ -294,7 +313,7 @@ def test_half_precision_weights(dtype, clip):
             "^positive: expected `target` of the connected Encode Prompt Edit, which has 77 tokens, got .* 154",
         ),
         ({"area": True}, "^blend_words: expected a positive prompt for the whole picture"),
-        ({"sigmas": "karras"}, "^sigmas: expected levels of the trajectory"),
+        ({"sigmas": "karras"}, "^sigmas: expected noise levels of the trajectory"),
     ],
 )
 def test_refuses_a_run_that_does_not_fit(model, clip, trajectory, change, says):

@@ -285,9 +285,7 @@ def test_an_expert_without_the_first_levels_is_refused_until_it_starts_later(oth
     sigmas = schedule(from_far, 4, "normal")
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * sigmas[0]
     assert float(sigmas[0]) > 1000
-    with pytest.raises(
-        ValueError, match=r"model_expert: expected a model for sigma 4\d+, where it is asked first, got one"
-    ):
+    with pytest.raises(ValueError, match=r"model_expert: expected a model for sigma 4\d+, where it starts, got one"):
         run(fuse(general(from_far), expert(other)), x, sigmas)
     made = run(fuse(general(from_far), expert(other, span=(0.2, 1.0))), x, sigmas)
     assert [decision is not None for decision in made.decisions] == [False, True, True, True]

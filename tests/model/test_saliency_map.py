@@ -85,7 +85,7 @@ def test_an_expert_that_its_mask_keeps_out_has_nothing(sampled, models):
     guider = fuse(general(models[0]), expert(models[1], mask=nowhere), expert(models[2], seed=6))
     assert float(SaliencyMap.execute(guider, 0, 1, trajectory=path)[0].max()) == 0.0
     assert float(SaliencyMap.execute(guider, 0, 2, trajectory=path)[0].max()) == 1.0
-    with pytest.raises(ValueError, match="guider: expected one with an expert that its mask lets in"):
+    with pytest.raises(ValueError, match="guider: expected at least one expert whose mask lets it draw"):
         SaliencyMap.execute(fuse(general(models[0]), expert(models[1], mask=nowhere)), 0, 1, trajectory=path)
 
 
@@ -140,7 +140,7 @@ def test_pixels_are_counted_by_the_latent_format_F11(models, ratio, side):
         ({"step": 4}, "step: expected 0 to 3, the steps of `trajectory`, got 4"),
         ({"expert": 3}, "expert: expected 1 to 2, the guider's experts, got 3"),
         ({"trajectory": None}, "trajectory: expected one, or latent_image and sigmas, got neither"),
-        ({"sigmas": torch.tensor([1.0, 0.0])}, "trajectory: expected alone, got sigmas beside it"),
+        ({"sigmas": torch.tensor([1.0, 0.0])}, "trajectory: expected nothing else to look at, got sigmas too"),
         ({"guider": None}, "guider: expected a Saliency Fusion Guider or Subject Fusion Guider, got CFGGuider"),
     ],
 )

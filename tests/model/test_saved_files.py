@@ -133,7 +133,7 @@ def test_F18_links_and_dots_do_not_lead_out_of_the_folders(folders):
         f"broken{SUFFIX} [output]", f"real{SUFFIX}", f"real{SUFFIX} [temp]", f"real{SUFFIX} [input]", "real [output]", "", "[output]",
         f"{'x' * 5000}{SUFFIX} [output]", f"a\0b{SUFFIX} [output]", f"loop/../../outside/secret{SUFFIX} [output]",
     ):  # fmt: skip
-        assert "is not in the output or input folder. Pick one of the list." in invalid_choice("file", name, SUFFIX)
+        assert "is not in the output or input folder. Choose one from the list." in invalid_choice("file", name, SUFFIX)
         with pytest.raises(ValueError, match=r"^file: expected a saved file, got .{1,210}, which is not in "):
             resolve("file", name, SUFFIX)
     assert resolve("file", f"own{SUFFIX} [output]", SUFFIX) == inside
@@ -160,9 +160,7 @@ def test_R12_a_name_that_no_file_can_have_is_refused_by_its_socket(folders, pref
     """Fault R12: an overlong name was a raw error of the operating system."""
     (folders / "outside").mkdir()
     (folders / "output/linked").symlink_to(folders / "outside", target_is_directory=True)
-    with pytest.raises(
-        ValueError, match=r"^filename_prefix: expected a folder and a name .*, got .{1,210}, .* Give it a "
-    ):
+    with pytest.raises(ValueError, match=r"^filename_prefix: expected a folder and a name .*, got .{1,210}, .* Use a "):
         SaveEmbedding.execute(torch.ones(1, 4), prefix)
     assert list((folders / "outside").iterdir()) == []
     assert not any(path.is_file() for path in folders.rglob("*"))

@@ -103,7 +103,8 @@ def test_an_edit_with_fewer_steps_than_the_inversion_starts_on_its_path_or_not_a
         0
     ]
     with pytest.raises(
-        ValueError, match=r"expected a start on the trajectory, .* number 1 of 10, got one that is .* % away"
+        ValueError,
+        match=r"expected a start on the trajectory, .* number 1 of 10\), got one that differs from it by .* %",
     ):
         first_x(trajectory_noise(model, trajectory), guider, few, picture)
     noise, latent, _ = TrajectoryStart.execute(model, trajectory, few).args
@@ -137,7 +138,7 @@ def test_dpm_2_in_ksampler_is_told_what_ksampler_does_R10():
     trajectory = a_trajectory(model, 6)
     latent = TrajectoryStart.execute(model, trajectory)[1]
     edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "auto")[0]
-    with pytest.raises(ValueError, match=r"KSampler takes one step more for dpm_2 .* Use euler"):
+    with pytest.raises(ValueError, match=r"With dpm_2, KSampler computes one step more .* Use euler"):
         ksampler_advanced(edited, trajectory.positive, trajectory.positive, latent, 6, sampler_name="dpm_2")
 
 

@@ -179,7 +179,7 @@ def folder(twin, networks, tmp_path_factory):
             None,
             r"^model_name: .* got odd\.safetensors: it has out\.2\.weight as \[6, 32, 1, 1\], expected \[6, 32, 3",
         ),
-        ("cut", None, r"^model_name: cut\.safetensors could not be read: .* It is cut short, "),
+        ("cut", None, r"^model_name: cut\.safetensors could not be read: .* It is incomplete, "),
         ("pickled", None, r"^model_name: pickled\.ckpt could not be read: .* which is never loaded\. "),
         ("list", None, r"^model_name: "),
         ("unet", "pickled", r"^text_proj_name: pickled\.ckpt could not be read: "),

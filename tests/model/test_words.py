@@ -134,9 +134,9 @@ def test_three_hundred_words_R1(text):
 
 def test_tags_can_be_reweighted_and_blended_as_they_stand_R1():
     text = r'1girl, (pokemon \(creature\):1.2), :\(, "open", (wow!:1.1)'
-    edit = EncodePromptEdit.execute(CLIP, text, text, "auto", r"pokemon \(creature\): 2, :\(: 3", '"open", wow!').args[
-        2
-    ]
+    _, edit = EncodePromptEdit.execute(
+        CLIP, text, text, "auto", r"pokemon \(creature\): 2, :\(: 3", '"open", wow!'
+    ).args
     weighted = [(edit.target.ids[i], w) for i, w in enumerate(edit.equalizer.tolist()) if w != 1.0]
     assert [w for _, w in weighted] == [2.0] * 4 + [3.0] * 2
     assert len(edit.source_blend) == len(edit.target_blend) == 5
@@ -210,5 +210,7 @@ def test_two_encoders_that_agree_about_the_words_R3(embeddings, text):
 
 def test_two_encoders_of_which_one_leaves_a_vector_out_before_other_words_are_refused_R3(embeddings):
     clip = tiny_clip.two_encoders(embedding_directory=embeddings)
-    with pytest.raises(ValueError, match=r"^clip: expected text whose words have the same place in both text encoders"):
+    with pytest.raises(
+        ValueError, match=r"^clip: expected text whose words have the same position in both text encoders"
+    ):
         tokenize(clip, "embedding:fits a red cat")

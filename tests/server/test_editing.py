@@ -246,7 +246,7 @@ def test_another_step_grid_is_refused(client: Client, sd15: str, photo: Path):
     made = inversion(client, sd15, photo)
     made.sample(made.guider(add_edit(made)[0]), sigmas=made.schedule(STEPS + 1))
     node = next(Node(i) for i, spec in made.graph.items() if spec["class_type"] == "SamplerCustomAdvanced")
-    expect_error(client, made.graph, node, "sigmas: expected levels of the trajectory")
+    expect_error(client, made.graph, node, "sigmas: expected noise levels of the trajectory")
 
 
 def test_a_latent_of_another_size_is_refused(client: Client, sd15: str, photo: Path):

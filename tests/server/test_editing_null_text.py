@@ -47,7 +47,7 @@ def unet(made: WordEdit, name: str, weight_dtype: str = "default") -> list:
 
 
 def combined(made: WordEdit) -> list:
-    two = {"conditioning_1": made.stock.negative[0], "conditioning_2": made.words[1]}
+    two = {"conditioning_1": made.stock.negative[0], "conditioning_2": made.words[0]}
     return made.graph.add("ConditioningCombine", **two)[0]
 
 
@@ -133,6 +133,29 @@ def evaluations(run: Run, node: Node) -> tuple[int, int]:
     [text] = run.results(node)
     forward, backward = re.search(r"(\d+) forward, (\d+) backward", text).groups()
     return int(forward), int(backward)
+
+
+def test_a_negative_saved_in_one_run_is_loaded_in_the_next(
+    client: Client, server: Server, edit: Callable[..., WordEdit]
+):
+    made = edit(steps=2)
+    negative = made.null_text(method="fast")
+    shown = reconstructed(made, negative)
+    saved = made.graph.add("PAL_SaveConditioning", conditioning=negative[0], filename_prefix="found/negative")
+    run = client.run(made.graph)
+    [file] = run.outputs[saved.id]["conditionings"]
+    again = edit(steps=2)
+    name = f"{file['subfolder']}/{file['filename']} [output]"
+    loaded = again.graph.add("PAL_LoadConditioning", conditioning_file=name)
+    other = reconstructed(again, loaded)
+    later = client.run(again.graph)
+    assert later.results(loaded) == ["for cfg 4, 2 steps"]
+    assert (pixels(client, later, other) == pixels(client, run, shown)).all()
+    path = server.base / "output" / "found" / file["filename"]
+    path.write_bytes(path.read_bytes()[:-100])
+    error = client.run(again.graph).error
+    assert error.node_id == loaded.id
+    assert error.message.startswith("conditioning_file: expected a file of Save Conditioning, got negative_00001_.")
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def other_edit(made: WordEdit) -> Node:
 
 
 def joined(made: WordEdit) -> list:
-    inputs = {"conditioning_to": made.words[1], "conditioning_from": made.words[1]}
+    inputs = {"conditioning_to": made.words[0], "conditioning_from": made.words[0]}
     return made.graph.add("ConditioningConcat", **inputs)[0]
 
 
@@ -107,7 +107,7 @@ BAD = {
             words(blend_words=f"{SOURCE_TEXT} and more"), "blend_words", "has 9 tokens, and no prompt more than 7",
         ),
         "no source": (words(source_text=""), "source_text", "''. Write what the picture shows"),
-        "no target": (words(target_text=" \n"), "target_text", "Write what the picture is to show"),
+        "no target": (words(target_text=" \n"), "target_text", "Write what the picture should show"),
         "no prompts": (words(source_text="", target_text=""), "source_text", "''"),
         "a prompt of brackets": (words(source_text="(())"), "source_text", "'(())'"),
         "replace with unequal numbers of words": (
@@ -128,16 +128,13 @@ BAD = {
             lambda made: made.prompt_to_prompt(model=made.prompt_to_prompt()[0]), "model", "already",
         ),
         "the target as source": (
-            lambda made: made.prompt_to_prompt(source=made.words[1]), "source", "an encoding of 'a red square on",
+            lambda made: made.prompt_to_prompt(source=made.words[0]), "source", "an encoding of 'a red square on",
         ),
         "a source of other length": (
             lambda made: made.prompt_to_prompt(source=joined(made)), "source", "got conditioning of 154",
         ),
-        "an edit of other length": (lambda made: made.prompt_to_prompt(edit=long_edit(made)[2]), "source", "of 77"),
-        "the source as positive": (
-            sampled(positive=lambda made: made.words[0]), "positive", "an encoding of 'a red circle on",
-        ),
-        "the target of another edit": (sampled(positive=lambda made: other_edit(made)[1]), "positive", "'a red dog on"),
+        "the target of a longer edit": (sampled(positive=lambda made: long_edit(made)[0]), "positive", "of 154"),
+        "the target of another edit": (sampled(positive=lambda made: other_edit(made)[0]), "positive", "'a red dog on"),
         "other steps": (otherwise(sigmas=lambda made: made.schedule(STEPS + 1)[0]), "sigmas", "3 steps with"),
         "another scheduler": (otherwise(sigmas=lambda made: made.schedule(STEPS, "karras")[0]), "sigmas", "2 steps with"),
         "another size": (otherwise(latent_image=other_latent, noise=noise), "latent_image", "8 x 16"),
@@ -158,9 +155,9 @@ BAD = {
             lambda made: made.attention_mask(image=pictures(made, 2)), "image", "a batch of 2",
         ),
         "the encoding of another text": (
-            lambda made: made.attention_mask(positive=made.words[1]), "positive", "an encoding of 'a red square on",
+            lambda made: made.attention_mask(positive=made.words[0]), "positive", "an encoding of 'a red square on",
         ),
-        "an edit without blend words": (lambda made: made.attention_mask(edit=made.words[2]), "edit", "none of them"),
+        "an edit without blend words": (lambda made: made.attention_mask(edit=made.words[1]), "edit", "none of them"),
     },
 }  # fmt: skip
 
@@ -244,7 +241,7 @@ def test_prompts_beyond_77_tokens_edit_and_blend(client: Client, sd15: str, phot
     shown = add_preview(made.graph, made.stock, edited[0])
     run = client.run(made.graph)
     assert pixels(client, run, shown).std() > 0
-    assert run.results(made.words) == ["84 and 84 words, 0 of them new"]
+    assert run.results(made.words) == ["84 source words, 84 target words, 0 of them new"]
 
 
 def test_the_mask_takes_the_size_of_an_image_of_another_one(client: Client, sd15: str, photo: Path):

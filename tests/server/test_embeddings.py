@@ -203,7 +203,7 @@ def test_only_listed_files_are_read(client: Client, name: str):
     save(graph, loader[0])
     with pytest.raises(PromptRejected) as refusal:
         client.run(graph)
-    assert "is not in the output or input folder. Pick one of the list." in str(refusal.value)
+    assert "is not in the output or input folder. Choose one from the list." in str(refusal.value)
     assert loader.id in refusal.value.node_errors
 
 

@@ -125,10 +125,10 @@ def plain_guider(made: Fusion) -> list:
 # What is built, the socket that the error names, and what it says it got.
 CASES: dict[str, tuple[Build, str, str]] = {
     "one model in both places": (
-        guider(lambda made: {"model_expert": made.stock.model}), "model_expert", "expert 1, got one that is wired in already",
+        guider(lambda made: {"model_expert": made.stock.model}), "model_expert", "expert 1, got one that is already connected",
     ),
     "one model as two experts": (
-        guider(lambda made: third(made, expert(made))), "model_expert", "expert 2, got one that is wired in already",
+        guider(lambda made: third(made, expert(made))), "model_expert", "expert 2, got one that is already connected",
     ),
     "latents of 16 channels": (
         guider(lambda made: {"model_expert": unet(made, DIT)}), "model_expert", "got one with SD3 (16 channels)",

@@ -25,7 +25,7 @@ def edit(clip_l: str, **changes: str) -> tuple[Graph, object]:
     graph = Graph()
     clip = graph.add("CLIPLoader", clip_name=clip_l, type="stable_diffusion")
     words = graph.add("PAL_EncodePromptEdit", clip=clip[0], **{**EDIT, **changes})
-    graph.add("PreviewAny", source=words[2])
+    graph.add("PreviewAny", source=words[1])
     return graph, words
 
 
@@ -39,7 +39,7 @@ def clip_l(server) -> str:
 def test_a_result_is_an_output_and_no_progress_text_N3(client: Client, clip_l: str):
     graph, words = edit(clip_l)
     run = client.run(graph)
-    assert run.results(words) == ["5 and 5 words, 0 of them new"]
+    assert run.results(words) == ["5 source words, 5 target words, 0 of them new"]
     assert run.texts == []
 
 
@@ -50,7 +50,7 @@ def test_a_node_that_is_cached_sends_its_result_again_N3(client: Client, clip_l:
     graph.add("PreviewAny", source=graph.add("EmptyImage", width=8, height=8, batch_size=1, color=0)[0])
     again = client.run(graph)
     assert words.id in again.cached
-    assert again.results(words) == ["5 and 5 words, 0 of them new"]
+    assert again.results(words) == ["5 source words, 5 target words, 0 of them new"]
 
 
 def ask(client: Client, body: bytes, kind: str = "application/json") -> tuple[int, dict]:

@@ -3,6 +3,7 @@
 import ast
 import re
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from support.host.provision import RELEASES, ROOT
@@ -27,7 +28,7 @@ MEGABYTE = 1024**2
     ("folder", "suffixes"),
     [
         ("nodes", {".py"}),
-        ("js", {".md", ".js", ".mjs", ".css"}),
+        ("js", {".md", ".webp", ".js", ".mjs", ".css"}),
         ("locales", {".json"}),
         ("example_workflows", {".json", ".jpg"}),
         ("subgraphs", {".json"}),
@@ -90,7 +91,7 @@ def test_links_lead_somewhere(page: Path):
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
-        file = (page.parent / path) if path else page
+        file = (page.parent / unquote(path)) if path else page
         if not file.exists() or (anchor and anchor not in anchors(file)):
             broken.append(target)
     assert broken == []

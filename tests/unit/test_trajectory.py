@@ -34,7 +34,7 @@ def test_require_steps_accepts_a_part_of_the_schedule_and_names_another_one():
     path = trajectory([14.6, 3.0, 0.5, 0.0])
     path.require_steps(torch.tensor([3.0, 0.5, 0.0]))
     with pytest.raises(
-        ValueError, match=r"sigmas: expected levels of the trajectory, which has 3 steps.*first 2\.0000"
+        ValueError, match=r"sigmas: expected noise levels of the trajectory, which has 3 steps.*first 2\.0000"
     ):
         path.require_steps(torch.tensor([14.6, 2.0, 0.0]))
 
@@ -43,9 +43,7 @@ def test_require_steps_accepts_a_part_of_the_schedule_and_names_another_one():
 def test_levels_that_ksampler_leaves_out_are_said_R10(sampler: str):
     """Fault R10: the refusal asked for the settings that were made already."""
     path = trajectory([14.6, 3.0, 0.5, 0.0])
-    with pytest.raises(
-        ValueError, match=f"KSampler takes one step more for {sampler} and leaves out the last level but"
-    ):
+    with pytest.raises(ValueError, match=f"With {sampler}, KSampler computes one step more and leaves out"):
         path.require_steps(torch.tensor([14.6, 2.0, 0.0]), sampler=sampler)
 
 
@@ -75,7 +73,7 @@ def test_a_start_on_the_trajectory_is_let_through_E14(step: int, sigma: float):
 def test_a_start_beside_the_trajectory_is_refused_E14(step: int, sigma: float, change: float, noise_added: bool):
     """Fault E14: a sampler that started at an inner level from a wrong latent drew a wrong picture in silence."""
     path = on_the_way()
-    with pytest.raises(ValueError, match=rf"expected a start on the trajectory, whose latent at sigma {sigma:.4f}"):
+    with pytest.raises(ValueError, match=rf"expected a start on the trajectory, its latent at sigma {sigma:.4f}"):
         path.require_start(path.latents[step] * change, sigma, noise_added)
 
 

@@ -49,7 +49,7 @@ def variations() -> Workflow:
                 "PAL_CompareImages",
                 (1180, 1160),
                 size=(300, 400),
-                title="The same again, against the picture",
+                title="Reconstruction against the picture",
             ),
         ],
         links=[
@@ -161,7 +161,7 @@ def morph() -> Workflow:
         groups=[
             *_groups(1890),
             Group("4  Go from one to the other", (1160, -70), (360, 1070), GOLD),
-            Group("5  Draw", (1560, -70), (340, 1070), RED),
+            Group("5  Sample", (1560, -70), (340, 1070), RED),
             Group("6  Enlarge: the morph", (1940, -70), (620, 1070), CYAN),
             Group("Both at once: one picture of the two", (1160, 1060), (1400, 760), GREEN),
         ],
@@ -216,8 +216,8 @@ def text_diff() -> Workflow:
         ],
         groups=[
             *_groups(1130),
-            Group("4  Say what becomes different", (1160, -70), (360, 1130), GOLD),
-            Group("5  Draw, then enlarge", (1560, -70), (340, 1130), RED),
+            Group("4  Describe the change", (1160, -70), (360, 1130), GOLD),
+            Group("5  Sample, then enlarge", (1560, -70), (340, 1130), RED),
             Group("6  The pictures", (1940, -70), (620, 1130), CYAN),
         ],
     )
@@ -235,7 +235,7 @@ def _load() -> list[NodeSpec]:
             (0, 770),
             {"scheduler": "karras", "steps": 50, "denoise": 1.0},
             size=(300, 110),
-            title="Schedule of both ways",
+            title="Schedule for both",
         ),
     ]
 
@@ -298,6 +298,6 @@ def _sampler_links(key: str, told: str, sampler: str, latent: tuple[str, str]) -
 def _groups(height: int) -> list[Group]:
     return [
         Group("1  Load", (-20, -70), (340, height), BLUE),
-        Group("2  See the picture", (360, -70), (360, height), CYAN),
-        Group("3  Open it in the decoder", (760, -70), (360, height), GREEN),
+        Group("2  Encode the picture", (360, -70), (360, height), CYAN),
+        Group("3  Invert with the decoder", (760, -70), (360, height), GREEN),
     ]

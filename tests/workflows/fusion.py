@@ -91,13 +91,13 @@ def _fused(name: str, file: str, scene: str, experts: list[tuple[NodeSpec, str]]
         notes=[
             Note(note, (-440, 0), (380, 580), "Read me"),
             Note(FUSION_TUNING_NOTE, (-440, 630), (380, 250), "When the expert takes too little or too much"),
-            Note(FUSION_MAP_NOTE, (-440, 930), (380, 130), "Who painted what"),
+            Note(FUSION_MAP_NOTE, (-440, 930), (380, 130), "Which model drew what"),
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 1130), BLUE),
-            Group("2  Say it to each model", (360, -70), (360, 1130), GOLD),
+            Group("2  Prompts for each model", (360, -70), (360, 1130), GOLD),
             Group("3  Fuse", (760, -70), (360, 1130), RED),
-            Group("4  Draw", (1160, -70), (340, 1130), GREEN),
+            Group("4  Sample", (1160, -70), (340, 1130), GREEN),
             *row_groups,
         ],
     )

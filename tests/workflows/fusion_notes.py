@@ -5,7 +5,7 @@ FASTCOMPOSER = """FastComposer's *pytorch_model.bin* (4.5 GB; *mit-han-lab/fastc
 
 TWO_CHECKPOINTS_NOTE = """## Two checkpoints, one picture
 
-Two models draw one picture together. In every step each place goes to the model whose guidance has more to say there: a \
+Two models draw one picture together. At every step each pixel goes to the model whose guidance is stronger there: a \
 knight from one, the market square from the other.
 
 ### Get
@@ -14,78 +14,78 @@ Two SD1.5 checkpoints, into *models/checkpoints*. The two here are examples, bot
 (*Lykon/DreamShaper*).
 
 ### Change
-- the **general model**: any SD1.5 checkpoint; it has all places that the expert does not take
+- the **general model**: any SD1.5 checkpoint; it draws everything that the expert does not draw
 - the **expert**: an SD1.5 checkpoint that knows something the general model does not
-- **both prompts**: the same words to begin with. Leave out of one model's prompt what it should not draw.
+- **both prompts**: start with the same words. Leave out of a model's prompt what it should not draw.
 
-Then press Run. A step costs what both models' steps cost; ComfyUI moves them in and out of the graphics memory.
+Then press Run. A step costs as much as one step of each model; ComfyUI manages their memory.
 
 ### Keep
-- Every prompt with **the CLIP of its own model**.
-- The picture is decoded by the **general model's VAE**."""
+- Encode every prompt with **the CLIP of its own model**.
+- Decode the picture with the **general model's VAE**."""
 
 LORA_NOTE = """## A checkpoint and its LoRA, one picture
 
-The same as *Two checkpoints, one picture*, with a LoRA of the checkpoint as the expert. A LoRA in the usual place changes \
-the whole picture; here it draws only where its guidance has more to say.
+The same as *Two checkpoints, one picture*, with a LoRA of the checkpoint as the expert. A LoRA used the normal way changes \
+the whole picture; here it draws only where its guidance is stronger.
 
 ### Get
-A LoRA made for SD1.5, into *models/loras*. The one here is an example: *blindbox_v1_mix.safetensors*, of *blindbox* on Civitai.
+A LoRA made for SD1.5, into *models/loras*. The one here is an example: *blindbox_v1_mix.safetensors*, from *blindbox* on Civitai.
 
 ### Change
 - the **general model**: any SD1.5 checkpoint
 - the **LoRA**, made for SD1.5
-- **both prompts**: the LoRA's trigger words go into the expert's only
+- **both prompts**: write the LoRA's trigger words into the expert's prompt only
 
 Then press Run. The expert takes as much memory as a second checkpoint.
 
 ### Keep
-- Both models from **one checkpoint loader**, and the expert's prompts with **the LoRA's CLIP**."""
+- Both models from **one checkpoint loader**, and the expert's prompts encoded with **the LoRA's CLIP**."""
 
 TWO_LORAS_NOTE = """## Two LoRAs, each in its place
 
-Two LoRAs on one model mix everywhere. Here each is an expert of its own, and every place goes to the plain checkpoint, the first \
-LoRA or the second, whichever has the most to say.
+Two LoRAs on one model mix everywhere. Here each LoRA is an expert of its own, and every pixel goes to the plain checkpoint, the \
+first LoRA or the second, depending on whose guidance is strongest there.
 
 ### Get
-Two LoRAs made for SD1.5, into *models/loras*. *blindbox_v1_mix.safetensors* is of *blindbox* on Civitai; \
+Two LoRAs made for SD1.5, into *models/loras*. *blindbox_v1_mix.safetensors* is from *blindbox* on Civitai; \
 *pixel_art_sd15.safetensors* stands for any other.
 
 ### Change
 - the **general model**: any SD1.5 checkpoint
 - **both LoRAs**, made for SD1.5
-- the **prompts**: each LoRA's trigger words go into its own only
+- the **prompts**: write each LoRA's trigger words into its own prompt only
 
-Then press Run. A step costs three times as much as a plain one, and each model takes its own memory.
+Then press Run. A step costs three times as much as a plain one, and each model needs its own memory.
 
 ### One more
-**Fusion Expert** holds the second one. A third is another Fusion Expert in the next socket of *experts*. Each has its own guidance, \
-window and mask."""
+**Fusion Expert** holds the second LoRA. For a third, connect another Fusion Expert to the next socket of *experts*. Each has its own \
+guidance, time window and mask."""
 
 FUSION_TUNING_NOTE = """- **Too little of the expert**: lower *sharpness_expert*, or raise *sharpness_general*.
-- **Too much of it**: the opposite, or begin later with *start_percent*.
-- **In the wrong place**: connect a *mask*. With *restrict* the expert stays inside it, with *force* it always draws there.
+- **Too much of it**: do the opposite, or start it later with *start_percent*.
+- **In the wrong area**: connect a *mask*. With *restrict* the expert draws only inside it, with *force* it always draws there.
 - **Hard seams**: set *mode* to *soft*.
 
-The preview shows the expert's places in orange while it draws."""
+While sampling, the preview shows the expert's area in orange."""
 
-FUSION_MAP_NOTE = """**Saliency Map** asks the models once more, at one *step* of the path just drawn: which places are the expert's, and how \
-much each model has to say, the general one first."""
+FUSION_MAP_NOTE = """**Saliency Map** evaluates the models once more, at one *step* of this picture's path. It shows the expert's area, and how \
+salient each model is, the general model first."""
 
 SUBJECT_NOTE = f"""## A subject in a scene
 
-Puts the person of a picture into a new scene. The scene model lays the picture out, then both models share it, then the subject \
+Puts the person of a picture into a new scene. The scene model starts the picture, then both models share it, then the subject \
 model finishes it.
 
 ### Get
-{FASTCOMPOSER} Face-diffuser's SDM (*CodeGoat24/Face-diffuser*) works in its place.
+{FASTCOMPOSER} Face-diffuser's SDM (*CodeGoat24/Face-diffuser*) works too.
 
 ### Change
 - the **scene model**: any SD1.5 checkpoint
 - **your subject**: a picture cropped to the face. The published files were trained on people.
 - *text*: the scene, with `<|image|>` right after the noun of the subject
 
-Then press Run. 50 steps cost 130 model rows; plain sampling costs 100.
+Then press Run. 50 steps evaluate 130 rows; plain sampling evaluates 100.
 
 ### Keep
 - A **deterministic sampler** such as *euler*.
@@ -93,8 +93,8 @@ Then press Run. 50 steps cost 130 model rows; plain sampling costs 100.
 
 TWO_SUBJECTS_NOTE = f"""## Two subjects in one picture
 
-As *A subject in a scene*, with a second reference. The first picture belongs to the first `<|image|>`, the second to the second; \
-up to four of each.
+Like *A subject in a scene*, with a second reference. The first picture belongs to the first `<|image|>`, the second to the second; \
+up to four.
 
 ### Get
 {FASTCOMPOSER}
@@ -108,8 +108,8 @@ Then press Run. Subject Conditioning shows which noun got which picture."""
 
 DELAYED_NOTE = f"""## Delayed subject, one model
 
-Puts the person of a picture into a new scene with one model: the first steps follow the plain prompt, which lays out the scene, \
-and the others follow the prompt with the subject in it.
+Puts the person of a picture into a new scene with one model: the first steps use the plain prompt, which lays out the scene, \
+and the others use the prompt with the subject in it.
 
 ### Get
 {FASTCOMPOSER} It is the only file needed.
@@ -118,17 +118,17 @@ and the others follow the prompt with the subject in it.
 - **your subject**: a picture cropped to the face
 - *text*: the scene, with `<|image|>` right after the noun of the subject
 
-Then press Run. It costs what plain sampling costs."""
+Then press Run. It costs as much as plain sampling."""
 
-DELAY_NOTE = """**First the scene** ends where **then the subject** begins: give both the same percent. 0.22 is the published \
-choice.
+DELAY_NOTE = """**First the scene** must end where **then the subject** begins: use the same number in both. 0.22 is the published \
+value.
 
 - **Too little likeness**: lower it in both.
 - **The scene is lost**: raise it in both, to 0.32 or more."""
 
 BORDERS_NOTE = """- **Too little likeness**: lower *scene_end* and *fusion_end*.
 - **The scene is lost**: raise them.
-- **Look at it**: while both models share the picture the preview shows the subject's places in orange. *Saliency Map* shows them \
-at one *step*; with 50 steps they share steps 15 to 29.
-- **The background of your picture comes along**: crop it closer, or connect a *mask* that is white on the subject. Load Image \
-gives masks white where the picture is transparent: put *Invert Mask* between."""
+- **Look at it**: while both models share the picture, the preview shows the subject's area in orange. *Saliency Map* shows it \
+at one *step*; of 50 steps they share steps 15 to 29.
+- **The background of your picture appears**: crop it closer, or connect a *mask* that is white on the subject. The mask of Load \
+Image is white where the picture is transparent: put *Invert Mask* after it."""

@@ -118,7 +118,7 @@ def edit_a_generated_picture() -> Workflow:
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 1190), BLUE),
-            Group("2  Draw, and keep the path", (360, -70), (360, 1190), GREEN),
+            Group("2  Generate, and record the path", (360, -70), (360, 1190), GREEN),
             Group("3  Keep the layout, change the words", (760, -70), (720, 790), RED),
             Group("4  Compare", (760, 750), (720, 590), CYAN),
             Group("Instead of 2: a saved path", (-20, 1160), (740, 180), GREEN),

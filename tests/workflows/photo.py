@@ -199,7 +199,7 @@ def plug_and_play_on_a_photo() -> Workflow:
         groups=[
             Group("1  Load", (-20, -70), (340, 980), BLUE),
             Group("2  Invert", (360, -70), (360, 980), GREEN),
-            Group("3  Say what it becomes", (760, -70), (360, 980), GOLD),
+            Group("3  Write the prompts", (760, -70), (360, 980), GOLD),
             Group("4  Keep the layout", (1160, -70), (340, 980), RED),
             Group("5  Edit", (1540, -70), (340, 980), BLUE),
             Group("6  Compare", (760, 980), (1120, 530), CYAN),

@@ -2,38 +2,38 @@
 
 RECONSTRUCT_NOTE = """## Invert and reconstruct
 
-Finds the noise from which the model draws **your** picture, then draws it again. Nothing is edited here: this shows \
-whether a picture survives the trip, which every edit depends on.
+Finds the noise from which the model generates **your** picture, then reconstructs the picture from it. Nothing is edited \
+here: this shows how exactly a picture can be reconstructed, which every edit depends on.
 
 ### Change
 - the **checkpoint**: any SD1.5 model
-- **Your picture**: its middle is cut to 512 x 512
+- **Your picture**: its centre is cropped to 512 x 512
 
-Then press Run. 50 steps cost at most 250 model calls to invert and 50 to draw.
+Then press Run. 50 steps cost at most 250 model calls to invert and 50 to sample.
 
 ### Keep
-- **Guidance stays at 1**: Basic Guider has none. With a CFG above 1 the model leaves the path, and the picture changes.
+- **Guidance 1**: Basic Guider uses no guidance. With a CFG above 1 the picture changes.
 - **The same scheduler, steps and prompt** for DDIM Invert and the sampler, and the sampler *euler*.
 
-The path is saved in the output folder, under *trajectories*; Load Trajectory opens it again."""
+The path is saved in the output folder, under *trajectories*. Load Trajectory loads it again."""
 
 EXACT_NOTE = """## Retrace a photo exactly
 
-Inverts **your** picture with one model call a step and draws it again with one model call a step, and loses nothing on the way \
-but what the VAE loses.
+Inverts **your** picture with one model call per step and reconstructs it with one model call per step. Nothing is lost \
+except what the VAE loses.
 
 ### Change
 - the **checkpoint**: any SD1.5 model
-- **Your picture**: its middle is cut to 512 x 512
+- **Your picture**: its centre is cropped to 512 x 512
 
 ### Keep
 - *method* **ddim** in DDIM Invert, and the sampler *euler*
 - **The same scheduler and steps** for both
 
-Compare Images holds the result against what the VAE alone makes of the picture. Plug-and-Play and Prompt-to-Prompt have the same as \
-an option, *exact_retracing*: it keeps more of the picture and lets fewer edits through."""
+Compare Images compares the result with the picture after VAE Encode and VAE Decode alone. Plug-and-Play and Prompt-to-Prompt \
+have the same as an option, *exact_retracing*: it keeps more of the picture, so that some edits show less."""
 
-FIGURES_NOTE = """**DDIM Invert** shows its residual. Below 2e-3 the path is retraced; when it says that it did not \
+FIGURES_NOTE = """**DDIM Invert** shows its residual. Below 2e-3 the picture is reconstructed well. If it says that steps did not \
 converge, raise *iterations*.
 
 **PSNR** of two pictures:
@@ -44,34 +44,34 @@ converge, raise *iterations*.
 | 25 to 35 | fine detail is lost |
 | below 20 | another picture |
 
-**The VAE alone** is the best there is to have. When both figures are equal, inversion lost nothing."""
+**The VAE alone** is the best possible result. If both figures are equal, inversion lost nothing."""
 
 PLUG_AND_PLAY_NOTE = """## Plug-and-Play on a photo
 
-Keeps the layout, shapes and pose of your picture and lets a new prompt redraw the rest: material, style, season, \
+Keeps the layout, shapes and pose of your picture while a new prompt redraws the rest: material, style, season, \
 animal, light.
 
 ### Change
 - the **checkpoint**: any SD1.5 model
-- **Your picture**: its middle is cut to 512 x 512
+- **Your picture**: its centre is cropped to 512 x 512
 - **What it becomes**: the whole new picture in one sentence, its subject too: *a snow sculpture of a cat on a sofa*, \
 not *make it snow*
 - **What it looks like now**: a few words for the old look, such as *a photo of a cat*, or nothing
 
-Then press Run. The first run inverts the picture; the next ones only draw, as long as only the prompts change.
+Then press Run. The first run inverts the picture. If you change only the prompts, the next runs only sample.
 
 ### Keep
 - **The same scheduler and steps** for DDIM Invert and the sampler: both take them from one node. 50 steps, *euler*.
 - The **source prompt empty**."""
 
-CAPTURE_NOTE = """It reads the source once and keeps what Plug-and-Play needs, about 340 MB of memory at this size; each edit then costs \
-no more than plain sampling. Delete it when you make only one edit or when memory is short: the picture stays the same \
-but for rounding."""
+CAPTURE_NOTE = """It evaluates the source once and keeps what Plug-and-Play needs, about 340 MB of memory at this size; each edit then \
+costs no more than plain sampling. Delete it if you make only one edit or if memory is short: the picture stays the same \
+except for rounding."""
 
 TUNING_NOTE = """- **Too much of the old picture**: lower *attention_end* first, then *feature_end*, in Capture Features \
 and in Plug-and-Play.
-- **The shapes drift**: raise them in both. *feature_end* holds the shapes, *attention_end* the layout; at 1 they are \
-held to the last step.
+- **The shapes drift**: raise them in both. *feature_end* keeps the shapes, *attention_end* the layout; at 1 they are \
+kept to the last step.
 - **The old colours stay**: write them into **What it looks like now**. Negative Schedule fades these words in, from \
 the empty prompt in the first step to the words alone in the last. Its *empty_weight* at 0 uses the words from the first step, \
 which is stronger.
@@ -80,15 +80,15 @@ which is stronger.
 
 GENERATED_NOTE = """## Edit a generated picture
 
-Draws a picture, then draws it again from other words with the same layout. **Sample Trajectory** keeps the path from \
-noise to picture, so there is nothing to invert.
+Generates a picture, then a second one from other words with the same layout. **Sample Trajectory** records the path from \
+noise to picture, so nothing has to be inverted.
 
 ### Change
 - the **checkpoint**: any SD1.5 model
 - the **first prompt**, and *noise_seed* until you like the picture
 - the **new prompt**: the whole new picture in one sentence
 
-The first picture stays as it is while you try new prompts: only the second one is drawn again.
+The first picture stays as it is while you try new prompts: only the second one is sampled again.
 
 ### When the edit is not what you want
 - **Too much of the old picture**: lower *attention_end*, then *feature_end*.
@@ -97,24 +97,34 @@ The first picture stays as it is while you try new prompts: only the second one 
 **Trajectory Start** gives the second sampler noise, sigmas and size, so that nothing has to be set twice."""
 
 SAVED_PATH_NOTE = """*Invert and reconstruct* saves its path. To edit that picture here, un-mute **Load Trajectory** \
-(Ctrl+M), pick the file, and draw its output to *Plug-and-Play* and *Trajectory Start*. Mute the nodes of group 2 but \
-the negative prompt, and *Before*."""
+(Ctrl+M), choose the file, and connect its output to *Plug-and-Play* and *Trajectory Start*. Mute *Before* and all nodes of \
+group 2 except the negative prompt."""
 
 SWAP_NOTE = """## Swap a word in a photo
 
-Opens your picture in the model together with a sentence about it, and draws it again with one word exchanged.
+Inverts your picture and samples it again with one word of its description replaced.
 
 ### Change
 - the **checkpoint**: any SD1.5 model
-- **Your picture**: its middle is cut to 512 x 512
-- **What it shows**: one sentence about it
+- **Your picture**: its centre is cropped to 512 x 512
+- *source_text*: one sentence about it
 - *target_text*: the same sentence with another word in its place
-- *blend_words*: the words whose place may change; everything else stays the picture's"""
+- *blend_words*: the words whose area may change; everything else is kept
+
+Then press Run. The first run inverts the picture. The next ones only sample, whatever you write.
+
+**Encode Prompt Edit** shows what happens to each word, **Before and after** what happened to the picture."""
+
+SWAP_KEEP_NOTE = """- **The same steps and scheduler** in Basic Scheduler and in KSampler (Advanced), with the sampler *euler*. If they differ, \
+Prompt-to-Prompt gives an error.
+- *add_noise* **disable**: the latent of DDIM Invert is noisy already.
+- Connect **Empty prompt** to DDIM Invert and to *negative*.
+- Connect *target* to *positive*, unchanged."""
 
 REFINE_NOTE = """## Add words to a photo
 
-As *Swap a word in a photo*, with words added: *refine* aligns the two sentences, the words both have keep the attention they \
-had, and new words find their own.
+Like *Swap a word in a photo*, with words added: *refine* matches the two sentences. Words that both have keep their attention, \
+and new words get their own.
 
 ### Change
 - the **checkpoint**, **your picture** and **what it shows**
@@ -122,44 +132,45 @@ had, and new words find their own.
 
 REWEIGHT_NOTE = """## Reweight a word in a photo
 
-Both sentences are the same; *reweight* makes words of it count more or less: *pink: 3* for more of it, *pink: -1* against it, \
-several with commas.
+Both sentences are the same; *reweight* makes words count more or less: *pink: 3* for more of it, *pink: -1* for the opposite. \
+Separate several by commas.
 
 ### Change
 - the **checkpoint** and **your picture**
 - **What it shows** and *target_text*: the same sentence
-- *reweight*: stay within -2 and 4 or so"""
+- *reweight*: stay between -2 and about 4"""
 
-BY_WORDS_NOTE = """- **The same cfg** in Null-Text Optimize and CFG Guider: what it finds holds for one value.
-- **The same scheduler and steps** for all: one node gives them. The sampler *euler*.
-- *target* to the guider, just as it comes. **What it shows** is encoded apart, so that other words need no new inversion.
+BY_WORDS_NOTE = """- **The same cfg** in Null-Text Optimize and CFG Guider: its result is valid for one value only.
+- **The same scheduler and steps** for all nodes, from one node. The sampler *euler*.
+- Connect *target* to the guider unchanged.
 
-The first run inverts the picture and finds a negative prompt for every step, so that guidance gives your picture back. As long \
-as your picture and **what it shows** stay, the next runs only draw.
+The first run inverts the picture and finds a negative prompt for every step with which guidance reconstructs your picture. As \
+long as your picture and **what it shows** do not change, the next runs only sample.
 
-**Null-Text Optimize** shows how close guidance comes to the picture's latent, as PSNR. The method *null_text* is the published \
-optimisation: slower, and needs memory for gradients."""
+**Null-Text Optimize** shows how exactly the picture's latent is reconstructed, as PSNR. The method *null_text* is the published \
+optimisation: it is slower and needs memory for gradients. Its result is saved in the output folder, under *conditionings*. To use it \
+on another day, un-mute **Load Conditioning** (Ctrl+M), choose the file, connect it to *CFG Guider* and mute *Null-Text Optimize*."""
 
-BLEND_NOTE = """- **Too little changes**: lower *self_end* first, then *cross_end*, in Prompt-to-Prompt; widen *blend_words*.
-- **The picture falls apart**: raise them.
-- **Places change that should not**: write *blend_words*, or raise *blend_threshold*.
-- **An error about a word**: it must stand in the sentence as you write it."""
+BLEND_NOTE = """- **Too little changes**: lower *self_end* first, then *cross_end*, in Prompt-to-Prompt; write more *blend_words*.
+- **The composition is lost**: raise them.
+- **Other areas change too**: write *blend_words*, or raise *blend_threshold*.
+- **An error about a word**: write it exactly as it is in the sentence."""
 
 MASK_NOTE = """## Mask by a word, then inpaint
 
-Finds where a word is in your picture, by the model's own attention to it, and paints that place anew with ComfyUI's own \
+Finds where a word is in your picture, from the model's own attention to it, and inpaints that area with ComfyUI's own \
 nodes.
 
 ### Change
 - the **checkpoint**: any SD1.5 model
-- **Your picture**: its middle is cut to 512 x 512
+- **Your picture**: its centre is cropped to 512 x 512
 - **What it shows**, and the same sentence in Attention Mask
-- *words*: what the mask is to cover, words of that sentence
+- *words*: words of that sentence that the mask should cover
 - **What it becomes**
 
-Then press Run. The inversion is only there to be read; 20 steps are enough for it."""
+Then press Run. The inversion is needed only to find the words; 20 steps are enough for it."""
 
 MASK_TUNING_NOTE = """- **Too small or too large**: set *threshold*: 0 finds a level by itself, higher values make it smaller. *Grow Mask* \
-widens it by some pixels.
-- **Other things are in it**: name them in the sentence too, so that they have words of their own.
-- **Only an outline is in it**: read fewer of the late steps: lower *end*."""
+makes it some pixels wider.
+- **It covers other things too**: name them in the sentence, so that they have words of their own.
+- **It covers only an outline**: lower *end*, to read fewer of the late steps."""

@@ -22,31 +22,30 @@ def swap_a_word_box() -> Blueprint:
     flat = swap_a_word()
     return Blueprint(
         flat.name,
-        "Exchange or add words of a picture's prompt and keep the rest of the picture: inverts it, opens it for guidance and "
-        "edits it with Prompt-to-Prompt. source_text says what the picture shows, target_text is the same with your words. "
-        "blend_words: what may change (empty: everything). width and height: SD1.5 512, SDXL 1024. To keep less of the old "
-        "picture, lower cross_end and self_end.",
+        "Replace or add words of a picture's prompt and keep the rest of the picture: inverts it and edits it with "
+        "Prompt-to-Prompt. source_text says what the picture shows, target_text is the same with your words. blend_words: "
+        "words whose area may change (empty: all of the picture). width and height: SD1.5 512, SDXL 1024. To keep less of the "
+        "source, lower cross_end and self_end.",
         CATEGORY,
         inside=within(
             flat,
             outputs=["decode"],
-            widgets={"words": {"mode": "auto"}},
             groups=[
-                Group("1  Fit the picture", (-20, -70), (340, 1670), BLUE),
-                Group("2  Say it in words", (360, -70), (400, 1670), GOLD),
-                Group("3  Open the picture", (800, -70), (360, 1670), GREEN),
-                Group("4  Edit", (1200, -70), (360, 1670), RED),
+                Group("1  Fit the picture", (-20, -70), (340, 1200), BLUE),
+                Group("2  Invert the picture", (360, -70), (360, 1200), GREEN),
+                Group("3  Describe the edit", (760, -70), (440, 1200), GOLD),
+                Group("4  Sample it again", (1240, -70), (360, 1200), RED),
             ],
         ),
         inputs={
             **entrances(flat, ["decode"]),
-            "source_text": [("shows", "value")],
+            "source_text": [("words", "source_text")],
             "target_text": [("words", "target_text")],
             "blend_words": [("words", "blend_words")],
             "width": [("resize", "width")],
             "height": [("resize", "height")],
-            "steps": [("schedule", "steps")],
-            "cfg": [("null_text", "cfg"), ("guider", "cfg")],
+            "steps": [("schedule", "steps"), ("sample", "steps")],
+            "cfg": [("sample", "cfg")],
             "cross_end": [("edit", "cross_end")],
             "self_end": [("edit", "self_end")],
         },
@@ -58,9 +57,9 @@ def mask_by_word_box() -> Blueprint:
     flat = mask_by_word()
     return Blueprint(
         flat.name,
-        "Draw something new where words are in a picture: inverts it, finds the words by the model's own attention, and "
-        "inpaints their place. text says what the picture shows, words are words of it, target_text is what the new picture "
-        "shows. threshold 0 finds the mask's edge by itself; higher is smaller. width and height: SD1.5 512, SDXL 1024.",
+        "Replace an object in a picture: inverts it, finds words in it by the model's own attention, and inpaints their area. "
+        "text says what the picture shows, words are words of it, target_text is what the new picture should show. threshold "
+        "0 is automatic; higher makes the area smaller. width and height: SD1.5 512, SDXL 1024.",
         CATEGORY,
         inside=within(
             flat,
@@ -100,15 +99,12 @@ def needed(flat: Workflow, outputs: list[str]) -> set[str]:
     return found
 
 
-def within(
-    flat: Workflow, outputs: list[str], groups: list[Group], widgets: dict[str, dict[str, object]] | None = None
-) -> Workflow:
+def within(flat: Workflow, outputs: list[str], groups: list[Group]) -> Workflow:
     """The part of a workflow between the sockets of the box."""
     keys = needed(flat, outputs)
 
     def placed(node: NodeSpec) -> NodeSpec:
-        own = {**node.widgets, **(widgets or {}).get(node.key, {})}
-        return replace(node, pos=TOP_OF_FIRST_COLUMN.get(node.key, node.pos), widgets=own)
+        return replace(node, pos=TOP_OF_FIRST_COLUMN.get(node.key, node.pos))
 
     return Workflow(
         flat.name,

@@ -63,9 +63,9 @@ def _in_a_scene(name: str, file: str, text: str, pictures: tuple[str, ...], note
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 1130), BLUE),
-            Group("2  Say it with pictures", (360, -70), (360, 1130), GOLD),
+            Group("2  Prompt with pictures", (360, -70), (360, 1130), GOLD),
             Group("3  Fuse", (760, -70), (360, 1130), RED),
-            Group("4  Draw", (1160, -70), (340, 1130), GREEN),
+            Group("4  Sample", (1160, -70), (340, 1130), GREEN),
             *row_groups,
         ],
     )
@@ -127,9 +127,9 @@ def delayed_subject() -> Workflow:
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 1130), BLUE),
-            Group("2  Say it with a picture", (360, -70), (360, 1130), GOLD),
+            Group("2  Prompt with a picture", (360, -70), (360, 1130), GOLD),
             Group("3  First the scene, then the subject", (760, -70), (360, 1130), RED),
-            Group("4  Draw", (1160, -70), (340, 1130), GREEN),
+            Group("4  Sample", (1160, -70), (340, 1130), GREEN),
             Group("5  The picture", (1540, -70), (620, 740), CYAN),
         ],
     )

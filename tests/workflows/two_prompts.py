@@ -7,20 +7,20 @@ from workflows.files_and_colours import BLUE, CYAN, FLOW_CHECKPOINT, GOLD, GREEN
 
 NOTE = f"""## Edit a photo with two prompts
 
-One prompt says what your picture shows, the other what it should become. Only what they disagree on changes. The picture is \
-not inverted first: each step costs four model calls, two for each prompt.
+One prompt says what your picture shows, the other what it should become. Only what differs between them changes. The picture is \
+not inverted first. Each step costs four model calls, two for each prompt.
 
 ### Files
-- `{FLOW_CHECKPOINT}` in **models/checkpoints**. Any flow model will do. SD1.5 and SDXL run too, but were not made for it.
+- `{FLOW_CHECKPOINT}` in **models/checkpoints**. Any flow model works. SD1.5 and SDXL run too, but the method was not made for them.
 
 ### Change
 - **Your picture**
-- **What it shows** and **What it becomes**: the same sentence with the words exchanged works best
+- **What it shows** and **What it becomes**: the same sentence with some words replaced works best
 
 ### Settings that matter
-- *strength*: more steps change more. 0.65 is a start; raise it when the edit does not show.
-- *cfg* 13.5 and *cfg_source* 3.5 are published for SD3. For Flux set both to 1 and put FluxGuidance behind each prompt.
-- **mask**: connect one, for example from Attention Mask, to keep the rest as it is."""
+- *strength*: higher values change more. Start with 0.65; raise it if the edit does not show.
+- *cfg* 13.5 and *cfg_source* 3.5 are published for SD3. For Flux set both to 1 and put FluxGuidance after each prompt.
+- **mask**: connect one to keep the rest of the picture unchanged."""
 
 
 def edit_with_two_prompts() -> Workflow:

@@ -120,8 +120,8 @@ def text_to_sd21_unclip() -> Workflow:
         groups=[
             Group("1  Load", (-20, -70), (340, 1070), BLUE),
             Group("2  From text to an embedding", (360, -70), (360, 1070), GOLD),
-            Group("3  Tell the model", (760, -70), (360, 1070), RED),
-            Group("4  Draw, and look at it", (1160, -70), (340, 1070), GREEN),
+            Group("3  Conditioning", (760, -70), (360, 1070), RED),
+            Group("4  Sample, and look at it", (1160, -70), (340, 1070), GREEN),
             Group("5  The picture", (1540, -70), (620, 1070), CYAN),
             Group("Instead of 2: a saved embedding", (-20, 1040), (740, 200), GREEN),
         ],
@@ -205,8 +205,8 @@ def text_to_karlo() -> Workflow:
         groups=[
             Group("1  Load", (-20, -70), (340, 1130), BLUE),
             Group("2  From text to an embedding", (360, -70), (360, 1130), GOLD),
-            Group("3  Tell the decoder", (760, -70), (360, 1130), RED),
-            Group("4  Draw, then enlarge", (1160, -70), (340, 1130), GREEN),
+            Group("3  Conditioning for the decoder", (760, -70), (360, 1130), RED),
+            Group("4  Sample, then enlarge", (1160, -70), (340, 1130), GREEN),
             Group("5  The picture", (1540, -70), (620, 1130), CYAN),
             Group("Another four times larger, with weights of your own", (-20, 1110), (1140, 510), GREEN),
         ],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from workflows.description import Group, NodeSpec, Note, Workflow
 from workflows.files_and_colours import BLUE, CYAN, GOLD, GREEN, NEGATIVE, POSITIVE, RED
 from workflows.photo_notes import (
@@ -11,16 +13,74 @@ from workflows.photo_notes import (
     MASK_TUNING_NOTE,
     REFINE_NOTE,
     REWEIGHT_NOTE,
+    SWAP_KEEP_NOTE,
     SWAP_NOTE,
 )
-from workflows.shared_columns import load_picture, sample_back
+from workflows.shared_columns import invert_picture, load_picture, sample_back
 
 SOURCE = "a drawing of a girl in a pink dress on a green hill under a blue sky"
 
 
 def swap_a_word() -> Workflow:
-    words = {"target_text": SOURCE.replace("pink", "yellow"), "mode": "replace", "blend_words": "dress"}
-    return _by_words("Swap a word in a photo", words, SWAP_NOTE)
+    load, load_links = load_picture()
+    invert, invert_links = invert_picture(380)
+    words = {
+        "source_text": SOURCE,
+        "target_text": SOURCE.replace("pink", "yellow"),
+        "mode": "auto",
+        "blend_words": "dress",
+    }
+    sampler = {
+        "add_noise": "disable",
+        "noise_seed": 0,
+        "control_after_generate": "fixed",
+        "steps": 50,
+        "cfg": 7.5,
+        "sampler_name": "euler",
+        "scheduler": "ddim_uniform",
+    }
+    return Workflow(
+        "Swap a word in a photo",
+        nodes=[
+            *load,
+            *(replace(node, title="Empty prompt") if node.key == "empty" else node for node in invert),
+            NodeSpec("words", "PAL_EncodePromptEdit", (780, 0), words, size=(400, 380)),
+            NodeSpec("edit", "PAL_PromptToPrompt", (780, 740), {"cross_end": 0.8, "self_end": 0.4}, size=(400, 210)),
+            NodeSpec("sample", "KSamplerAdvanced", (1260, 0), sampler, size=(320, 360)),
+            NodeSpec("decode", "VAEDecode", (1260, 680), size=(320, 46)),
+            NodeSpec("compare", "PAL_CompareImages", (-420, 1240), size=(980, 520), title="Before and after"),
+            NodeSpec("save", "SaveImage", (600, 1240), {"filename_prefix": "words"}, size=(980, 520), title="After"),
+        ],
+        links=[
+            *load_links,
+            *invert_links,
+            ("model", "CLIP", "words", "clip"),
+            ("model", "MODEL", "edit", "model"),
+            ("invert", "trajectory", "edit", "trajectory"),
+            ("words", "edit", "edit", "edit"),
+            ("edit", "model", "sample", "model"),
+            ("words", "target", "sample", "positive"),
+            ("empty", "CONDITIONING", "sample", "negative"),
+            ("invert", "noised_latent", "sample", "latent_image"),
+            ("sample", "LATENT", "decode", "samples"),
+            ("model", "VAE", "decode", "vae"),
+            ("decode", "IMAGE", "save", "images"),
+            ("resize", "IMAGE", "compare", "image_a"),
+            ("decode", "IMAGE", "compare", "image_b"),
+        ],
+        notes=[
+            Note(SWAP_NOTE, (-440, 0), (380, 420), "Read me"),
+            Note(SWAP_KEEP_NOTE, (-440, 460), (380, 280), "What to keep"),
+            Note(BLEND_NOTE, (-440, 780), (380, 300), "When the edit is not what you want"),
+        ],
+        groups=[
+            Group("1  Load", (-20, -70), (340, 1200), BLUE),
+            Group("2  Invert the picture", (360, -70), (360, 1200), GREEN),
+            Group("3  Describe the edit", (760, -70), (440, 1200), GOLD),
+            Group("4  Sample it again", (1240, -70), (360, 1200), RED),
+            Group("5  What changed", (-440, 1170), (2040, 610), CYAN),
+        ],
+    )
 
 
 def refine_a_prompt() -> Workflow:
@@ -73,7 +133,17 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
             *back,
             NodeSpec("before", "PreviewImage", (-420, 1700), size=(520, 440), title="Before"),
             NodeSpec("save", "SaveImage", (140, 1700), {"filename_prefix": "words"}, size=(520, 440), title="After"),
-            NodeSpec("report", "PreviewImage", (820, 1700), size=(720, 440), title="Null-text report"),
+            NodeSpec("keep", "PAL_SaveConditioning", (820, 1700), size=(340, 90)),
+            NodeSpec(
+                "load",
+                "PAL_LoadConditioning",
+                (1200, 1700),
+                {"conditioning_file": "conditionings/palimpsest_00001_.conditioning.safetensors [output]"},
+                size=(340, 90),
+                title="Load Conditioning (muted)",
+                muted=True,
+            ),
+            NodeSpec("report", "PreviewImage", (820, 1880), size=(720, 440), title="Null-text report"),
         ],
         links=[
             *load_links,
@@ -93,7 +163,6 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
             ("invert", "trajectory", "null_text", "trajectory"),
             ("model", "MODEL", "edit", "model"),
             ("invert", "trajectory", "edit", "trajectory"),
-            ("words", "source", "edit", "source"),
             ("words", "edit", "edit", "edit"),
             ("edit", "model", "guider", "model"),
             ("words", "target", "guider", "positive"),
@@ -101,6 +170,7 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
             *back_links,
             ("resize", "IMAGE", "before", "images"),
             ("decode", "IMAGE", "save", "images"),
+            ("null_text", "negative", "keep", "conditioning"),
             ("null_text", "report", "report", "images"),
         ],
         notes=[
@@ -110,11 +180,11 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 1670), BLUE),
-            Group("2  Say it in words", (360, -70), (400, 1670), GOLD),
-            Group("3  Open the picture", (800, -70), (360, 1670), GREEN),
+            Group("2  Describe the edit", (360, -70), (400, 1670), GOLD),
+            Group("3  Invert the picture", (800, -70), (360, 1670), GREEN),
             Group("4  Edit", (1200, -70), (360, 1670), RED),
             Group("5  Compare", (-440, 1630), (1120, 530), CYAN),
-            Group("How closely guidance follows the picture", (800, 1630), (760, 530), GREEN),
+            Group("The negative, saved, and how exactly the picture is reconstructed", (800, 1630), (760, 710), GREEN),
         ],
     )
 

@@ -118,8 +118,8 @@ def require_share(socket: str, embeddings: int, pictures: int) -> None:
     """Core would cut a longer batch of embeddings to the batch of the latent, without a word."""
     if pictures % embeddings:
         raise ValueError(
-            f"{socket}: expected one image embedding, or one for each of the latent's {pictures} pictures, got {embeddings}. Give the latent a "
-            "batch of as many, or take the embeddings one by one from the output single."
+            f"{socket}: expected one image embedding, or one for each of the latent's {pictures} pictures, got {embeddings}. Give the latent "
+            "the same batch size, or use the output single, which gives the embeddings one by one."
         )
 
 

@@ -18,11 +18,11 @@ FOLDER = "diffusion_models"
 NONE = "none"
 DTYPES = {"default": None, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 DECODER_FILES = (
-    "Karlo's decoder-ckpt-step=01000000-of-01000000.ckpt (3.6 GB in float32), or diffusion_pytorch_model.safetensors out of diffusers' "
+    "Karlo's decoder-ckpt-step=01000000-of-01000000.ckpt (3.6 GB in float32), or diffusion_pytorch_model.safetensors from the diffusers "
     "folders decoder (3.5 GB) and text_proj (32 MB)"
 )
 UPSAMPLER_FILES = (
-    "Karlo's improved-sr-ckpt-step=1.2M.ckpt (5.5 GB in float32), or diffusion_pytorch_model.safetensors out of diffusers' folders "
+    "Karlo's improved-sr-ckpt-step=1.2M.ckpt (5.5 GB in float32), or diffusion_pytorch_model.safetensors from the diffusers folders "
     "super_res_first and super_res_last (2.8 GB each)"
 )
 
@@ -59,7 +59,7 @@ def _dtype_input() -> io.Input:
         default="default",
         optional=True,
         advanced=True,
-        tooltip="Precision of the weights in memory. default is what ComfyUI takes for diffusion models on this machine.",
+        tooltip="Precision of the weights in memory. default is what ComfyUI chooses for diffusion models on this machine.",
     )
 
 
@@ -70,13 +70,16 @@ class LoadUnCLIPDecoder(io.ComfyNode):
             node_id="PAL_LoadUnCLIPDecoder",
             display_name="unCLIP Load Decoder",
             category=CATEGORY,
-            description=f"Loads Karlo's decoder: a model that paints 64 x 64 pixels from an image embedding and a text. {PAPER}.",
+            description=f"Loads Karlo's decoder: a model that generates 64 x 64 pixels from an image embedding and a text. {PAPER}.",
             search_aliases=[*ALIASES, "load diffusion model", "pixel space"],
             inputs=[
-                _file_input("model_name", f"The decoder, in models/{FOLDER}: Karlo's own file, or diffusers' decoder."),
+                _file_input(
+                    "model_name",
+                    f"The decoder, in models/{FOLDER}: Karlo's own file, or the decoder file of the diffusers version.",
+                ),
                 _file_input(
                     "text_proj_name",
-                    "For diffusers' layout only: the file of its text_proj folder. Karlo's own file holds everything.",
+                    "For the diffusers version only: the file of its text_proj folder. Karlo's own file contains everything.",
                     optional=True,
                 ),
                 _dtype_input(),
@@ -84,10 +87,11 @@ class LoadUnCLIPDecoder(io.ComfyNode):
             outputs=[
                 io.Model.Output(
                     display_name="model",
-                    tooltip="Works in pixel space with core's samplers, schedulers, guiders and masks, and with DDIM Invert.",
+                    tooltip="Works in pixel space, with ComfyUI's samplers, schedulers, guiders and masks, and with DDIM Invert.",
                 ),
                 io.Vae.Output(
-                    display_name="vae", tooltip="Turns pictures into this model's latents and back: pixels, untouched."
+                    display_name="vae",
+                    tooltip="The VAE for this model, which works directly on pixels: nothing is lost by encoding or decoding.",
                 ),
             ],
         )
@@ -109,35 +113,39 @@ class UnCLIPConditioning(io.ComfyNode):
             node_id="PAL_UnCLIPConditioning",
             display_name="unCLIP Decoder Conditioning",
             category=CATEGORY,
-            description=f"The conditioning of an unCLIP decoder: an image embedding, a text, or both. {PAPER}.",
+            description=f"Makes the conditioning for an unCLIP decoder from an image embedding, a text, or both. {PAPER}.",
             search_aliases=[*ALIASES, "image variation", "clip vision", "unclipconditioning"],
             inputs=[
                 io.Clip.Input(
-                    "clip", tooltip="The text encoder the decoder was trained with. Karlo: CLIP ViT-L/14, complete."
+                    "clip",
+                    tooltip="The text encoder that the decoder was trained with. For Karlo: CLIP ViT-L/14 with its text projection, "
+                    "which SD1.x checkpoints lack.",
                 ),
                 io.String.Input(
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="The prompt; the same as for the prior. Empty for variations of a picture.",
+                    tooltip="The prompt, the same as for the prior. Leave it empty for variations of a picture.",
                 ),
                 io.ClipVisionOutput.Input(
                     "clip_vision_output",
                     optional=True,
-                    tooltip="From unCLIP Sample Prior or CLIP Vision Encode. A batch goes to as many pictures. Unconnected: text alone.",
+                    tooltip="From unCLIP Sample Prior or CLIP Vision Encode. A batch of embeddings makes as many pictures. Without an "
+                    "embedding, the text alone is used.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="From unCLIP Load Decoder. With it, text and embedding of another width are refused here and not by the sampler. "
-                    "A clip with several text encoders, such as SDXL's, needs it.",
+                    tooltip="From unCLIP Load Decoder. When connected, a text or embedding of the wrong width is refused here, before "
+                    "sampling starts. Needed for a clip with several text encoders, such as SDXL's.",
                 ),
             ],
             outputs=[
-                io.Conditioning.Output(display_name="positive", tooltip="The text with the embedding."),
+                io.Conditioning.Output(display_name="positive", tooltip="The text together with the embedding."),
                 io.Conditioning.Output(
                     display_name="negative",
-                    tooltip="The empty text with the decoder's learned stand-in for an embedding: what it was trained to be guided away from.",
+                    tooltip='The empty text, with the embedding that the decoder learned for "no picture". This is the '
+                    "negative that it was trained with.",
                 ),
             ],
             **RESENDS_RESULT,
@@ -146,7 +154,7 @@ class UnCLIPConditioning(io.ComfyNode):
     @classmethod
     def execute(cls, clip, text, clip_vision_output=None, model=None) -> io.NodeOutput:
         guidance = unclip_conditioning(clip, model, text, clip_vision_output)
-        unread = [f"{guidance.unread} tokens at the text's end are not read"] if guidance.unread else []
+        unread = [f"the last {guidance.unread} tokens of the text are not read"] if guidance.unread else []
         return io.NodeOutput(guidance.positive, guidance.negative, ui=result(*unread))
 
 
@@ -157,22 +165,22 @@ class UnCLIPSampler(io.ComfyNode):
             node_id="PAL_UnCLIPSampler",
             display_name="unCLIP Sampler",
             category=CATEGORY,
-            description="The sampler that unCLIP decoders were published with: ancestral, with the variance that the network predicts. "
-            f"{PAPER}.",
+            description="The sampler that unCLIP decoders were published with. It adds noise at each step, as much as the network "
+            f"predicts. {PAPER}.",
             search_aliases=[*ALIASES, "ksampler select", "ancestral", "ddpm", "learned variance"],
             inputs=[
                 io.Combo.Input(
                     "spacing",
                     options=list(SPACINGS),
                     default=SPACINGS[0],
-                    tooltip="published: of a whole schedule only the number of steps is used; they are spaced evenly over the 1000 training "
-                    "steps. sigmas: the training steps nearest to the connected sigmas.",
+                    tooltip="published: only the number of steps is taken from the schedule; they are spaced evenly over the 1000 "
+                    "training steps. sigmas: uses the training steps closest to the connected sigmas.",
                 )
             ],
             outputs=[
                 io.Sampler.Output(
                     display_name="sampler",
-                    tooltip="For SamplerCustomAdvanced or SamplerCustom. Published: 25 or 50 steps, cfg 8.",
+                    tooltip="For SamplerCustomAdvanced or SamplerCustom. Published settings: 25 or 50 steps, cfg 8.",
                 )
             ],
         )
@@ -189,16 +197,18 @@ class LoadUpsampler(io.ComfyNode):
             node_id="PAL_LoadUpsampler",
             display_name="unCLIP Load Upsampler",
             category=CATEGORY,
-            description=f"Loads one of unCLIP's diffusion upsamplers: Karlo's 64 to 256, or one like DALL-E 2's 256 to 1024. {PAPER}.",
+            description="Loads an unCLIP upsampler, a diffusion model that enlarges pictures: Karlo's from 64 to 256 pixels, or one "
+            f"like DALL-E 2's from 256 to 1024. {PAPER}.",
             search_aliases=[*ALIASES, "super resolution", "upscale model"],
             inputs=[
                 _file_input(
                     "model_name",
-                    f"The upsampler, in models/{FOLDER}: Karlo's own file, diffusers' super_res_first, or one network for all steps.",
+                    f"The upsampler, in models/{FOLDER}: Karlo's own file, super_res_first of the diffusers version, or a single network "
+                    "for all steps.",
                 ),
                 _file_input(
                     "last_name",
-                    "For diffusers' layout only: the file of its super_res_last folder, which does the last step.",
+                    "For the diffusers version only: the file of its super_res_last folder, which does the last step.",
                     optional=True,
                 ),
                 _dtype_input(),
@@ -226,20 +236,20 @@ class Upsample(io.ComfyNode):
             node_id="PAL_Upsample",
             display_name="unCLIP Upsample",
             category=CATEGORY,
-            description=f"Paints a small picture anew at a larger size, by a diffusion upsampler. {PAPER}.",
+            description=f"Enlarges a small picture with a diffusion upsampler, which draws new details. {PAPER}.",
             search_aliases=[*ALIASES, "super resolution", "upscale image"],
             inputs=[
                 UpsamplerIO.Input("upsampler", tooltip="From unCLIP Load Upsampler."),
                 io.Image.Input(
                     "image",
-                    tooltip="What the decoder or the upsampler before this one has painted. A batch goes through together.",
+                    tooltip="The picture from the decoder or from another upsampler. A batch is enlarged together.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=0,
                     min=0,
                     max=1000,
-                    tooltip="0: as published, which is 7 for Karlo's two networks and 15 for a single one. Otherwise 2 or more.",
+                    tooltip="0 uses the published number: 7 for Karlo's two networks, 15 for a single network. Otherwise 2 or more.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -247,7 +257,7 @@ class Upsample(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Of the noise that details are made from.",
+                    tooltip="The seed of the noise that new details are made from.",
                 ),
                 io.Int.Input(
                     "scale",
@@ -255,7 +265,7 @@ class Upsample(io.ComfyNode):
                     min=2,
                     max=8,
                     advanced=True,
-                    tooltip="How many times larger. What the upsampler was trained for: 4 for the published ones.",
+                    tooltip="How many times larger the result is. Use what the upsampler was trained for: 4 for the published ones.",
                 ),
                 io.Int.Input(
                     "tile",
@@ -264,11 +274,11 @@ class Upsample(io.ComfyNode):
                     max=4096,
                     step=64,
                     advanced=True,
-                    tooltip="The most pixels to a side that the network sees at once. Larger results are put together from overlapping "
-                    "tiles at every step. Lower it when memory runs out.",
+                    tooltip="The largest width and height that the network sees at once. Larger results are made from overlapping tiles "
+                    "at every step. Lower it if memory runs out.",
                 ),
             ],
-            outputs=[io.Image.Output(display_name="image", tooltip="The larger picture.")],
+            outputs=[io.Image.Output(display_name="image", tooltip="The enlarged picture.")],
         )
 
     @classmethod

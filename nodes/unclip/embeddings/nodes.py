@@ -27,21 +27,21 @@ def _embedding_input(name: str, tooltip: str) -> io.Input:
 def _clip_input() -> io.Input:
     return io.Clip.Input(
         "clip",
-        tooltip="The text encoder of the CLIP model that the embedding is from: ViT-L/14 for 768 numbers, ViT-H/14 for 1024, "
-        "ViT-bigG/14 (SDXL's) for 1280. Its file must have text_projection.",
+        tooltip="The text encoder of the CLIP model that made the embedding: ViT-L/14 for width 768, ViT-H/14 for 1024, ViT-bigG/14 "
+        "(SDXL) for 1280. Its file must contain text_projection.",
     )
 
 
 def _theta_inputs(default: str, tooltip: str) -> list[io.Input]:
     return [
-        io.String.Input("thetas", default=default, tooltip=f"{tooltip} One embedding is made for each number."),
+        io.String.Input("thetas", default=default, tooltip=f"{tooltip} Each number gives one result."),
         io.Int.Input(
             "frames",
             default=0,
             min=0,
             max=MAX_FRAMES,
-            tooltip="0: the numbers of thetas as they are. More: that many embeddings evenly along the way through them; "
-            "thetas 0, 1, 0 goes there and back.",
+            tooltip="0 uses the numbers in thetas as they are. A higher number makes that many results, evenly spaced along thetas. "
+            "With thetas 0, 1, 0 they go to the end and back.",
         ),
     ]
 
@@ -50,15 +50,16 @@ def _outputs(tooltip: str) -> list[io.Output]:
     return [
         io.ClipVisionOutput.Output(
             "embedding",
-            tooltip=f"{tooltip} Karlo's decoder makes one picture of each; ComfyUI's own models put all into one picture.",
+            tooltip=f"{tooltip} Karlo's decoder makes one picture from each; SD2.1 unCLIP, Stable Cascade and SDXL mix all of them into "
+            "one picture.",
         ),
         io.ClipVisionOutput.Output(
             "single",
             is_output_list=True,
-            tooltip="The same embeddings one by one: what is connected here runs once for each. For morphs with SD2.1 unCLIP, Stable "
+            tooltip="The same embeddings as a list: the connected nodes run once for each. Use it for morphs with SD2.1 unCLIP, Stable "
             "Cascade or SDXL.",
         ),
-        IPAdapterEmbedsIO.Output("embeds", tooltip="The same embeddings as embeds for the nodes of IPAdapter."),
+        IPAdapterEmbedsIO.Output("embeds", tooltip="The same embeddings in the form that the IPAdapter nodes use."),
     ]
 
 
@@ -73,15 +74,17 @@ class EmbeddingSlerp(io.ComfyNode):
             node_id="PAL_EmbeddingSlerp",
             display_name="unCLIP Embedding Slerp",
             category=CATEGORY,
-            description=f"Goes from one picture's image embedding to another's along the sphere, in as many steps as you like. {PAPER}, "
-            "section 3.2.",
+            description="Interpolates between the image embeddings of two pictures (spherical interpolation), in as many steps as you "
+            f"like. {PAPER}, section 3.2.",
             search_aliases=[*ALIASES, "interpolate", "morph", "spherical interpolation"],
             inputs=[
-                _embedding_input("embedding_a", "Where theta 0 is."),
-                _embedding_input("embedding_b", "Where theta 1 is, of the same CLIP model."),
-                *_theta_inputs("0, 0.25, 0.5, 0.75, 1", "How far from a (0) to b (1)."),
+                _embedding_input("embedding_a", "The embedding at theta 0."),
+                _embedding_input("embedding_b", "The embedding at theta 1, from the same CLIP model."),
+                *_theta_inputs("0, 0.25, 0.5, 0.75, 1", "How far from a (0) to b (1), for example 0, 0.5, 1."),
             ],
-            outputs=_outputs("One embedding for each theta; for batches, all thetas of the first pair first."),
+            outputs=_outputs(
+                "One embedding for each theta. For batches: first all thetas of the first pair, then those of the second, and so on."
+            ),
         )
 
     @classmethod
@@ -98,17 +101,17 @@ class LatentSlerp(io.ComfyNode):
             node_id="PAL_LatentSlerp",
             display_name="Latent Slerp",
             category=CATEGORY,
-            description="Goes from one noise to another along the sphere, as unCLIP Embedding Slerp does with pictures' embeddings: for morphs "
-            f"between inverted pictures. {PAPER}, section 3.2.",
+            description="Interpolates between two noises (spherical interpolation), for morphs between two inverted pictures. Use it "
+            f"together with unCLIP Embedding Slerp. {PAPER}, section 3.2.",
             search_aliases=["interpolate", "morph", "spherical interpolation", "noise"],
             inputs=[
-                io.Latent.Input("latent_a", tooltip="Where theta 0 is: a start from DDIM Invert or Trajectory Start."),
-                io.Latent.Input("latent_b", tooltip="Where theta 1 is, of the same size."),
-                *_theta_inputs("0, 0.25, 0.5, 0.75, 1", "How far from a (0) to b (1)."),
+                io.Latent.Input("latent_a", tooltip="The latent at theta 0: noised_latent of DDIM Invert or Trajectory Start."),
+                io.Latent.Input("latent_b", tooltip="The latent at theta 1, of the same size."),
+                *_theta_inputs("0, 0.25, 0.5, 0.75, 1", "How far from a (0) to b (1), for example 0, 0.5, 1."),
             ],
             outputs=[
                 io.Latent.Output("latent", tooltip="One latent for each theta, for KSampler (Advanced) with add_noise disabled."),
-                io.Latent.Output("single", is_output_list=True, tooltip="The same latents one by one, as of unCLIP Embedding Slerp."),
+                io.Latent.Output("single", is_output_list=True, tooltip="The same latents as a list, to go with `single` of unCLIP Embedding Slerp."),
             ],
         )  # fmt: skip
 
@@ -122,7 +125,9 @@ class LatentSlerp(io.ComfyNode):
         require_batch({"latent_a": len(a), "latent_b": len(b)})
         for socket, x in (("latent_a", a), ("latent_b", b)):
             if not bool(x.flatten(1).any(-1).all()):
-                raise ValueError(f"{socket}: expected noise, got an empty latent. Connect latent of DDIM Invert.")
+                raise ValueError(
+                    f"{socket}: expected noise, got an empty latent. Connect noised_latent of DDIM Invert."
+                )
         path = sphere.slerp(a.flatten(1)[:, None], b.flatten(1)[:, None], _steps(thetas, frames))
         latents = path.flatten(0, 1).unflatten(1, a.shape[1:])
         return io.NodeOutput({"samples": latents}, [{"samples": row} for row in latents.split(1)])
@@ -135,33 +140,36 @@ class EmbeddingMix(io.ComfyNode):
             node_id="PAL_EmbeddingMix",
             display_name="unCLIP Embedding Mix",
             category=CATEGORY,
-            description=f"Mixes the image embeddings of two to {MAX_MIXED} pictures by weight. Negative weights take away.",
+            description=f"Mixes the image embeddings of 2 to {MAX_MIXED} pictures by weight. A negative weight removes what a picture "
+            "shows.",
             search_aliases=[*ALIASES, "blend", "average", "combine", "weighted sum"],
             inputs=[
                 io.Autogrow.Input(
                     "embeddings",
                     io.Autogrow.TemplatePrefix(
-                        _embedding_input("embedding", "A picture to mix in, of the same CLIP model as the others."),
+                        _embedding_input(
+                            "embedding", "The embedding of a picture to mix, all from the same CLIP model."
+                        ),
                         prefix="embedding",
                         min=2,
                         max=MAX_MIXED,
                     ),
-                    tooltip="The pictures. A socket appears with each connection.",
+                    tooltip="The embeddings to mix. Each connection adds a socket for the next one.",
                 ),
                 io.String.Input(
                     "weights",
                     default="",
-                    tooltip="One number for each embedding, in the order of the sockets: 1, 0.5. Empty: all alike.",
+                    tooltip="One weight for each embedding, in the order of the sockets: 1, 0.5. If empty, all weights are equal.",
                 ),
                 io.Combo.Input(
                     "norm",
                     options=["keep", "sum"],
                     default="keep",
-                    tooltip="keep: the mix is as long as the pictures' own embeddings, which is what decoders expect, so only the "
-                    "ratios of weights count. sum: the plain weighted sum, as Kandinsky's interpolate.",
+                    tooltip="keep: gives the mix the average length of the connected embeddings, which decoders expect; only the ratios "
+                    "of the weights count. sum: the plain weighted sum, as in Kandinsky's interpolate.",
                 ),
             ],
-            outputs=_outputs("The mix, one for each row of the batch."),
+            outputs=_outputs("The mixed embedding, one for each row of the batch."),
         )
 
     @classmethod
@@ -173,7 +181,7 @@ class EmbeddingMix(io.ComfyNode):
             return _given(sphere.mix(rows, mixing_weights(weights, len(rows)), norm == "keep"))
         except sphere.NothingLeft:
             raise ValueError(
-                f"weights: expected ones that leave something of the embeddings, got {weights!r}, under which they cancel out. Change one."
+                f"weights: expected weights that do not cancel out, got {weights!r}, whose mix is almost zero. Change one of them."
             ) from None
 
 
@@ -184,30 +192,33 @@ class EmbeddingTextDiff(io.ComfyNode):
             node_id="PAL_EmbeddingTextDiff",
             display_name="unCLIP Embedding Text Diff",
             category=CATEGORY,
-            description=f"Moves a picture's image embedding by words: towards what text says and base_text does not. {PAPER}, section 3.3.",
+            description=f"Changes a picture's image embedding by words: away from base_text, towards text. {PAPER}, section 3.3.",
             search_aliases=[*ALIASES, "text difference", "edit by text", "language-guided manipulation"],
             inputs=[
-                _embedding_input("embedding", "The picture to change."),
+                _embedding_input("embedding", "The embedding of the picture to change."),
                 _clip_input(),
                 io.String.Input(
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
                     default="a photo of a dog in winter",
-                    tooltip="What the picture is to show.",
+                    tooltip="What the picture should show.",
                 ),
                 io.String.Input(
                     "base_text",
                     multiline=True,
                     dynamic_prompts=True,
                     default="a photo",
-                    tooltip="What it shows now. Empty: the way leads to the text itself.",
+                    tooltip="What the picture shows now. If empty, the embedding moves towards text itself.",
                 ),
                 *_theta_inputs(
-                    "0, 0.125, 0.25, 0.375, 0.5", "How far: 0 is the picture; the paper ends at 0.25 to 0.5."
+                    "0, 0.125, 0.25, 0.375, 0.5",
+                    "How far to move: 0 is the picture itself. The paper uses up to 0.25 to 0.5.",
                 ),
             ],
-            outputs=_outputs("One embedding for each theta; for batches, all thetas of the first picture first."),
+            outputs=_outputs(
+                "One embedding for each theta. For batches: first all thetas of the first picture, then those of the second, and so on."
+            ),
             **RESENDS_RESULT,
         )
 
@@ -221,7 +232,7 @@ class EmbeddingTextDiff(io.ComfyNode):
             moved = sphere.text_diff(image[:, None], target, base if base_text.strip() else None, steps)
         except sphere.NothingLeft:
             raise ValueError(
-                f"text: expected other words than base_text, got {text!r} for both. Say in text what is to be different."
+                f"text: expected other words than base_text, got {text!r} for both. Say in text what should be different."
             ) from None
         return _given(moved.flatten(0, 1), result(*[_unread(read)] if any(read.unread) else []))
 
@@ -233,16 +244,16 @@ class EmbeddingScore(io.ComfyNode):
             node_id="PAL_EmbeddingScore",
             display_name="unCLIP Embedding Score",
             category=CATEGORY,
-            description="How well pictures fit a text, as CLIP sees it: the cosine between image embedding and text embedding.",
+            description="Measures how well pictures match a text, by CLIP: the cosine between image embedding and text embedding.",
             search_aliases=[*ALIASES, "clip score", "cosine similarity", "rank"],
-            inputs=[_embedding_input("embedding", "The pictures to score."), _clip_input(), io.String.Input(
-                "text", multiline=True, dynamic_prompts=True, tooltip="The text to compare with.",
+            inputs=[_embedding_input("embedding", "The embeddings of the pictures to score."), _clip_input(), io.String.Input(
+                "text", multiline=True, dynamic_prompts=True, tooltip="The text to compare the pictures with.",
             )],
             outputs=[
                 io.Float.Output(
                     "score",
                     is_output_list=True,
-                    tooltip="-1 to 1 for each picture, higher is closer. Only scores of the same CLIP model compare.",
+                    tooltip="From -1 to 1 for each picture; higher is a better match. Compare only scores of the same CLIP model.",
                 )
             ],
             is_output_node=True,
@@ -268,14 +279,14 @@ class SaveEmbedding(io.ComfyNode):
             node_id="PAL_SaveEmbedding",
             display_name="unCLIP Save Embedding",
             category=CATEGORY,
-            description="Writes image embeddings to the output folder as one safetensors file of a few KB.",
+            description="Saves image embeddings to the output folder as one safetensors file of a few KB.",
             search_aliases=[*ALIASES, "export embedding"],
             inputs=[
-                _embedding_input("embedding", "The embeddings to keep, the whole batch."),
+                _embedding_input("embedding", "The embeddings to save, the whole batch."),
                 io.String.Input(
                     "filename_prefix",
                     default="embeddings/palimpsest",
-                    tooltip="Folder and name below the output folder; a counter is added.",
+                    tooltip="Folder and file name inside the output folder. A counter is added to the name.",
                 ),
             ],
             is_output_node=True,
@@ -296,16 +307,16 @@ class LoadEmbedding(io.ComfyNode):
             node_id="PAL_LoadEmbedding",
             display_name="unCLIP Load Embedding",
             category=CATEGORY,
-            description="Reads image embeddings that unCLIP Save Embedding wrote, from the output or the input folder.",
+            description="Loads image embeddings that unCLIP Save Embedding wrote, from the output or the input folder.",
             search_aliases=[*ALIASES, "import embedding"],
             inputs=[
                 io.Combo.Input(
                     "embedding_file",
                     options=saved_files(SUFFIX),
-                    tooltip="A file of the output or input folder. Refresh the list (R) after saving a new one.",
+                    tooltip="A file in the output or input folder. Press R to refresh the list after saving a new one.",
                 )
             ],
-            outputs=_outputs("The embeddings as they were saved, the whole batch."),
+            outputs=_outputs("The saved embeddings, the whole batch."),
         )
 
     @classmethod

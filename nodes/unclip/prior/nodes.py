@@ -39,22 +39,23 @@ class LoadPrior(io.ComfyNode):
             node_id="PAL_LoadPrior",
             display_name="unCLIP Load Prior",
             category=CATEGORY,
-            description="Loads a diffusion prior, the network that turns a text into an image embedding: Karlo's, or one of Kandinsky 2. "
-            f"{PAPER}.",
+            description="Loads a diffusion prior, the network that makes an image embedding from a text: Karlo's, or that of Kandinsky "
+            f"2. {PAPER}.",
             search_aliases=[*ALIASES, "load checkpoint", "prior transformer", "diffusers"],
             inputs=[
                 io.Combo.Input(
                     "prior_name",
                     options=folder_paths.get_filename_list(FOLDER),
-                    tooltip="Karlo's prior-ckpt, or diffusion_pytorch_model.safetensors out of the folder prior of a Karlo or Kandinsky 2 "
-                    "prior for diffusers, in models/diffusion_models under a name of your own.",
+                    tooltip="Karlo's prior-ckpt, or diffusion_pytorch_model.safetensors from the prior folder of Karlo or Kandinsky 2 "
+                    "for diffusers. Put it in models/diffusion_models under a name of your choice.",
                 ),
                 io.Combo.Input(
                     "stats_name",
                     options=[NONE, *_stats_files()],
                     default=NONE,
                     optional=True,
-                    tooltip=f"For Karlo's own file: {STATS}, in the same folder. Files for diffusers hold these numbers themselves.",
+                    tooltip=f"For Karlo's own file only: {STATS}, in the same folder. Files of the diffusers version contain these "
+                    "numbers.",
                 ),
                 io.Combo.Input(
                     "weight_dtype",
@@ -62,10 +63,10 @@ class LoadPrior(io.ComfyNode):
                     default="default",
                     optional=True,
                     advanced=True,
-                    tooltip="Precision of the weights in memory. default is what ComfyUI takes for diffusion models on this machine.",
+                    tooltip="Precision of the weights in memory. default is what ComfyUI chooses for diffusion models on this machine.",
                 ),
             ],
-            outputs=[PriorIO.Output(display_name="prior", tooltip="For unCLIP Sample Prior.")],
+            outputs=[PriorIO.Output(display_name="prior", tooltip="Connect to unCLIP Sample Prior.")],
             **RESENDS_RESULT,
         )
 
@@ -74,8 +75,8 @@ class LoadPrior(io.ComfyNode):
         """None is what comes out of another node, known only when it has run."""
         if prior_name is not None and prior_name not in folder_paths.get_filename_list(FOLDER):
             return (
-                f"prior_name: expected a file in models/{FOLDER}, got {prior_name!r}, which is not there. Put Karlo's {KARLO_PRIOR} (4.1 GB) "
-                f"and {STATS} (7 KB) there, or the prior's diffusion_pytorch_model.safetensors of Kandinsky 2 (4.1 GB)."
+                f"prior_name: expected a file in models/{FOLDER}, got {prior_name!r}, which is not there. Put Karlo's {KARLO_PRIOR} (4.1 "
+                f"GB) and {STATS} (7 KB) there, or the prior's diffusion_pytorch_model.safetensors of Kandinsky 2 (4.1 GB)."
             )
         if stats_name not in [None, NONE, *_stats_files()]:
             return (
@@ -101,35 +102,35 @@ class SamplePrior(io.ComfyNode):
             node_id="PAL_SamplePrior",
             display_name="unCLIP Sample Prior",
             category=CATEGORY,
-            description="Makes the embedding of a picture from a text, as CLIP would see that picture: for unCLIP decoders and whatever "
-            f"else takes CLIP Vision's output. {PAPER}.",
+            description="Makes an image embedding from a text, as if CLIP Vision had encoded a matching picture. For unCLIP decoders "
+            f"and other nodes that take the output of CLIP Vision Encode. {PAPER}.",
             search_aliases=[*ALIASES, "clip vision output", "image embedding", "best of n"],
             inputs=[
                 PriorIO.Input("prior", tooltip="From unCLIP Load Prior."),
                 io.Clip.Input(
                     "clip",
-                    tooltip="The text encoder the prior was trained with: CLIP ViT-L/14 for Karlo and Kandinsky 2.1, ViT-bigG/14 for "
-                    "Kandinsky 2.2. It needs its text projection, which checkpoints of SD1.x lack.",
+                    tooltip="The text encoder that the prior was trained with: CLIP ViT-L/14 for Karlo and Kandinsky 2.1, ViT-bigG/14 "
+                    "for Kandinsky 2.2. It must contain its text projection, which SD1.x checkpoints lack.",
                 ),
                 io.String.Input(
                     "text",
                     multiline=True,
                     dynamic_prompts=True,
-                    tooltip="The prompt. 75 tokens are read, as published.",
+                    tooltip="The prompt. The first 75 tokens are read, as published.",
                 ),
                 io.String.Input(
                     "negative_text",
                     multiline=True,
                     dynamic_prompts=True,
                     default="",
-                    tooltip="What guidance moves away from. Empty is what the priors were trained with.",
+                    tooltip="What guidance moves away from. The priors were trained with an empty text here.",
                 ),
                 io.Int.Input(
                     "steps",
                     default=25,
                     min=2,
                     max=1000,
-                    tooltip="Steps of the diffusion over embeddings. Published: 25.",
+                    tooltip="Sampling steps of the prior. Published: 25.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -137,7 +138,7 @@ class SamplePrior(io.ComfyNode):
                     min=0.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="Guidance. Published: 4. At 1 the negative text is not used.",
+                    tooltip="Guidance. Published: 4. At 1 the negative text is not used and each step costs half.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -145,14 +146,14 @@ class SamplePrior(io.ComfyNode):
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
                     control_after_generate=True,
-                    tooltip="Same seed, same embedding. More candidates only add to those of fewer.",
+                    tooltip="The same seed gives the same embedding. Raising candidates keeps the earlier ones and adds new ones.",
                 ),
                 io.Int.Input(
                     "candidates",
                     default=2,
                     min=1,
                     max=64,
-                    tooltip="So many are sampled, and the one nearest to the text's embedding is kept. DALL-E 2 takes 2, Karlo 1.",
+                    tooltip="How many embeddings are sampled; the one closest to the text is kept. DALL-E 2 uses 2, Karlo 1.",
                 ),
                 io.Int.Input(
                     "batch_size",
@@ -160,7 +161,8 @@ class SamplePrior(io.ComfyNode):
                     min=1,
                     max=64,
                     optional=True,
-                    tooltip="Embeddings to make, each the best of its own candidates. Core's unCLIP models mix the embeddings of a batch.",
+                    tooltip="How many embeddings to make, each the best of its own candidates. Keep 1 for SD2.1 unCLIP, Stable Cascade "
+                    "and SDXL, which mix a batch into one picture.",
                 ),
                 io.Float.Input(
                     "eta",
@@ -170,7 +172,7 @@ class SamplePrior(io.ComfyNode):
                     step=0.05,
                     optional=True,
                     advanced=True,
-                    tooltip="Noise added on the way: 1 is ancestral sampling, as published, 0 the deterministic path (DDIM).",
+                    tooltip="How much noise is added at each step. 1 is ancestral sampling, as published; 0 is deterministic (DDIM).",
                 ),
                 io.Float.Input(
                     "clamp",
@@ -180,17 +182,18 @@ class SamplePrior(io.ComfyNode):
                     step=0.5,
                     optional=True,
                     advanced=True,
-                    tooltip="Bound of each number predicted, in deviations from the mean. Karlo's own code and Kandinsky 10, diffusers' Karlo 5.",
+                    tooltip="Limit for each predicted number, in standard deviations from the mean. 10 in Karlo's own code and "
+                    "Kandinsky, 5 in Karlo for diffusers.",
                 ),
             ],
             outputs=[
                 io.ClipVisionOutput.Output(
                     display_name="clip_vision_output",
-                    tooltip="The image embedding, not normalised, as CLIP Vision Encode gives one of a picture.",
+                    tooltip="The image embedding, not normalised, in the form that CLIP Vision Encode gives.",
                 ),
                 io.Float.Output(
                     display_name="score",
-                    tooltip="Cosine between the kept embedding and the text's; of a batch the mean.",
+                    tooltip="The cosine between the kept embedding and the text's embedding. For a batch, the mean.",
                 ),
             ],
             **RESENDS_RESULT,

@@ -172,11 +172,10 @@ class Demo:
 
     def edit_by_words(self, subject: Subject, picture: str, words: WordEdit) -> Image.Image:
         workflow = self.workflow("Swap a word in a photo", picture)
-        workflow.set("PrimitiveStringMultiline", value=subject.source_text)
-        workflow.set("PAL_EncodePromptEdit", mode="auto", target_text=words.target_text, blend_words=words.blend_words)
+        texts = {"source_text": subject.source_text, "target_text": words.target_text}
+        workflow.set("PAL_EncodePromptEdit", **texts, blend_words=words.blend_words)
         if self.checkpoint is None:
-            workflow.set("PAL_NullTextOptimize", cfg=WORDS_CFG)
-            workflow.set("CFGGuider", cfg=WORDS_CFG)
+            workflow.set("KSamplerAdvanced", cfg=WORDS_CFG)
             workflow.set("PAL_PromptToPrompt", cross_end=CROSS_END, self_end=SELF_END)
         run = self.run(workflow, f"{subject.name}, by words: {words.target_text}")
         return self.image(run, workflow.find("SaveImage"))

@@ -28,6 +28,7 @@ PARTS = (
     "plug_and_play",
     "null_text",
     "null_text_edits",
+    "null_text_tolerances",
     "prompt_to_prompt",
     "attention_mask",
     "saliency_fusion",

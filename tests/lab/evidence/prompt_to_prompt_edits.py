@@ -76,7 +76,7 @@ class Group:
     def prompt_edit(self, blend_words: Callable[[Edit], str]) -> PromptEdit:
         edit = self.edits[0]
         texts = caption(edit.source), caption(edit.target)
-        return EncodePromptEdit.execute(self.world.clip, *texts, "auto", "", blend_words(edit))[2]
+        return EncodePromptEdit.execute(self.world.clip, *texts, "auto", "", blend_words(edit))[1]
 
     def steered(self, windows: Windows, **optional) -> World:
         ends = windows.cross_end, windows.self_end
@@ -105,7 +105,7 @@ class Edits:
         layouts: dict[tuple, list[int]] = defaultdict(list)
         for i, edit in enumerate(edits):
             texts = caption(edit.source), caption(edit.target)
-            found = EncodePromptEdit.execute(world.clip, *texts, "auto", "", changed_words(edit))[2]
+            found = EncodePromptEdit.execute(world.clip, *texts, "auto", "", changed_words(edit))[1]
             layouts[found.source.words, found.target.words, found.source_blend, found.target_blend].append(i)
         batches = [rows[k : k + BATCH] for rows in layouts.values() for k in range(0, len(rows), BATCH)]
         groups = []

@@ -54,9 +54,9 @@ def drawn_graph(seed: int) -> Graph:
         "PAL_EncodePromptEdit", clip=toy[1], source_text=TEXT, target_text="a red square on a blue background",
         mode="auto", reweight="blue: 2", blend_words="circle",
     )  # fmt: skip
-    graph.add("PreviewAny", source=edit[2])
+    graph.add("PreviewAny", source=edit[1])
     graph.add(
-        "PAL_PromptToPrompt", model=toy[0], trajectory=sampled[1], source=edit[0], edit=edit[2], cross_end=0.8,
+        "PAL_PromptToPrompt", model=toy[0], trajectory=sampled[1], edit=edit[1], cross_end=0.8,
         self_end=0.4, blend_start=0.2, blend_threshold=0.3,
     )  # fmt: skip
     graph.add("PAL_PreviewTrajectory", trajectory=sampled[1], vae=toy[2], frames=STEPS + 1)

@@ -26,6 +26,7 @@ NODE_KEYS = (
 # Combos that list the files a server has.
 FILE_LISTS = (
     ("PAL_LoadTrajectory", "trajectory_file"),
+    ("PAL_LoadConditioning", "conditioning_file"),
     ("PAL_LoadSubjectEncoder", "ckpt_name"),
     ("PAL_LoadPrior", "prior_name"),
     ("PAL_LoadPrior", "stats_name"),

@@ -82,8 +82,7 @@ class WordEdit:
         inputs = {
             "model": self.stock.model,
             "trajectory": self.invert[0],
-            "source": self.words[0],
-            "edit": self.words[2],
+            "edit": self.words[1],
             "cross_end": 0.8,
             "self_end": 0.5,
             "blend_start": 0.2,
@@ -122,7 +121,7 @@ class WordEdit:
     def guider(self, **changed) -> Node:
         inputs = {
             "model": self.stock.model,
-            "positive": self.words[1],
+            "positive": self.words[0],
             "negative": self.stock.negative[0],
             "cfg": 4.0,
         }
@@ -147,7 +146,7 @@ def add_word_edit(
 ) -> WordEdit:
     """`image`: a name that LoadImage knows; `words`: inputs of Encode Prompt Edit.
 
-    What the inversion reads is encoded apart from the edit, so that another target inverts nothing again.
+    What the inversion reads comes from a node of its own, so that another target inverts nothing again.
     """
     stock = add_stock(graph, checkpoint, source_text, negative)
     picture = graph.add("LoadImage", image=image)

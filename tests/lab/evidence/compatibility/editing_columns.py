@@ -170,7 +170,7 @@ def _words(graph: Graph, target: str, blend_words: str = "", **options) -> Calla
     edit = run(EncodePromptEdit, clip=clip(), source_text=SOURCE, target_text=target, blend_words=blend_words)
 
     def make(trajectory: Trajectory):
-        source = edit["source"] if graph.plain_source else graph.dress(edit["source"])
+        source = graph.source()
         return run(
             PromptToPrompt, model=graph.model, trajectory=trajectory, source=source, edit=edit["edit"], **options
         )["model"]  # fmt: skip
