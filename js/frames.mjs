@@ -3,7 +3,12 @@ import { button, part, picture, temporary } from "./parts.mjs";
 
 const PAUSE = 125; // milliseconds between frames that play
 
-/** Preview Trajectory: its states one at a time, by a slider or playing. */
+const EMPTY = {
+  PAL_PreviewTrajectory: "Run once to see the path, state by state.",
+  PAL_SaliencyMap: "Run once with every_step on to see who draws where, step by step.",
+};
+
+/** Pictures one at a time, by a slider or playing: states of a path, steps of a fusion. */
 export class Frames {
   minHeight = 220;
   grows = true;
@@ -18,17 +23,28 @@ export class Frames {
     this.slider = part("input", "", bar);
     Object.assign(this.slider, { type: "range", min: 0, max: 0, value: 0, disabled: true });
     this.slider.setAttribute("aria-label", "Frame");
-    this.label = part("span", "palimpsest-label", root, "Run once to see the path, state by state.");
+    this.empty = EMPTY[node.comfyClass ?? node.type];
+    this.label = part("span", "palimpsest-label", root, this.empty);
     this.slider.addEventListener("input", () => this.turn(Number(this.slider.value)));
   }
 
   show({ palimpsest_frames: frames }) {
-    if (!frames?.length) return;
+    if (!frames) return;
     this.pause();
+    if (!frames.length) return this.clear();
     this.frames = frames.map(({ picture, label }) => ({ label, url: temporary(picture) }));
     this.loaded = this.frames.map(({ url }) => Object.assign(new Image(), { src: url })); // so that turning is immediate
     Object.assign(this.slider, { max: this.frames.length - 1, disabled: false });
     this.turn(this.frames.length - 1);
+  }
+
+  clear() {
+    this.frames = [];
+    this.picture.removeAttribute("src");
+    this.picture.hidden = true;
+    Object.assign(this.slider, { max: 0, disabled: true });
+    this.slider.removeAttribute("aria-valuetext");
+    this.label.textContent = this.empty;
   }
 
   turn(number) {

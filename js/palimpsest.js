@@ -14,6 +14,7 @@ const VIEWS = {
   PAL_AttentionMask: WordMap,
   PAL_EncodePromptEdit: EditWords,
   PAL_PreviewTrajectory: Frames,
+  PAL_SaliencyMap: Frames,
   PAL_CompareImages: CompareWipe,
   PAL_PlugAndPlay: StepWindows,
   PAL_PromptToPrompt: StepWindows,

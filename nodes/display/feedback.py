@@ -1,12 +1,14 @@
 """What a node shows in the browser beside its outputs: how far it is, and what it found."""
 
+from collections.abc import Iterable
 from dataclasses import fields
 
 import torch
 from comfy_api.latest import io, ui
 from server import PromptServer
 
-RESULT = "palimpsest_result"  # the key that js/result_line.mjs reads
+RESULT = "palimpsest_result"  # the key that js/panel.mjs reads
+FRAMES = "palimpsest_frames"  # the key that js/frames.mjs reads
 # For the schema of a node that is no output node: a run that finds the node in the cache sends its result again.
 # ComfyUI 0.16 does not know this option.
 RESENDS_RESULT = {field.name: True for field in fields(io.Schema) if field.name == "has_intermediate_output"}
@@ -22,6 +24,13 @@ def show_progress(node: type[io.ComfyNode], text: str) -> None:
 def result(*lines: str) -> dict[str, list[str]]:
     """The `ui` of a node: lines that stay on it until its next run. No lines take away those of the run before."""
     return {RESULT: list(lines)}
+
+
+def temporary_frames(frames: Iterable[tuple[torch.Tensor, str]], node: type[io.ComfyNode]) -> dict[str, list[dict]]:
+    """The `ui` of pictures [H, W, C], each with a line of text, that are looked at one at a time."""
+    return {
+        FRAMES: [{"picture": temporary_pictures(picture[None], node)[0], "label": line} for picture, line in frames]
+    }
 
 
 def temporary_pictures(images: torch.Tensor, node: type[io.ComfyNode]) -> list[str]:

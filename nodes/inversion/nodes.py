@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 from ..diffusion.schedule import require_whole_picture, schedule_mismatch
 from ..diffusion.sockets import TrajectoryIO
 from ..diffusion.trajectory import Trajectory
-from ..display.feedback import RESENDS_RESULT, result, temporary_pictures
+from ..display.feedback import RESENDS_RESULT, result, temporary_frames, temporary_pictures
 from ..files.prompt_values import left_out_of
 from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
 from . import comparison
@@ -286,10 +286,9 @@ class PreviewTrajectory(io.ComfyNode):
         states = preview_frames(trajectory, steps, vae.decode if vae is not None else None)
         labels = [f"step {step} of {trajectory.steps}, sigma {trajectory.sigmas[step]:.3g}" for step in steps.tolist()]
         # A batch stands side by side in each frame.
-        pictures = temporary_pictures(torch.cat(states.unbind(0), dim=2), cls)
-        shown = [{"picture": name, "label": label} for name, label in zip(pictures, labels, strict=True)]
+        frames = temporary_frames(zip(torch.cat(states.unbind(0), dim=2), labels, strict=True), cls)
         image = strip(states)
-        return io.NodeOutput(image, ui={**ui.PreviewImage(image, cls=cls).as_dict(), "palimpsest_frames": shown})
+        return io.NodeOutput(image, ui={**ui.PreviewImage(image, cls=cls).as_dict(), **frames})
 
 
 class CompareImages(io.ComfyNode):

@@ -31,13 +31,15 @@ async def answer(request: web.Request) -> web.Response:
         return _refusal(413, f"expected a body of at most {LARGEST} bytes and its length")
     try:
         body = await request.json()
-    except ValueError:
-        return _refusal(400, "expected JSON, got something else")
+    except (ValueError, LookupError, RecursionError):  # no JSON, an unknown charset, thousands of brackets
+        return _refusal(400, "expected JSON in UTF-8, got something else")
     if not isinstance(body, dict) or sorted(body) != sorted(FIELDS):
         return _refusal(400, f"expected an object with the fields {', '.join(FIELDS)}")
     for field, text in body.items():
         if not isinstance(text, str) or len(text) > LONGEST:
             return _refusal(400, f"{field}: expected text of at most {LONGEST} characters")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            return _refusal(400, f"{field}: expected text, got half of a surrogate pair")
     if body["mode"] not in MODES:
         return _refusal(400, f"mode: expected one of {', '.join(MODES)}")
     return web.json_response(await asyncio.to_thread(_described, **body))
@@ -52,6 +54,8 @@ def _described(**texts: str) -> dict:
         edit = prompt_edit(partial(tokenize, _vocabulary()), **texts)
     except ValueError as problem:
         return {"problem": str(problem)}
+    except RecursionError:
+        return {"problem": "expected brackets that ComfyUI can read, got too many inside each other. Take some away."}
     return {"edit": described_edit(edit)["palimpsest_edit"][0]}
 
 

@@ -55,10 +55,12 @@ def _group(edit: PromptEdit, old: list[int], new: list[int]) -> dict:
 
 def _followers(edit: PromptEdit) -> list[tuple[list[int], list[int]]]:
     """Numbers of source words and of the target words that follow them; words alone on their side stand alone."""
-    follows = [
-        {i for i, old in enumerate(edit.source.words) if edit.alignment.mapper[list(old)][:, list(new)].any()}
-        for new in edit.target.words
-    ]
+    word_at = {column: i for i, columns in enumerate(edit.source.words) for column in columns}
+    sources_of: dict[int, set[int]] = {}
+    for old, new in edit.alignment.mapper.nonzero().tolist():
+        if old in word_at:
+            sources_of.setdefault(new, set()).add(word_at[old])
+    follows = [set().union(*(sources_of.get(column, ()) for column in new)) for new in edit.target.words]
     groups: list[tuple[list[int], list[int]]] = []
     at = 0  # source words before this one are in a group
     for number, sources in enumerate(follows):

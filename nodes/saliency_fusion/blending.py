@@ -47,6 +47,11 @@ class Decision:
     weights: torch.Tensor
     experts: tuple[int, ...]
 
+    @property
+    def parts(self) -> dict[int, torch.Tensor]:
+        """Each expert's weights [B, ..., H, W], by its number."""
+        return dict(zip(self.experts, self.weights[1:], strict=True))
+
 
 # A mask at the latent's size: its use and its values [B, ..., H, W]; None where an expert has none.
 Resized = tuple[str, torch.Tensor] | None

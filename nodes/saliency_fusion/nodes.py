@@ -3,14 +3,15 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..diffusion.sockets import TrajectoryIO
-from ..display.feedback import RESENDS_RESULT, result
+from ..display.feedback import RESENDS_RESULT, result, temporary_frames
 from ..display.heatmap import heatmap
 from .blending import Mask
 from .common_ground import require_different
+from .every_step import look_at_every_step
 from .expert import Expert, Prompted
 from .guider import Blending, FusionGuider
 from .saliency import BLURS
-from .saliency_map import decide_along, decide_at, mask_of, saliency_of
+from .saliency_map import along, decide, mask_of, saliency_of, under_noise
 from .sockets import FusionExpertIO, cfg_input, expert_inputs, mask_inputs, saliency_input, sharpness_of
 from .stages import SubjectFusionGuider
 
@@ -253,6 +254,13 @@ class SaliencyMap(io.ComfyNode):
                     optional=True,
                     tooltip="With latent_image: the noise to add to the picture. Without it, the latent must already be as noisy as the step.",
                 ),
+                io.Boolean.Input(
+                    "every_step",
+                    default=False,
+                    optional=True,
+                    tooltip="Also shows on the node, step by step, who draws where, with the guider's windows. Evaluates the models at "
+                    "every step.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -268,7 +276,7 @@ class SaliencyMap(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, guider, step, expert, trajectory=None, latent_image=None, sigmas=None, noise=None
+        cls, guider, step, expert, trajectory=None, latent_image=None, sigmas=None, noise=None, every_step=False
     ) -> io.NodeOutput:
         if not isinstance(guider, FusionGuider):
             raise ValueError(
@@ -287,14 +295,19 @@ class SaliencyMap(io.ComfyNode):
                 f"trajectory: expected nothing else to look at, got {', '.join(beside)} too. Disconnect one of the two."
             )
         if trajectory is not None:
-            decision = decide_along(guider, trajectory, step)
+            looked, socket = along(guider, trajectory), "trajectory"
         elif latent_image is not None and sigmas is not None:
-            decision = decide_at(guider, latent_image, noise, sigmas, step)
+            looked, socket = under_noise(guider, latent_image, noise, sigmas), "sigmas"
         else:
-            raise ValueError("trajectory: expected one, or latent_image and sigmas, got neither. Connect one of them.")
+            raise ValueError(
+                "trajectory: expected one, or latent_image and sigmas, got neither. Connect what to look at."
+            )
+        looked.require_step(step, socket)
+        decision = decide(guider, looked, step)
+        frames = temporary_frames(look_at_every_step(guider, looked) if every_step else [], cls)
         mask = mask_of(guider, decision, expert - 1)
         share = f"expert {expert}: {100 * float(mask.mean()):.1f} % of the picture"
-        return io.NodeOutput(mask, heatmap(saliency_of(guider, decision), None), ui=result(share))
+        return io.NodeOutput(mask, heatmap(saliency_of(guider, decision), None), ui={**result(share), **frames})
 
 
 NODES = [SaliencyFusionGuider, FusionExpert, SubjectFusion, SaliencyMap]

@@ -39,18 +39,18 @@ def with_mask(callback: Callable, patcher: ModelPatcher, decision: Callable[[], 
         if current is None or began - last < cost / SHARE:
             return
         kind, image, size = previewer.decode_latent_to_preview_image("JPEG", x0)
-        bar.update_absolute(step + 1, total, (kind, overlaid(image, current), size))
+        bar.update_absolute(step + 1, total, (kind, overlaid(image, current.parts), size))
         last = time.monotonic()
         cost = last - began
 
     return show
 
 
-def overlaid(image: Image.Image, decision: Decision) -> Image.Image:
-    """The first picture of the batch with each expert's part tinted."""
-    weights = decision.weights[1:, 0].float().cpu()
-    weights = weights if weights.ndim == 3 else weights[:, 0]  # the first frame
-    for weight, expert in zip(weights, decision.experts, strict=True):
+def overlaid(image: Image.Image, parts: dict[int, torch.Tensor]) -> Image.Image:
+    """The first picture of the batch with each expert's part tinted; `parts`: [B, ..., H, W] by the expert's number."""
+    for expert, weights in parts.items():
+        weight = weights[0].float().cpu()
+        weight = weight if weight.ndim == 2 else weight[0]  # the first frame
         part = Image.fromarray((weight * (OPACITY * 255)).round().to(torch.uint8).numpy())
         part = part.resize(image.size, Image.Resampling.NEAREST)
         image = Image.composite(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import comfy.sample
 import torch
@@ -16,58 +16,60 @@ from .guider import FusionGuider
 from .windows import Window
 
 
-def decide_along(guider: FusionGuider, trajectory: Trajectory, step: int) -> Decision:
-    """At the trajectory's latent of that step."""
+@dataclass(frozen=True)
+class Looked:
+    """What to look at: x at every step of a schedule.
+
+    latent: [B, C, ...] as a VAE gives it, with `noise` and `seed` as a sampler would start from it. noisy: x of a step, counted from 0.
+    """
+
+    latent: torch.Tensor
+    sigmas: torch.Tensor
+    noisy: Callable[[Inside, int], torch.Tensor]
+    noise: torch.Tensor | None = None
+    seed: int = 0
+
+    def require_step(self, step: int, socket: str) -> None:
+        if not 0 <= step < len(self.sigmas) - 1:
+            raise ValueError(
+                f"step: expected 0 to {len(self.sigmas) - 2}, the steps of `{socket}`, got {step}. Choose one of them; 0 is the noisiest."
+            )
+
+
+def along(guider: FusionGuider, trajectory: Trajectory) -> Looked:
+    """The trajectory's latents."""
     trajectory.model.require_match(guider.model_patcher)
-    _require_step(step, trajectory.sigmas, "trajectory")
     latent = guider.model_patcher.model.process_latent_out(trajectory.latents[-1])
-    return _decide(guider, latent, trajectory.sigmas, step, lambda inside: trajectory.latents[step].to(inside.noise))
+    return Looked(latent, trajectory.sigmas, lambda inside, step: trajectory.latents[step].to(inside.noise))
 
 
-def decide_at(guider: FusionGuider, latent: dict, noise, sigmas: torch.Tensor, step: int) -> Decision:
-    """At a LATENT under that step's amount of `noise`, or, where that is None, at one that is already as noisy."""
-    _require_step(step, sigmas, "sigmas")
+def under_noise(guider: FusionGuider, latent: dict, noise, sigmas: torch.Tensor) -> Looked:
+    """A LATENT under each step's amount of `noise`, or, where that is None, one that is already as noisy."""
     ratios = {key: latent[key] for key in ("downscale_ratio_spacial", "downscale_ratio_temporal") if key in latent}
     samples = comfy.sample.fix_empty_latent_channels(guider.model_patcher, latent["samples"], **ratios)
     added = torch.zeros_like(samples) if noise is None else noise.generate_noise({**latent, "samples": samples})
 
-    def noised(inside: Inside) -> torch.Tensor:
+    def noised(inside: Inside, step: int) -> torch.Tensor:
         at_maximum = inside.sampler.max_denoise(inside.guider, inside.sigmas[step:])
-        sigma = inside.sigmas[step]
-        return inside.model.model_sampling.noise_scaling(sigma, inside.noise, inside.latent, at_maximum)
+        return inside.model.model_sampling.noise_scaling(inside.sigmas[step], inside.noise, inside.latent, at_maximum)
 
-    return _decide(guider, samples, sigmas, step, noised, added, 0 if noise is None else noise.seed)
-
-
-def _require_step(step: int, sigmas: torch.Tensor, socket: str) -> None:
-    if not 0 <= step < len(sigmas) - 1:
-        raise ValueError(
-            f"step: expected 0 to {len(sigmas) - 2}, the steps of `{socket}`, got {step}. Choose one of them; 0 is the noisiest."
-        )
+    return Looked(samples, sigmas, noised, added, 0 if noise is None else noise.seed)
 
 
-def _decide(
-    guider: FusionGuider,
-    latent: torch.Tensor,
-    sigmas: torch.Tensor,
-    step: int,
-    noisy: Callable[[Inside], torch.Tensor],
-    noise: torch.Tensor | None = None,
-    seed: int = 0,
-) -> Decision:
+def decide(guider: FusionGuider, looked: Looked, step: int) -> Decision:
     experts = [replace(own.expert, takes_over=False) for own in guider.experts]
     looking = FusionGuider(guider.general, experts, guider.blending, maps_everything=True)
     for own in looking.experts:
-        own.window = Window.around(float(sigmas[step]))
+        own.window = Window.around(float(looked.sigmas[step]))
     decisions: list[Decision | None] = []
 
     def look(inside: Inside) -> None:
-        x = noisy(inside)
+        x = looked.noisy(inside, step)
         denoised = inside.guided(x, float(inside.sigmas[step]))
         decisions.append(looking.decision)
         inside.show(0, denoised, x)
 
-    run_inside(looking, latent, sigmas, 1, look, noise, seed)
+    run_inside(looking, looked.latent, looked.sigmas, 1, look, looked.noise, looked.seed)
     if decisions[0] is None:
         raise ValueError(
             "guider: expected at least one expert whose mask lets it draw somewhere, got none. Change the mask."

@@ -86,7 +86,11 @@ def _cut_at_spaces(clip: CLIP, text: str) -> tuple[list[str], dict[str, list[lis
     Tokens do not say where spaces were. Each piece of the text that core tokenises by itself is tokenised once more with a
     separator at its spaces; CLIP's tokenizer cuts at spaces before all else, so that the other tokens stay the same.
     """
-    separator = next(symbol for symbol in SEPARATORS if symbol not in text)
+    separator = next((symbol for symbol in SEPARATORS if symbol not in text), None)
+    if separator is None:
+        raise ValueError(
+            f"clip: expected text without one of the symbols {' '.join(SEPARATORS)}, got all of them. Leave one out."
+        )
     marks = {name: _tokens(clip, chunks) for name, chunks in clip.tokenize(separator, return_word_ids=True).items()}
     spelled = [""]
     words: dict[str, list[list[str]]] = {name: [[]] for name in marks}

@@ -6,7 +6,7 @@ import comfy.model_patcher
 import pytest
 import torch
 from palimpsest.nodes.saliency_fusion.blending import Mask
-from palimpsest.nodes.saliency_fusion.saliency_map import decide_at
+from palimpsest.nodes.saliency_fusion.saliency_map import decide, under_noise
 from support.fixtures.fusion import expert, from_file, fuse, fuse_subject, general, plain, run, start_for
 from support.fixtures.other_packs import lora, perturbed_attention
 from support.fixtures.sampling import schedule
@@ -51,7 +51,7 @@ def test_the_checkpoint_is_loaded_a_second_time_once_for_all_guiders_F1(sigmas, 
     for cfg in (5.0, 6.0, 7.0):
         guider = fuse(general(model, cfg), expert(variant))
         run(guider, x, sigmas)
-    decide_at(guider, {"samples": x}, None, sigmas, 0)
+    decide(guider, under_noise(guider, {"samples": x}, None, sigmas), 0)
     assert loads == [not dynamic]
     apart = fuse(general(sd15(0), cfg), expert(lora(sd15(0))))
     assert same(run(guider, x, sigmas).result, run(apart, x, sigmas).result, 1e-6)

@@ -1,9 +1,12 @@
+from pathlib import Path
 from types import SimpleNamespace
 
 import comfy.latent_formats
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as core
 import comfy_extras.nodes_model_advanced as advanced
+import folder_paths
+import numpy as np
 import pytest
 import torch
 from palimpsest.nodes.diffusion.trajectory import ModelFingerprint, Trajectory
@@ -132,6 +135,41 @@ def test_pixels_are_counted_by_the_latent_format_F11(models, ratio, side):
     assert mask.shape == (1, 8 * side, 8 * side) and heat.shape == (1, 8 * side, 16 * side, 3)
     step = torch.nn.functional.max_pool2d(mask[None], ratio) - (-torch.nn.functional.max_pool2d(-mask[None], ratio))
     assert float(step.abs().max()) == 0.0 and 0 < float(mask.mean()) < 1
+
+
+def shown_at_every_step(*args, **kwargs) -> tuple[list[str], list[np.ndarray]]:
+    frames = SaliencyMap.execute(*args, **kwargs, every_step=True).ui["palimpsest_frames"]
+    folder = Path(folder_paths.get_temp_directory())
+    return [frame["label"] for frame in frames], [np.asarray(Image.open(folder / frame["picture"])) for frame in frames]
+
+
+def test_every_step_shows_what_sampling_decided(sampled):
+    guider, made, path = sampled
+    labels, pictures = shown_at_every_step(guider, 1, 1, trajectory=path)
+    assert len(labels) == len(pictures) == 4
+    for step, (label, picture, decision) in enumerate(zip(labels, pictures, made.decisions, strict=True)):
+        shares = [f"expert {n + 1} {100 * float(part.mean()):.0f} %" for n, part in decision.parts.items()]
+        assert label == f"step {step} of 4, sigma {float(path.sigmas[step]):.3g}: {', '.join(shares)}"
+        assert picture.shape == (171, 256, 3)
+        middles = picture[10::21, 10::21][:8, :12]
+        for number, part in decision.parts.items():
+            theirs = middles[part[0].numpy() == 1]
+            tint = 0.45 * np.array(COLOURS[number])
+            assert len(theirs) and (theirs >= tint - 2).all() and (theirs <= tint + 0.55 * 255 + 2).all()
+    assert SaliencyMap.execute(guider, 1, 1, trajectory=path).ui["palimpsest_frames"] == []
+
+
+def test_every_step_says_who_draws_alone(models):
+    null, text, augmented = (conditioning(models[0], seed) for seed in (1, 2, 3))
+    inputs = {"latent_image": latent(models[0], 3, 1, 8, 8), "sigmas": schedule(models[0], 8)}
+    guider = fuse_subject(models[:2], [null, text, augmented], (0.3, 0.6))
+    labels, _ = shown_at_every_step(guider, 0, 1, **inputs)
+    stages = [guider.stage_of(float(sigma)) for sigma in inputs["sigmas"][:-1]]
+    assert stages == sorted(stages) and {*stages} == {0, 1, 2}
+    said = [label.partition(": ")[2].rstrip("0123456789 %") for label in labels]
+    assert said == [("the general model alone", "expert", "expert 1 alone")[stage] for stage in stages]
+    labels, _ = shown_at_every_step(fuse_subject(models[:2], [null, text, augmented], (0.0, 0.0)), 0, 1, **inputs)
+    assert [label.partition(": ")[2] for label in labels] == ["expert 1 alone"] * 8
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,17 @@
 """Every shipped workflow on a real server, as described: all nodes of the pack beside the core nodes they are made for."""
 
+import importlib.util
 import json
 from pathlib import Path
 
 import pytest
-from support.fixtures.shipped import FOLDERS, StandIns, provide, quick, stand_ins
+from support.fixtures.shipped import StandIns, provide, quick, stand_ins
 from support.host.client import Client
 from support.host.server import Server
 from workflows.api_format import api_format
 from workflows.description import Workflow
-from workflows.files_and_colours import CHECKPOINT
+from workflows.files_and_colours import CHECKPOINT, FOLDERS, URLS
+from workflows.fusion_notes import FASTCOMPOSER
 from workflows.shipped import WORKFLOWS
 
 pytestmark = pytest.mark.server
@@ -58,3 +60,20 @@ def test_a_workflow_says_where_the_files_that_it_opens_with_go(workflow: Workflo
             assert names
             for name in names:
                 assert name == CHECKPOINT or (name in said and f"models/{folder}" in said)
+
+
+@EACH
+def test_loaders_say_where_their_files_are_published(workflow: Workflow):
+    """ComfyUI's dialog for missing models reads it from the nodes."""
+    for node in json.loads((SHIPPED / f"{workflow.name}.json").read_text(encoding="utf-8"))["nodes"]:
+        named = [name for name in node.get("widgets_values", []) if name in URLS and node["type"] in FOLDERS]
+        models = [{"name": name, "url": URLS[name], "directory": FOLDERS[node["type"]]} for name in named]
+        assert node["properties"].get("models", []) == models
+
+
+@pytest.mark.newest
+def test_files_are_where_the_readme_or_comfyui_s_own_templates_say():
+    [folder] = importlib.util.find_spec("comfyui_workflow_templates_json").submodule_search_locations
+    templates = [Path(folder) / "templates" / f"{name}.json" for name in ("default", "gsl_starter_1_1")]
+    known = "\n".join([FASTCOMPOSER, *(file.read_text("utf-8") for file in (SHIPPED.parent / "README.md", *templates))])
+    assert [url for url in URLS.values() if "/".join(url.split("/")[3:5]) not in known] == []

@@ -96,6 +96,10 @@ def test_texts_that_make_no_edit_are_told_as_the_node_tells_them(client: Client)
     ("body", "kind", "status", "says"),
     [
         (b"{", "application/json", 400, "JSON"),
+        (b"{}", "application/json; charset=nope", 400, "JSON in UTF-8"),
+        (b"\xff\xfe", "application/json", 400, "JSON in UTF-8"),
+        (b"[" * 100_000, "application/json", 400, "JSON in UTF-8"),
+        (json.dumps({**EDIT, "source_text": "a \ud800"}).encode(), "application/json", 400, "surrogate pair"),
         (b"[]", "application/json", 400, "object with the fields"),
         (json.dumps({**EDIT, "clip": "../../x"}).encode(), "application/json", 400, "object with the fields"),
         (json.dumps({**EDIT, "source_text": 3}).encode(), "application/json", 400, "source_text: expected text"),
@@ -108,3 +112,34 @@ def test_texts_that_make_no_edit_are_told_as_the_node_tells_them(client: Client)
 def test_the_route_refuses_bad_requests_in_clear_words(client: Client, body: bytes, kind: str, status: int, says: str):
     answered, told = ask(client, body, kind)
     assert answered == status and says in told["error"]
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("(" * 3900 + "cat" + ")" * 3900, "too many inside each other"),
+        ("\u241f\u241e\u241d\u241c", "got all of them"),
+    ],
+)
+def test_text_that_no_prompt_has_is_answered_too(client: Client, text: str, problem: str):
+    status, told = ask(client, json.dumps({**EDIT, "source_text": text}).encode())
+    assert status == 200 and problem in told["problem"]
+
+
+def test_the_route_reads_no_file(client: Client, server):
+    """A textual inversion is read by the node that was told to, not by a request; outside its folder by nobody."""
+    embedding = server.base / "models" / "embeddings" / "secret.pt"
+    embedding.parent.mkdir(parents=True, exist_ok=True)
+    embedding.write_bytes(b"no embedding: who reads it fails")
+    for name in ("secret", "secret.pt", "../../user/comfyui.db"):
+        status, told = ask(client, json.dumps({**EDIT, "source_text": f"a cat on embedding:{name}"}).encode())
+        assert status == 200 and f"embedding:{name}" in [word for g in told["edit"]["groups"] for word in g["source"]]
+    assert str(embedding) not in server.log and "does not exist" not in server.log
+
+
+def test_the_route_answers_only_what_it_is_for(client: Client):
+    for method, path in (("GET", ""), ("PUT", ""), ("DELETE", ""), ("POST", "/other"), ("POST", "/../prompt_edits")):
+        request = urllib.request.Request(f"http://{client.address}/palimpsest/prompt_edit{path}", b"{}", method=method)
+        with pytest.raises(urllib.error.HTTPError) as refusal:
+            urllib.request.urlopen(request, timeout=60)
+        assert refusal.value.code in (404, 405)

@@ -56,7 +56,7 @@ def registry() -> str:
 
 CHECKS: dict[str, Callable[[], str]] = {
     "ruff check": lambda: python("ruff", "check", "."),
-    "ruff format": lambda: python("ruff", "format", "--check", "nodes", "tests"),
+    "ruff format": lambda: python("ruff", "format", "--check", "."),
     "types of nodes/ (basedpyright)": lambda: python("basedpyright", "--pythonpath", sys.executable),
     "scripts of js/ (node --check)": scripts,
     "the registry's archive (comfy-cli)": registry,

@@ -136,6 +136,18 @@ def test_nothing_dangerous_is_imported_or_called():
     assert offences == []
 
 
+def test_routes_are_the_pack_s_own_and_few():
+    """One module, so that what a browser can ask for is read in one place."""
+    serving = [
+        path for path in MODULES if re.search(r"\broutes\.\w+\(|\bsend_sync\(|\badd_route", path.read_text("utf-8"))
+    ]
+    paths = [
+        match for path in MODULES for match in re.findall(r'^ROUTE = "(.+)"', path.read_text("utf-8"), re.MULTILINE)
+    ]
+    assert [named(path) for path in serving] == ["prompt_to_prompt/nodes.py"]
+    assert paths == ["/palimpsest/prompt_edit"]
+
+
 def test_packages_have_empty_init_files():
     """Then a module imports with what it needs itself, and the unit ring needs no ComfyUI."""
     assert [str(path) for path in NODES.rglob("__init__.py") if path.read_text(encoding="utf-8")] == []

@@ -18,6 +18,31 @@ FILES = {  # in models/
     "text_encoders": (CLIP_L,),
     "clip_vision": (CLIP_L,),
 }
+KARLO = "https://huggingface.co/kakaobrain/karlo-v1-alpha/resolve/main"
+# Where the published ones are, for the dialog that ComfyUI shows when files are missing.
+URLS = {
+    CHECKPOINT: f"https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{CHECKPOINT}?download=true",
+    EXPERT: f"https://huggingface.co/Lykon/DreamShaper/resolve/main/{EXPERT}",
+    SUBJECTS: "https://huggingface.co/mit-han-lab/fastcomposer/resolve/main/pytorch_model.bin",
+    UNCLIP: f"https://huggingface.co/stabilityai/stable-diffusion-2-1-unclip/resolve/main/{UNCLIP}",
+    PRIOR: f"{KARLO}/prior/diffusion_pytorch_model.safetensors",
+    DECODER: f"{KARLO}/decoder/diffusion_pytorch_model.safetensors",
+    TEXT_PROJ: f"{KARLO}/text_proj/diffusion_pytorch_model.safetensors",
+    UPSAMPLER: f"{KARLO}/super_res_first/diffusion_pytorch_model.safetensors",
+    LAST_UPSAMPLER: f"{KARLO}/super_res_last/diffusion_pytorch_model.safetensors",
+    CLIP_L: "https://huggingface.co/openai/clip-vit-large-patch14/resolve/main/model.safetensors",
+}
+FOLDERS = {  # of models/, by the loader
+    "CheckpointLoaderSimple": "checkpoints",
+    "PAL_LoadSubjectEncoder": "checkpoints",
+    "unCLIPCheckpointLoader": "checkpoints",
+    "LoraLoader": "loras",
+    "CLIPLoader": "text_encoders",
+    "CLIPVisionLoader": "clip_vision",
+    "PAL_LoadPrior": "diffusion_models",
+    "PAL_LoadUnCLIPDecoder": "diffusion_models",
+    "PAL_LoadUpsampler": "diffusion_models",
+}
 PICTURE = "example.png"  # comes with ComfyUI
 BLUE, GREEN, GOLD, RED, CYAN = "#3f789e", "#8A8", "#b58b2a", "#A88", "#8AA"
 POSITIVE, NEGATIVE = "#232", "#322"  # title colours, as artists paint their prompts

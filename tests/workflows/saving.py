@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from support.host.frontend import Frontend
-from workflows.description import Workflow
+from workflows.description import NodeSpec, Workflow
+from workflows.files_and_colours import FOLDERS, URLS
 
 NAMESPACE = uuid.UUID("7d0c9b1e-6d5f-4c0e-9a53-1f1f0f5a2b7c")
 
@@ -35,6 +36,7 @@ BUILD = """workflow => {
         }
         if (spec.title) node.title = spec.title
         if (spec.color) node.color = spec.color
+        if (spec.models.length) node.properties.models = spec.models
         if (spec.muted) node.mode = LiteGraph.NEVER
         if (spec.size) node.setSize(spec.size)
         made[spec.key] = node
@@ -71,7 +73,16 @@ BUILD = """workflow => {
 
 def build(frontend: Frontend, workflow: Workflow) -> dict[str, int]:
     """Replace what the canvas shows by the described workflow; returns the node's number by its key."""
-    return frontend.page.evaluate(BUILD, asdict(workflow))
+    described = asdict(workflow)
+    for node, spec in zip(described["nodes"], workflow.nodes, strict=True):
+        node["models"] = models_of(spec)
+    return frontend.page.evaluate(BUILD, described)
+
+
+def models_of(spec: NodeSpec) -> list[dict[str, str]]:
+    """What ComfyUI's dialog for missing models says of the files that a loader opens with."""
+    names = [name for name in spec.widgets.values() if name in URLS and spec.type in FOLDERS]
+    return [{"name": name, "url": URLS[name], "directory": FOLDERS[spec.type]} for name in names]
 
 
 def save_workflow(frontend: Frontend, workflow: Workflow, folder: Path) -> Path:

@@ -1,0 +1,125 @@
+"""What the pack draws before anything has run: by keyboard, in both themes, on the two pages that all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Locator, expect
+from support.host.frontend import Frontend
+
+pytestmark = pytest.mark.browser
+
+ADD = """async nodes => {
+    let x = 20
+    for (const [type, values, height] of nodes) {
+        const node = LiteGraph.createNode(type)
+        node.pos = [x, 60]
+        x += 380
+        app.graph.add(node)
+        node.setSize([340, height])
+        for (const [name, value] of Object.entries(values)) node.widgets.find(widget => widget.name === name).value = value
+    }
+    await app.loadGraphData(app.graph.serialize())
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset[0] = app.canvas.ds.offset[1] = 20
+    app.canvas.setDirty(true, true)
+}"""
+VALUE = "name => app.graph.nodes.flatMap(node => node.widgets ?? []).find(widget => widget.name === name).value"
+# WCAG's contrast of every text that the pack shows with what is behind it: the worst, and whose it is.
+WORST_CONTRAST = """() => {
+    const light = colour => {
+        const [r, g, b] = colour.slice(0, 3).map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+    }
+    const parsed = text => text.match(/[\\d.]+/g).map(Number)
+    const over = ([r, g, b, a = 1], under) => [r, g, b].map((v, i) => v * a + under[i] * (1 - a))
+    const canvas = document.createElement('canvas').getContext('2d')
+    canvas.fillStyle = LiteGraph.NODE_DEFAULT_BGCOLOR
+    const node = canvas.fillStyle.match(/[0-9a-f]{2}/g).map(hex => parseInt(hex, 16))
+    const behind = element => {
+        const colours = []
+        for (let at = element; at; at = at.parentElement) {
+            const colour = parsed(getComputedStyle(at).backgroundColor)
+            if (LiteGraph.vueNodesMode || at.closest('.palimpsest')) colours.unshift(colour)
+        }
+        return colours.reduce((under, colour) => over(colour, under), node)
+    }
+    const rows = [...document.querySelectorAll('.palimpsest *')]
+        .filter(e => e.checkVisibility() && [...e.childNodes].some(c => c.nodeType === 3 && c.data.trim()))
+        .map(e => {
+            const under = behind(e)
+            const text = over(parsed(getComputedStyle(e).color), under)
+            const [low, high] = [light(text), light(under)].sort((a, b) => a - b)
+            return [(high + 0.05) / (low + 0.05), `${e.className}: ${e.textContent}`]
+        })
+    return rows.sort((a, b) => a[0] - b[0])[0]
+}"""
+EDIT = ("PAL_EncodePromptEdit", {"source_text": "a red cat", "target_text": "a red dog barks"}, 560)
+
+
+@pytest.fixture(params=["dark", "light"])
+def theme(request: pytest.FixtureRequest, frontend: Frontend) -> Iterator[str]:
+    choose = "theme => app.extensionManager.setting.set('Comfy.ColorPalette', theme)"
+    frontend.page.evaluate(choose, request.param)
+    yield request.param
+    frontend.page.evaluate(choose, "dark")
+
+
+def chip(frontend: Frontend, word: str) -> Locator:
+    return frontend.page.locator(".palimpsest-edit .palimpsest-chip", has_text=word)
+
+
+def test_all_text_reads_in_either_theme(frontend: Frontend, theme: str, screenshots: Path):
+    frontend.page.evaluate(ADD, [EDIT, ("PAL_PromptToPrompt", {}, 420), ("PAL_SaliencyMap", {}, 520)])
+    expect(chip(frontend, "barks")).to_be_visible()
+    frontend.page.screenshot(path=screenshots / f"by hand {theme} {frontend.renderer}.png")
+    worst, whose = frontend.page.evaluate(WORST_CONTRAST)
+    assert worst >= 3, whose
+    assert frontend.errors == []
+
+
+def test_words_and_weights_are_set_by_keyboard(frontend: Frontend):
+    page = frontend.page
+    page.evaluate(ADD, [("PAL_EncodePromptEdit", {**EDIT[1], "target_text": "a red dog"}, 560)])
+    chip(frontend, "cat").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"() => ({VALUE})('blend_words') === 'cat'")
+    expect(chip(frontend, "cat")).to_have_attribute("aria-pressed", "true")
+    expect(chip(frontend, "cat")).to_be_focused()
+    page.keyboard.press("Tab")  # the word that takes its place
+    expect(chip(frontend, "dog")).to_be_focused()
+    page.keyboard.press("Tab")  # and its weight
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Enter")
+    page.wait_for_function(f"() => ({VALUE})('reweight') === 'dog: 1.1'")
+    assert page.evaluate("() => app.graph.nodes.length") == 1
+    assert frontend.errors == []
+
+
+def test_the_steps_of_a_fusion_are_turned_and_taken_away(frontend: Frontend):
+    page = frontend.page
+    page.evaluate(ADD, [("PAL_SaliencyMap", {}, 520)])
+    show = "frames => app.graph.nodes[0].onExecuted({palimpsest_frames: frames})"
+    label = page.locator(".palimpsest-label")
+    expect(label).to_contain_text("every_step")
+    page.evaluate(show, [{"picture": f"none{n}.png", "label": f"step {n} of 3, expert 1 {n} %"} for n in range(3)])
+    expect(label).to_have_text("step 2 of 3, expert 1 2 %")
+    page.get_by_label("Frame", exact=True).focus()
+    page.keyboard.press("ArrowLeft")
+    expect(label).to_have_text("step 1 of 3, expert 1 1 %")
+    page.evaluate(show, [])
+    expect(label).to_contain_text("every_step")
+    expect(page.get_by_label("Frame", exact=True)).to_be_disabled()
+    assert frontend.errors == [] or all("none" in error for error in frontend.errors)
+
+
+def test_the_wipe_is_moved_by_keyboard(frontend: Frontend):
+    frontend.page.evaluate(ADD, [("PAL_CompareImages", {}, 520)])
+    slider = frontend.page.get_by_label("How much of image_a")
+    slider.focus()
+    frontend.page.keyboard.press("ArrowRight")
+    expect(slider).to_have_value("51")
+    stage = frontend.page.locator(".palimpsest-wipe")
+    assert stage.evaluate("stage => stage.style.getPropertyValue('--palimpsest-at')") == "51%"
