@@ -77,7 +77,7 @@ class NullTextOptimize(io.ComfyNode):
                 io.Combo.Input(
                     "method",
                     options=list(METHODS),
-                    default="fast",
+                    default="negative_prompt",
                     tooltip="fast: moves from your negative prompt towards the source prompt, only as far as each step needs; no "
                     "gradients. null_text: the published optimisation, slowest, needs more memory. negative_prompt: uses the source "
                     "prompt as the negative prompt, at no cost.",

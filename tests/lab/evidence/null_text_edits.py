@@ -52,6 +52,8 @@ def write(docs: Path) -> list[str]:
         "|---" * 10 + "|",
         *(score.row(name if name == NEGATIVES[0] else f"`{name}`") for name, score in scores.items()),
         "",
+        "More tolerances of `fast`: [its own page](null_text_tolerances.md).",
+        "",
         "`fast` ends near the source prompt and edits as `negative_prompt` does: what the source prompt says of the background is "
         "pushed away.",
     ]
