@@ -229,16 +229,18 @@ def _definition(graph: Graph, trajectory: Trajectory, column: int) -> torch.Tens
     seen: dict[tuple, torch.Tensor] = {}
     heads: dict[tuple, int] = {}
     handles = []
+
+    def keep(place: tuple, out: torch.Tensor) -> None:
+        # What is evaluated afterwards is guidance by a disturbed network, such as PAG's.
+        seen.setdefault(place, out.float())
+
     for side, number, depth in layers:
         transformer = next(m for m in sides[side][number] if hasattr(m, "transformer_blocks")).transformer_blocks[depth]
         heads[side, number, depth] = transformer.attn2.heads
         for name in ("to_q", "to_k"):
-            handles.append(
-                getattr(transformer.attn2, name).register_forward_hook(
-                    # What is evaluated afterwards is guidance by a disturbed network, such as PAG's.
-                    lambda m, a, out, place=(side, number, depth, name): seen.setdefault(place, out.float())
-                )
-            )
+            place = (side, number, depth, name)
+            layer = getattr(transformer.attn2, name)
+            handles.append(layer.register_forward_hook(lambda m, a, out, place=place: keep(place, out)))
     maps: list[torch.Tensor] = []
 
     def ask(asked, x, sigmas, extra_args=None, callback=None, disable=None) -> torch.Tensor:
