@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import re
 import sys
 import tempfile
@@ -35,6 +36,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         except Missing as missing:
             raise pytest.UsageError(str(missing)) from None
     return None
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays: without it, each of ComfyUI's many collections takes a tenth of the time."""
+    gc.collect()
+    gc.freeze()
 
 
 def ring_of(path: Path) -> str | None:
