@@ -73,13 +73,23 @@ def test_without_ensurepip_the_pip_outside_fills_the_environment(elsewhere: Path
     assert "--python" in provision.pip(python)
 
 
-def test_a_failed_installation_is_told_and_tried_again(elsewhere: Path):
+def test_a_failed_installation_is_tried_again_and_one_that_succeeded_is_not(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+):
     for _ in range(2):
         with pytest.raises(Missing, match=r"pip could not install tests/requirements\.txt"):
             provision.provide_environment()
     (elsewhere / "requirements.txt").write_text("# nothing\n")
     python = provision.provide_environment()
     assert subprocess.run([python, "-c", "import sys; sys.exit(sys.prefix == sys.base_prefix)"]).returncode == 0
+
+    checkout_of_newest = provision.HOSTS / provision.NEWEST
+    checkout_of_newest.parent.mkdir()
+    checkout(checkout_of_newest)
+    monkeypatch.setattr(provision.subprocess, "run", lambda *a, **k: pytest.fail(f"a process was started: {a}"))
+    monkeypatch.setattr(provision.subprocess, "Popen", lambda *a, **k: pytest.fail(f"a process was started: {a}"))
+    assert provision.provide_environment() == python
+    assert provision.provide_comfyui(python) == checkout_of_newest
 
 
 @pytest.mark.parametrize(
@@ -109,17 +119,6 @@ def test_a_full_disk_is_told_before_anything_is_installed(monkeypatch: pytest.Mo
     with pytest.raises(Missing, match=r"^10 GB of disk are needed .* 2\.5 GB are free"):
         provision.provide_environment()
     assert not provision.VENV.exists()
-
-
-def test_a_second_run_starts_nothing(monkeypatch: pytest.MonkeyPatch, elsewhere: Path):
-    (elsewhere / "requirements.txt").write_text("# nothing\n")
-    python = provision.provide_environment()
-    checkout_of_newest = provision.HOSTS / provision.NEWEST
-    checkout_of_newest.parent.mkdir()
-    checkout(checkout_of_newest)
-    monkeypatch.setattr(provision.subprocess, "run", lambda *a, **k: pytest.fail(f"a process was started: {a}"))
-    assert provision.provide_environment() == python
-    assert provision.provide_comfyui(python) == checkout_of_newest
 
 
 def test_an_unreachable_or_altered_comfyui_is_not_used(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd):
