@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from support.host import provision
+from support.host import browser, provision
 from support.host.provision import Missing
 
 pytestmark = pytest.mark.unit
@@ -40,6 +40,20 @@ def test_an_old_python_is_told_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
     with pytest.raises(Missing, match=r"Python 3\.10 or newer is needed .* PYTHON="):
         provision.main([])
+
+
+def test_a_machine_without_a_browser_is_told_so_in_one_line(elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(browser, "MACOS", ())
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("PATH", str(elsewhere))
+    assert browser.why_left_out().endswith(browser.HOW_TO_GET_ONE) and "\n" not in browser.why_left_out()
+    (elsewhere / "chromium").touch(mode=0o755)
+    assert browser.why_left_out() is None
+    monkeypatch.setenv("CHROMIUM", "nowhere")
+    assert browser.why_left_out() is not None
+    monkeypatch.setenv("CI", "true")
+    assert browser.why_left_out() is None  # there a browser is owed, and its fixture fails without one
 
 
 def test_a_wrong_comfyui_is_told_before_anything_is_installed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
