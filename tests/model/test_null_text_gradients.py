@@ -105,7 +105,7 @@ def bytes_held(checkpoint):
         for value in args:
             remember(value)
 
-    model = tiny_models.two_level()
+    model = tiny_models.sd15()
     denoiser, clone = loaded(model, checkpoint)
     clone.model.current_patcher = clone
     for module in model.model.diffusion_model.modules():

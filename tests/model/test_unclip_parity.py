@@ -25,7 +25,7 @@ from support.fixtures.twin_unclip_pipeline import (
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 PROMPTS = ["a red cube on a blue table", "an old monk, highly detailed"]
-STEPS, CFG = 4, 4.0
+STEPS, CFG = 8, 4.0
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
