@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import re
 import sys
 import tempfile
@@ -14,6 +15,7 @@ COMFYUI_BASE = tempfile.TemporaryDirectory(prefix="palimpsest-test-")
 
 sys.path.insert(0, str(TESTS))
 
+from support.host.browser import why_left_out  # noqa: E402
 from support.host.client import Client  # noqa: E402
 from support.host.in_process import enter_comfyui, enter_pack  # noqa: E402
 from support.host.provision import Missing, comfyui_location  # noqa: E402
@@ -24,10 +26,10 @@ enter_pack()
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """`-m unit` must not import the modules of rings it leaves out: they need ComfyUI, and it does not."""
-    left_in = re.sub(r"\bnot\s*(\w+|\([^)]*\))", "", config.option.markexpr)
-    wanted = {*re.findall(r"\w+", left_in)} & {*RINGS}
     ring = ring_of(collection_path)
-    if ring and wanted and ring not in wanted:
+    if ring and ring not in wanted_rings(config):
+        return True
+    if ring == "browser" and why_left_out():
         return True
     if ring and ring != "unit":
         try:
@@ -35,6 +37,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         except Missing as missing:
             raise pytest.UsageError(str(missing)) from None
     return None
+
+
+def wanted_rings(config: pytest.Config) -> set[str]:
+    left_in = re.sub(r"\bnot\s*(\w+|\([^)]*\))", "", config.option.markexpr)
+    return ({*re.findall(r"\w+", left_in)} & {*RINGS}) or {*RINGS}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if "browser" in wanted_rings(config) and (why := why_left_out()):
+        terminalreporter.write_line(why, yellow=True)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports made stays alive: no collection need look through it, and those that free models come sooner."""
+    gc.collect()
+    gc.freeze()
 
 
 def ring_of(path: Path) -> str | None:

@@ -1,19 +1,17 @@
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser
-from support.host.frontend import HOW_TO_GET_ONE, Frontend, find_browser, launch, open_frontend
+from support.host.browser import HOW_TO_GET_ONE, find_browser
+from support.host.frontend import Frontend, launch, open_frontend
 from support.host.server import Server
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     if find_browser() is None:
-        if os.environ.get("CI"):
-            pytest.fail(HOW_TO_GET_ONE)
-        pytest.skip(HOW_TO_GET_ONE)
+        pytest.fail(HOW_TO_GET_ONE)
     with launch() as launched:
         yield launched
 

@@ -2,10 +2,12 @@
 
 import io
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from support.cases import cases
 from support.fixtures.shipped import StandIns, provide, stand_ins
 from support.host.client import Client
 from support.host.frontend import Frontend
@@ -35,7 +37,16 @@ def read(workflow: Workflow) -> dict:
     return json.loads((SHIPPED / f"{workflow.name}.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
+@pytest.mark.parametrize(
+    ("frontend", "workflow"),
+    cases(
+        product(("canvas", "nodes2"), WORKFLOWS),
+        *product(["canvas"], WORKFLOWS),
+        *product(["nodes2"], WORKFLOWS[::5]),
+    ),
+    indirect=["frontend"],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_a_shipped_workflow_loads_and_is_as_described(
     frontend: Frontend, object_info: dict, screenshots: Path, workflow: Workflow
 ):

@@ -16,6 +16,7 @@ from palimpsest.nodes.subject.encoder import subject_encoder
 from palimpsest.nodes.unclip.decoder.conditioning import unclip_conditioning
 from palimpsest.nodes.unclip.decoder.loading import load_decoder, load_upsampler, pixel_vae
 from palimpsest.nodes.unclip.prior.checkpoint import prior
+from support.cases import cases
 from support.fixtures import tiny_clip, twin_unclip, unclip
 from support.fixtures.sampling import schedule
 from support.fixtures.twin_prior import TINY, karlo_layout, twin
@@ -84,7 +85,7 @@ def test_layers_are_empty_at_first(dynamic):
 
 
 @pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", cases([None, torch.float16, torch.bfloat16], None, torch.bfloat16))
 def test_F14_every_weight_is_in_the_chosen_precision_with_dynamic_vram_or_without(dynamic, loaders, network, dtype):
     """Fault F14: under dynamic VRAM the upsampler's convolutions stayed as the file had them."""
     dynamic(False)

@@ -5,17 +5,19 @@ import torch
 from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
 from palimpsest.nodes.retracing.nodes import ExactRetracing
+from support.cases import cases
 from support.fixtures import tiny_models
 from support.fixtures.inversions import KINDS, relative, sample_back
 from support.fixtures.other_packs import with_control
 from support.fixtures.sampling import sample, schedule
-from support.fixtures.tiny_models import conditioning, control_net, latent, sd15
+from support.fixtures.tiny_models import TWO_LEVEL_UNET, conditioning, control_net, latent, sd15, two_level
 from support.fixtures.tiny_transformers import KINDS as TRANSFORMERS
 from support.fixtures.unet_probe import UNetProbe, same
 
 pytestmark = pytest.mark.model
 
-STEPS = 6
+STEPS = 4
+BLOCKS = "features 0; attention 0-3"  # of a UNet with two levels
 
 
 def zero_terminal_v():
@@ -43,7 +45,7 @@ def back(model, trajectory, start=None, sampler="euler"):
     return sample(model, start, trajectory.positive, conditioning(model, 3), 1.0, trajectory.sigmas, sampler)
 
 
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", cases(ALL_KINDS, "eps", "flow", "zsnr v"))
 def test_retraces_every_latent(kind):
     build, scheduler = ALL_KINDS[kind]
     model = build()
@@ -56,7 +58,7 @@ def test_retraces_every_latent(kind):
     assert max(relative(ours, source) for ours, source in zip(path, trajectory.latents, strict=True)) < bar
 
 
-@pytest.mark.parametrize("name", TRANSFORMERS)
+@pytest.mark.parametrize("name", cases(TRANSFORMERS, "flux", "sd3", "wan"))
 def test_retraces_transformers(name):
     kind = TRANSFORMERS[name]
     model = kind.model()
@@ -76,7 +78,7 @@ def test_costs_one_evaluation_a_step_up_and_down():
 
 
 def test_rows_of_a_batch_and_one_source_for_many():
-    model = sd15()
+    model = two_level()
     trajectory = inverted(model, batch=2)
     assert relative(back(exact(model, trajectory), trajectory)[-1], trajectory.latents[-1]) < 1e-4
     one = inverted(model)
@@ -85,7 +87,7 @@ def test_rows_of_a_batch_and_one_source_for_many():
 
 
 def test_masks_and_areas():
-    model = sd15()
+    model = two_level()
     trajectory = inverted(model)
     embedding = trajectory.positive[0][0]
     left = torch.zeros(1, 8, 8)
@@ -98,8 +100,8 @@ def test_masks_and_areas():
 
 
 def test_control_net_on_inversion_and_sampling():
-    model = sd15()
-    net = control_net()
+    model = two_level()
+    net = control_net(config=TWO_LEVEL_UNET)
     positive, _ = with_control(net, conditioning(model, 1), [])
     trajectory = inverted(model, positive=positive)
     assert relative(back(exact(model, trajectory), trajectory)[-1], trajectory.latents[-1]) < 1e-4
@@ -107,11 +109,11 @@ def test_control_net_on_inversion_and_sampling():
 
 def test_edits_retrace_too_and_once():
     """Plug-and-Play with the source's own prompt gives the source; the node before it changes nothing more."""
-    model = sd15()
+    model = two_level()
     trajectory = inverted(model)
 
     def edit(m, **options):
-        return PlugAndPlay.execute(m, trajectory, 0.7, 0.5, "auto", exact_retracing=True, **options)[0]
+        return PlugAndPlay.execute(m, trajectory, 0.7, 0.5, BLOCKS, exact_retracing=True, **options)[0]
 
     once = back(edit(model), trajectory)
     assert relative(once[-1], trajectory.latents[-1]) < 1e-4
@@ -120,20 +122,20 @@ def test_edits_retrace_too_and_once():
     free = back(edit(model), trajectory, start)[-1]
     assert same(back(exact(edit(model), trajectory), trajectory, start)[-1], free)
     assert same(back(edit(exact(model, trajectory)), trajectory, start)[-1], free)
-    plain = PlugAndPlay.execute(model, trajectory, 0.7, 0.5, "auto")[0]
+    plain = PlugAndPlay.execute(model, trajectory, 0.7, 0.5, BLOCKS)[0]
     assert same(back(exact(plain, trajectory), trajectory, start)[-1], free)
     assert same(
-        back(PlugAndPlay.execute(exact(model, trajectory), trajectory, 0.7, 0.5, "auto")[0], trajectory, start)[-1],
+        back(PlugAndPlay.execute(exact(model, trajectory), trajectory, 0.7, 0.5, BLOCKS)[0], trajectory, start)[-1],
         free,
     )
-    features = CaptureFeatures.execute(model, trajectory, 0.7, 0.5, "auto", "fp32", True)[0]
+    features = CaptureFeatures.execute(model, trajectory, 0.7, 0.5, BLOCKS, "fp32", True)[0]
     assert same(back(edit(model, features=features), trajectory, start)[-1], free)
     with pytest.raises(ValueError, match=r"^features: expected some captured with exact_retracing off"):
-        PlugAndPlay.execute(model, trajectory, 0.7, 0.5, "auto", features=features)
+        PlugAndPlay.execute(model, trajectory, 0.7, 0.5, BLOCKS, features=features)
 
 
 def test_refuses_what_it_cannot_retrace():
-    model = sd15()
+    model = two_level()
     trajectory = inverted(model, steps=2)
     for sampler in ("heun", "dpmpp_2m", "euler_ancestral"):
         with pytest.raises(ValueError, match=rf"^sampler: expected euler or ddim, .* got {sampler}"):
@@ -142,6 +144,6 @@ def test_refuses_what_it_cannot_retrace():
     with pytest.raises(ValueError, match=r"^sigmas: expected every step of the trajectory"):
         sample(exact(model, trajectory), trajectory.start, trajectory.positive, [], 1.0, coarse)
     other = invert(model, trajectory.positive, latent(model, 5)["samples"], trajectory.sigmas, "euler")
-    for node in (ExactRetracing.execute, lambda m, t: PlugAndPlay.execute(m, t, 0.5, 0.5, "auto", True)):
+    for node in (ExactRetracing.execute, lambda m, t: PlugAndPlay.execute(m, t, 0.5, 0.5, BLOCKS, True)):
         with pytest.raises(ValueError, match=r"^trajectory: expected one made with the method ddim"):
             node(model, other)

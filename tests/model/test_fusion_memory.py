@@ -15,7 +15,7 @@ from support.fixtures.unet_probe import fingerprint, same
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 STEPS = 3
-RUNS = 6
+RUNS = 4
 TENSORS = (torch.Tensor, torch.nn.Parameter)
 
 

@@ -4,6 +4,7 @@ A mask that gives an expert the whole picture makes a fusion equal to sampling t
 """
 
 from dataclasses import replace
+from itertools import product
 
 import comfy.hooks
 import comfy.samplers
@@ -16,10 +17,11 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_sag import SelfAttentionGuidance
 from palimpsest.nodes.saliency_fusion.blending import Mask
+from support.cases import cases
 from support.fixtures.fusion import expert, fuse, general, plain, run, start_for
 from support.fixtures.other_packs import lora
 from support.fixtures.sampling import schedule
-from support.fixtures.tiny_models import sd15, two_level
+from support.fixtures.tiny_models import two_level
 from support.fixtures.unet_probe import same
 
 pytestmark = pytest.mark.model
@@ -32,12 +34,12 @@ LEFT = Mask(torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], -1), "decide"
 
 @pytest.fixture(scope="module")
 def model():
-    return sd15(0)
+    return two_level(0)
 
 
 @pytest.fixture(scope="module")
 def other():
-    return sd15(1)
+    return two_level(1)
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +60,12 @@ CFG_PP = [
 ]
 
 
-@pytest.mark.parametrize("cfg", [7.5, 1.0])
-@pytest.mark.parametrize("sampler", CFG_PP)
+@pytest.mark.parametrize(
+    ("sampler", "cfg"),
+    cases(
+        product(CFG_PP, (7.5, 1.0)), ("euler_cfg_pp", 7.5), ("dpmpp_2m_cfg_pp", 1.0), ("euler_ancestral_cfg_pp", 7.5)
+    ),
+)
 def test_samplers_that_read_the_unconditional_prediction_F6(model, other, sigmas, sampler, cfg):
     second, x = expert(other, cfg, mask=EVERYWHERE), start(model, sigmas)
     made = run(fuse(general(model), second), x, sigmas, sampler).result
@@ -107,9 +113,17 @@ GUIDANCES = {
 }
 
 
-@pytest.mark.parametrize("sampler", ["euler", "euler_cfg_pp"])
-@pytest.mark.parametrize("cfg", [7.5, 1.0])
-@pytest.mark.parametrize("guidance", GUIDANCES)
+@pytest.mark.parametrize(
+    ("guidance", "cfg", "sampler"),
+    cases(
+        product(GUIDANCES, (7.5, 1.0), ("euler", "euler_cfg_pp")),
+        ("RescaleCFG", 7.5, "euler"),
+        ("PAG", 1.0, "euler_cfg_pp"),
+        ("SAG", 7.5, "euler_cfg_pp"),
+        ("APG", 7.5, "euler"),
+        ("none", 1.0, "euler"),
+    ),
+)
 def test_what_changes_an_expert_s_guidance_F6(model, other, sigmas, guidance, cfg, sampler):
     second = expert(GUIDANCES[guidance](other), cfg, mask=EVERYWHERE)
     x = start(model, sigmas)
@@ -118,14 +132,15 @@ def test_what_changes_an_expert_s_guidance_F6(model, other, sigmas, guidance, cf
         assert same(made, run(plain(second), x, sigmas, sampler).result, 1e-6)
 
 
-@pytest.mark.parametrize("who", ["general", "expert", "both"])
-@pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "a variant"])
+@pytest.mark.parametrize(
+    ("who", "shared"), cases(product(("general", "expert", "both"), (False, True)), ("expert", False), ("both", True))
+)
 def test_an_inpainting_checkpoint_reads_each_picture_s_own_mask_F4(sigmas, who, shared):
-    one = general(two_level(0, in_channels=9) if who != "expert" else sd15(0))
+    one = general(two_level(0, in_channels=9) if who != "expert" else two_level(0))
     second = (
         lora(one.model)
         if shared and who != "expert"
-        else (two_level(1, in_channels=9) if who != "general" else sd15(1))
+        else (two_level(1, in_channels=9) if who != "general" else two_level(1))
     )
     masks = torch.zeros(2, 1, SIZE, SIZE)
     masks[0, :, : SIZE // 2], masks[1, :, SIZE // 2 :] = 1, 1
@@ -138,8 +153,8 @@ def test_an_inpainting_checkpoint_reads_each_picture_s_own_mask_F4(sigmas, who, 
 
 def scheduled(strengths=((1.0, 0.0), (0.0, 0.5))):
     """A LoRA hook whose strength changes at half of the steps."""
-    name = "diffusion_model.output_blocks.5.1.transformer_blocks.0.attn1.to_q.weight"
-    shape = sd15(0).model.state_dict()[name].shape
+    name = "diffusion_model.output_blocks.3.1.transformer_blocks.0.attn1.to_q.weight"
+    shape = two_level(0).model.state_dict()[name].shape
     hook = comfy.hooks.WeightHook(1.0, 1.0)
     hook.need_weight_init = False
     hook.weights = {name: ("diff", (0.5 * torch.randn(shape, generator=torch.Generator().manual_seed(3)),))}
@@ -159,9 +174,10 @@ def hooked(side, hooks):
     return replace(side, **prompts)
 
 
-@pytest.mark.parametrize("steps", [5, 6])
-@pytest.mark.parametrize("share", [1.0, 1e-9], ids=["the expert's", "the general model's"])
-@pytest.mark.parametrize("variant", [False, True], ids=["two checkpoints", "a variant"])
+@pytest.mark.parametrize(
+    ("steps", "share", "variant"),
+    cases(product((5, 6), (1.0, 1e-9), (False, True)), (5, 1.0, False), (6, 1e-9, True)),
+)
 def test_one_scheduled_hook_for_both_models_prompts_F7(model, other, steps, share, variant):
     sigmas = schedule(model, steps)
     x, hooks = start(model, sigmas), scheduled()
@@ -208,8 +224,15 @@ def counting(model):
     return counted, counts
 
 
-@pytest.mark.parametrize("side", ["general", "expert"])
-@pytest.mark.parametrize("which", ["own checkpoint", "LoRA variant", "clone"])
+@pytest.mark.parametrize(
+    ("which", "side"),
+    cases(
+        product(("own checkpoint", "LoRA variant", "clone"), ("general", "expert")),
+        ("own checkpoint", "expert"),
+        ("LoRA variant", "general"),
+        ("clone", "expert"),
+    ),
+)
 def test_callbacks_are_called_as_alone_F9(model, other, sigmas, which, side):
     """A clone that shares the module too."""
     target = {"own checkpoint": other, "LoRA variant": lora(model), "clone": model.clone()}[which]

@@ -1,5 +1,7 @@
 """When a model of a fusion has weights of its own in memory, how often they are loaded, and on whose GPU."""
 
+from itertools import product
+
 import comfy.hooks
 import comfy.model_management
 import comfy.model_patcher
@@ -7,10 +9,11 @@ import pytest
 import torch
 from palimpsest.nodes.saliency_fusion.blending import Mask
 from palimpsest.nodes.saliency_fusion.saliency_map import decide, under_noise
+from support.cases import cases
 from support.fixtures.fusion import expert, from_file, fuse, fuse_subject, general, plain, run, start_for
 from support.fixtures.other_packs import lora, perturbed_attention
 from support.fixtures.sampling import schedule
-from support.fixtures.tiny_models import conditioning, sd15
+from support.fixtures.tiny_models import conditioning, two_level
 from support.fixtures.unet_probe import same
 
 pytestmark = pytest.mark.model
@@ -21,16 +24,16 @@ EVERYWHERE = Mask(torch.ones(1, 8, 8), "decide")
 
 @pytest.fixture(scope="module")
 def sigmas():
-    return schedule(sd15(0), STEPS)
+    return schedule(two_level(0), STEPS)
 
 
 @pytest.fixture(scope="module")
 def x(sigmas):
-    return start_for(sd15(0), sigmas, 1, (8, 8))
+    return start_for(two_level(0), sigmas, 1, (8, 8))
 
 
 def hooked(prompt, model):
-    name = "diffusion_model.output_blocks.5.1.transformer_blocks.0.attn2.to_v.weight"
+    name = "diffusion_model.output_blocks.3.1.transformer_blocks.0.attn2.to_v.weight"
     weight = model.model.state_dict()[name]
     hooks = comfy.hooks.create_hook_model_as_lora({name: weight + 0.2}, None, 1.0, 1.0)
     return comfy.hooks.set_hooks_for_conditioning(prompt, hooks)
@@ -53,7 +56,7 @@ def test_the_checkpoint_is_loaded_a_second_time_once_for_all_guiders_F1(sigmas, 
         run(guider, x, sigmas)
     decide(guider, under_noise(guider, {"samples": x}, None, sigmas), 0)
     assert loads == [not dynamic]
-    apart = fuse(general(sd15(0), cfg), expert(lora(sd15(0))))
+    apart = fuse(general(two_level(0), cfg), expert(lora(two_level(0))))
     assert same(run(guider, x, sigmas).result, run(apart, x, sigmas).result, 1e-6)
 
 
@@ -70,9 +73,9 @@ def test_a_loader_that_cannot_load_again_is_refused_under_dynamic_vram_and_copie
     model.cached_patcher_init = None
     with pytest.raises(ValueError, match="model_expert: expected a variant that can be loaded a second time"):
         fuse(general(model), expert(lora(model)))
-    model = sd15(0)
+    model = two_level(0)
     run(plain(general(lora(model))), x, sigmas)  # patches are in the module when it is to be copied
-    apart = run(fuse(general(sd15(0)), expert(lora(sd15(0)))), x, sigmas).result
+    apart = run(fuse(general(two_level(0)), expert(lora(two_level(0)))), x, sigmas).result
     assert same(run(fuse(general(model), expert(lora(model))), x, sigmas).result, apart, 1e-6)
 
 
@@ -82,22 +85,23 @@ def test_hooks_on_prompts_of_clones_under_dynamic_vram_F3(sigmas, x, who):
     one, second = general(model), expert(model.clone(), mask=EVERYWHERE)
     one = with_hooks(one) if who != "expert" else one
     second = with_hooks(second) if who != "general" else second
-    loaded = sd15(0)
+    loaded = two_level(0)
     alone = run(plain(with_hooks(expert(loaded)) if who != "general" else expert(loaded)), x, sigmas).result
     assert same(run(fuse(one, second), x, sigmas).result, alone, 1e-6)
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["plain", "dynamic VRAM"])
-@pytest.mark.parametrize("stage", ["scene", "subject"])
+@pytest.mark.parametrize(
+    ("stage", "dynamic"), cases(product(("scene", "subject"), (False, True)), ("scene", False), ("subject", True))
+)
 def test_hooks_with_one_model_in_both_places_F3(sigmas, x, dynamic, stage):
     model, loads = from_file(dynamic=dynamic)
-    loaded = sd15(0)
+    loaded = two_level(0)
     null, text, augmented = (conditioning(loaded, seed) for seed in (1, 2, 3))
     prompts = [null, hooked(text, loaded), hooked(augmented, loaded)]
     borders = (1.0, 1.0) if stage == "scene" else (0.0, 1.0)
     for _ in range(2):
         made = run(fuse_subject((model, model), prompts, borders), x, sigmas).result
-    apart = run(fuse_subject((loaded, sd15(0)), prompts, borders), x, sigmas).result
+    apart = run(fuse_subject((loaded, two_level(0)), prompts, borders), x, sigmas).result
     assert same(made, apart, 1e-6)
     assert len(loads) == (2 if dynamic else 1)
 
@@ -108,7 +112,7 @@ def test_clones_that_change_nothing_in_the_module_share_it(sigmas, x):
         guider = fuse(general(first), expert(second or first.clone()))
         assert modules(guider) == 1
     assert loads == []
-    apart = run(fuse(general(sd15(0)), expert(perturbed_attention(sd15(0)))), x, sigmas).result
+    apart = run(fuse(general(two_level(0)), expert(perturbed_attention(two_level(0)))), x, sigmas).result
     assert same(run(guider, x, sigmas).result, apart, 1e-6)
 
 
@@ -133,7 +137,7 @@ class Loading:
 
 @pytest.mark.parametrize("who", ["expert", "general", "both"])
 def test_another_guider_on_a_lora_variant_loads_nothing_F15(sigmas, x, who, monkeypatch):
-    model = sd15(0)
+    model = two_level(0)
     sides = {"expert": (model, lora(model)), "general": (lora(model), model), "both": (lora(model), lora(model))}[who]
     run(fuse(general(sides[0], 5.0), expert(sides[1])), x, sigmas)
     loading = Loading(monkeypatch)
@@ -151,11 +155,12 @@ def split(model):
 
 
 @pytest.mark.newest
-@pytest.mark.parametrize("variant", [False, True], ids=["two checkpoints", "a variant"])
-@pytest.mark.parametrize("who", ["general", "expert", "both"])
+@pytest.mark.parametrize(
+    ("who", "variant"), cases(product(("general", "expert", "both"), (False, True)), ("expert", False), ("both", True))
+)
 def test_a_model_split_over_gpus_F5(sigmas, x, who, variant, monkeypatch):
-    model = sd15(0)
-    sides = model, lora(model) if variant else sd15(1)
+    model = two_level(0)
+    sides = model, lora(model) if variant else two_level(1)
     expected = run(fuse(general(sides[0]), expert(sides[1])), x, sigmas).result
     copied = []
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "deepclone_multigpu", lambda *a, **k: copied.append(a))

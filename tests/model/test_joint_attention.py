@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import cycle, product
+
 import comfy.ldm.modules.attention as kernels
 import comfy.model_management
 import comfy.model_patcher
@@ -12,6 +14,7 @@ import torch
 from palimpsest.nodes.attention.calls import AllSeen
 from palimpsest.nodes.attention.families import family_of
 from palimpsest.nodes.attention.joint_attention import Attention, inject_values, on_attention, record_values
+from support.cases import cases
 from support.fixtures.tiny_transformers import KINDS, Kind
 
 pytestmark = pytest.mark.model
@@ -94,7 +97,7 @@ def test_image_tokens_are_the_latents_and_not_the_texts(name):
 
 
 @FAMILIES
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", cases([torch.float32, torch.bfloat16], torch.float32))
 @torch.inference_mode()
 def test_its_own_values_change_nothing_and_another_pictures_do(name, dtype):
     kind = KINDS[name]
@@ -152,8 +155,9 @@ def test_shares_of_words_are_those_of_an_explicit_softmax(name):
     assert max(worst) < 1e-6
 
 
-@FAMILIES
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize(
+    ("name", "order"), cases(product(KINDS, ("before", "after")), *zip(KINDS, cycle(("before", "after")), strict=False))
+)
 @torch.inference_mode()
 def test_another_packs_override_is_called_once_a_block_with_the_injected_values(name, order):
     kind = KINDS[name]

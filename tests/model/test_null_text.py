@@ -1,5 +1,7 @@
 """Null-text optimisation through stock samplers: what it gives back, what it keeps, what it leaves behind."""
 
+from itertools import product
+
 import comfy.model_management
 import comfy.utils
 import comfy_extras.nodes_custom_sampler as core
@@ -13,6 +15,7 @@ from palimpsest.nodes.inversion.noise import trajectory_latent
 from palimpsest.nodes.null_text.nodes import NullTextOptimize
 from palimpsest.nodes.null_text.optimize import optimize
 from palimpsest.nodes.null_text.solvers import Effort
+from support.cases import cases
 from support.fixtures import tiny_models
 from support.fixtures.inversions import relative, schedule
 from support.fixtures.null_text_runs import CFG, sampled
@@ -47,7 +50,12 @@ def inverted(model, batch=1, steps=STEPS, positive=None, iterations=12):
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [*(("fast", kind) for kind in MODELS), ("null_text", "eps"), ("null_text", "v"), ("null_text", "sdxl")],
+    cases(
+        [*(("fast", kind) for kind in MODELS), *(("null_text", kind) for kind in ("eps", "v", "sdxl"))],
+        ("fast", "eps"),
+        ("fast", "flow"),
+        ("null_text", "eps"),
+    ),
 )
 @torch.inference_mode()
 @pytest.mark.compat
@@ -69,8 +77,9 @@ def test_stock_samplers_end_where_the_optimisation_did(kind, method):
         assert kind != "sdxl" or not torch.equal(pooled[-1], negative[0][1]["pooled_output"].expand_as(pooled[-1]))
 
 
-@pytest.mark.parametrize("method", ["null_text", "fast"])
-@pytest.mark.parametrize("cfg", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("method", "cfg"), cases(product(("null_text", "fast"), (0.0, 0.5)), ("fast", 0.0), ("null_text", 0.5))
+)
 @torch.inference_mode()
 def test_guidance_below_1_is_guidance_too(method, cfg):
     model = v_model()
@@ -114,8 +123,7 @@ def test_ksampler_advanced_takes_it_too(method):
     assert relative(model.model.process_latent_in(out), course.final) < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["v", "sdxl"])
-@pytest.mark.parametrize("cfg", [1.0, 7.5])
+@pytest.mark.parametrize(("kind", "cfg"), cases(product(("v", "sdxl"), (1.0, 7.5)), ("v", 7.5)))
 @torch.inference_mode()
 def test_the_source_prompt_as_negative_gives_the_picture_back_at_any_guidance(kind, cfg):
     model = MODELS[kind]()
@@ -200,7 +208,7 @@ def test_rows_of_a_batch_are_optimised_as_if_alone():
     assert course.before[0].shape == (2,)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", cases([torch.float16, torch.bfloat16, torch.float8_e4m3fn], torch.float16))
 @torch.inference_mode()
 @pytest.mark.compat
 def test_low_precision_weights_keep_a_float32_embedding(dtype):

@@ -1,6 +1,7 @@
 """What the optimisation evaluates is what a sampler evaluates: on models and conditions of other kinds than a plain UNet."""
 
 import dataclasses
+from itertools import product
 
 import comfy.supported_models
 import comfy_extras.nodes_custom_sampler as core
@@ -12,6 +13,7 @@ from palimpsest.nodes.inversion.nodes import SampleTrajectory
 from palimpsest.nodes.null_text.nodes import NullTextOptimize
 from palimpsest.nodes.null_text.optimize import METHODS, optimize
 from palimpsest.nodes.null_text.solvers import Effort
+from support.cases import cases
 from support.fixtures import tiny_models
 from support.fixtures.inversions import relative, schedule
 from support.fixtures.null_text_runs import CFG, sampled
@@ -48,8 +50,14 @@ def patched(model, kind, row):
     return model
 
 
-@pytest.mark.parametrize("method", ["fast", "null_text"])
-@pytest.mark.parametrize(("kind", "row"), [("attention", 0), ("attention", 1), ("wrapper", 0), ("wrapper", 1)])
+@pytest.mark.parametrize(
+    ("kind", "row", "method"),
+    cases(
+        product(("attention", "wrapper"), (0, 1), ("fast", "null_text")),
+        ("attention", 1, "fast"),
+        ("wrapper", 0, "null_text"),
+    ),
+)
 @torch.inference_mode()
 def test_patches_on_one_prompt_s_rows_act_as_they_do_in_a_sampler_E4(kind, row, method):
     model = patched(tiny_models.sd21_v(), kind, row)
@@ -76,8 +84,14 @@ def with_picture(conditioning, seed=4):
     return [[text, {**options, **picture}] for text, options in conditioning]
 
 
-@pytest.mark.parametrize("method", ["fast", "null_text"])
-@pytest.mark.parametrize("pictures", ["none", "both", "positive only"])
+@pytest.mark.parametrize(
+    ("pictures", "method"),
+    cases(
+        product(("none", "both", "positive only"), ("fast", "null_text")),
+        ("both", "fast"),
+        ("positive only", "null_text"),
+    ),
+)
 @torch.inference_mode()
 def test_inpainting_checkpoints_E9_R7(method, pictures):
     model = inpainting()

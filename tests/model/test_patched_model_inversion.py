@@ -19,6 +19,7 @@ from palimpsest.nodes.inversion.solvers import Effort, Level, fixed_point_step
 from palimpsest.nodes.null_text.optimize import optimize
 from palimpsest.nodes.null_text.solvers import Effort as NullTextEffort
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
+from support.cases import cases
 from support.fixtures import other_packs, tiny_models
 from support.fixtures.inversions import relative, schedule
 
@@ -39,7 +40,7 @@ def picture(model, size: int = 8) -> torch.Tensor:
     return tiny_models.latent(model, 2, height=size, width=size)["samples"]
 
 
-@pytest.mark.parametrize("method", ["ddim", "fixed_point"])
+@pytest.mark.parametrize("method", cases(["ddim", "fixed_point"], "ddim"))
 @pytest.mark.parametrize("cache", CACHES)
 @torch.inference_mode()
 def test_a_step_cache_is_left_out_of_an_inversion_E16(cache: str, method: str):
@@ -203,7 +204,7 @@ def test_fixed_point_needs_no_float64_on_the_device_E1():
     assert torch.equal(solution.x.cpu(), expected.x)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", cases([torch.float16, torch.bfloat16], torch.float16))
 @torch.inference_mode()
 def test_half_precision_stops_where_its_rounding_begins_E18(dtype: torch.dtype):
     """Fault E18: no residual in half precision is ever `exact`, and every step spent all it might."""

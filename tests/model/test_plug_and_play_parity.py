@@ -3,6 +3,7 @@ import torch
 from palimpsest.nodes.attention.unet_sites import decoder_depths, parse_sites
 from palimpsest.nodes.plug_and_play.injection import plug_and_play
 from palimpsest.nodes.plug_and_play.windows import Windows
+from support.cases import cases
 from support.fixtures.sampling import random_trajectory, sample
 from support.fixtures.tiny_models import conditioning, sd15
 from support.fixtures.twin_unet import PublishedPlugAndPlay, sd15_twin
@@ -12,7 +13,7 @@ pytestmark = pytest.mark.model
 CFG = 7.5
 
 
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", cases([1, 2], 2))
 def test_equals_published_batch_of_three_rows(batch):
     model = sd15()
     source, negative, positive = (conditioning(model, seed) for seed in (1, 2, 3))

@@ -1,6 +1,7 @@
 """Plug-and-Play beside core's own model patches: each keeps its effect, in either order."""
 
 import dataclasses
+from itertools import product
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from palimpsest.nodes.attention.unet_sites import decoder_depths, parse_sites
 from palimpsest.nodes.plug_and_play.features import capture
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.plug_and_play.windows import Windows
+from support.cases import cases
 from support.fixtures.other_packs import (
     OTHERS,
     hyper_tile,
@@ -63,8 +65,10 @@ def test_keeps_its_effect_and_ours_in_either_order(model, trajectory, other):
     assert not same(after, run(other(model), trajectory), 1e-3)
 
 
-@pytest.mark.parametrize("other", [random_tiles, token_merging])
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
+@pytest.mark.parametrize(
+    ("other", "sampler"),
+    cases(product((random_tiles, token_merging), ("euler", "heun")), (random_tiles, "euler"), (token_merging, "euler")),
+)
 def test_patches_that_choose_tokens_anew_at_each_call(model, other, sampler):
     """Faults R4 and R5: the source's tokens, tiled or merged in one way, landed among tokens chosen in another.
 
@@ -85,7 +89,7 @@ def test_patches_that_choose_tokens_anew_at_each_call(model, other, sampler):
         assert missed(both) <= 1.5 * own
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", cases(range(6), 0))
 def test_random_tiles_beside_other_source_rows(model, trajectory, seed):
     """Fault R4: with other tiles than the source's the run failed."""
     torch.manual_seed(seed)
@@ -95,7 +99,7 @@ def test_random_tiles_beside_other_source_rows(model, trajectory, seed):
     assert bool(torch.isfinite(live).all()) and bool(torch.isfinite(kept).all())
 
 
-@pytest.mark.parametrize("other", [perturbed_attention, hyper_tile, reference_tokens])
+@pytest.mark.parametrize("other", cases([perturbed_attention, hyper_tile, reference_tokens], hyper_tile))
 def test_captured_values_equal_the_live_source_s(model, trajectory, other):
     patched = other(model)
     features = capture_all(patched, trajectory)
@@ -144,7 +148,7 @@ def control_net():
     return tiny_control_net()
 
 
-@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("both", cases([True, False], False))
 def test_control_net_on_the_target(model, trajectory, control_net, both):
     positive, negative = conditioning(model, 2), conditioning(model, 3)
     controlled, controlled_negative = with_control(control_net, positive, negative)

@@ -6,6 +6,7 @@ diffusers' own, which are float32, the embeddings are only near.
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import comfy.sd1_clip
@@ -16,6 +17,7 @@ from diffusers.schedulers.scheduling_unclip import UnCLIPScheduler
 from palimpsest.nodes.text.text_states import text_states
 from palimpsest.nodes.unclip.prior.checkpoint import prior
 from palimpsest.nodes.unclip.prior.prior import Options, Prior, sample
+from support.cases import cases
 from support.fixtures import tiny_clip
 from support.fixtures.twin_prior import KANDINSKY_22_WIDTH, KARLO_WIDTH, TINY, loop, published_noise, random_text, twin
 from support.fixtures.unclip_schedulers import exactly
@@ -49,18 +51,20 @@ def compare(
     return relative(found, loop(model, text, 3, count, steps, cfg, clamp, exact))
 
 
-@pytest.mark.parametrize("lengths", [(9, 2), (2, 77), (77, 30), (2, 2)])
-@pytest.mark.parametrize("clamp", [5.0, 10.0])
+@pytest.mark.parametrize(
+    ("lengths", "clamp"),
+    cases(product(((9, 2), (2, 77), (77, 30), (2, 2)), (5.0, 10.0)), ((9, 2), 5.0), ((77, 30), 10.0)),
+)
 def test_P1_the_loop_is_the_published_one_in_float64(lengths, clamp):
     assert compare(twin(**TINY), 25, 3, 4.0, clamp, lengths) < 1e-5
 
 
-@pytest.mark.parametrize("steps", [7, 40, 100])
+@pytest.mark.parametrize("steps", cases([7, 40, 100], 7))
 def test_P1_the_loop_is_the_published_one_for_other_counts_of_steps(steps):
     assert compare(twin(**TINY, seed=1), steps, 1, 4.0, 5.0) < 1e-5
 
 
-@pytest.mark.parametrize("steps", [25, 100])
+@pytest.mark.parametrize("steps", cases([25, 100], 25))
 def test_with_the_float32_coefficients_of_diffusers_the_last_step_scales_the_embedding_by_0_9995(steps):
     assert compare(twin(**TINY), steps, 3, 4.0, 5.0, exact=False) < 1e-3
 
@@ -69,6 +73,7 @@ def test_without_guidance_too():
     assert compare(twin(**TINY), 25, 2, 1.0, 10.0) < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [KARLO_WIDTH, KANDINSKY_22_WIDTH])
 def test_the_loop_is_the_published_one_at_the_published_widths(size):
     assert compare(twin(**size), 3, 2, 4.0, 5.0) < 1e-5

@@ -6,6 +6,7 @@ import torch
 from palimpsest.nodes.attention.unet_layers import attention_layers
 from palimpsest.nodes.prompt_to_prompt.local_blend import blend_layers
 from palimpsest.nodes.prompt_to_prompt.nodes import EncodePromptEdit
+from support.cases import cases
 from support.fixtures.sampling import random_trajectory, sample, schedule
 from support.fixtures.tiny_models import conditioning, flow_dit, sd15, sd21_v, sdxl
 from support.fixtures.unet_probe import UNetProbe, fingerprint, rows_equal, same
@@ -269,7 +270,7 @@ def test_model_is_untouched_afterwards(model, clip, trajectory, end):
     assert torch.equal(run(model, trajectory)[-1], plain[-1])
 
 
-@pytest.mark.parametrize("build", [sd21_v, sdxl])
+@pytest.mark.parametrize("build", cases([sd21_v, sdxl], sdxl))
 def test_other_topologies(build, clip):
     model = build()
     trajectory = random_trajectory(model, conditioning(model, 1), 2, size=(16, 16))
@@ -296,7 +297,7 @@ def test_layers_and_their_resolutions(model):
     assert {big[layer] for layer in blend_layers(big, (16, 16))} == {2}  # it has none at full resolution
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", cases([torch.bfloat16, torch.float16], torch.float16))
 def test_half_precision_weights(dtype, clip):
     model = sd15(dtype=dtype)
     trajectory = random_trajectory(model, conditioning(model, 1), 2, size=SIZE)

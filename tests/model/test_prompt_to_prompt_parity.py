@@ -8,6 +8,7 @@ from palimpsest.nodes.diffusion.schedule import first_steps
 from palimpsest.nodes.prompt_to_prompt.control import Settings, prompt_to_prompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.text.tokens import tokenize
+from support.cases import cases
 from support.fixtures.sampling import random_trajectory, sample
 from support.fixtures.tiny_models import conditioning
 from support.fixtures.twin_prompt_to_prompt import Control, PublishedPromptToPrompt
@@ -57,7 +58,7 @@ def assert_equal(*args, **options):
     assert (result - plain()).norm() > 0.01 * result.norm()
 
 
-@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("batch", cases([1, 2], 2))
 def test_swap_of_words_of_one_and_of_several_tokens(model, clip, batch):
     # begin a red cat on the grass: 1-6; hippopotamuses has tokens 3, 4, 5 here, so all that follows moves by two.
     texts = "a red cat on the grass", "a blue hippopotamuses on the grass"
@@ -75,6 +76,7 @@ def test_swap_of_words_of_one_and_of_several_tokens(model, clip, batch):
     assert_equal(model, clip, texts, published, 0.8, 0.4, 16, batch)
 
 
+@pytest.mark.long  # daily with factors, below
 def test_refinement(model, clip):
     texts = "a cat on the grass", "a fluffy red cat on the green grass"
     mapper, aligned = torch.arange(77), torch.ones(77)
@@ -131,7 +133,7 @@ def test_words_whose_place_must_not_change(model, clip):
 
 @pytest.mark.parametrize(
     ("size", "steps"),
-    [(32, 5), pytest.param(32, STEPS, marks=pytest.mark.long), pytest.param(64, 3, marks=pytest.mark.long)],
+    cases([(32, 5), (32, STEPS), (64, 3)], (32, 5)),
 )
 def test_local_blend(model, clip, size, steps):
     """64 is the published size, with its literal limit of 32 x 32 pixels for self-attention."""

@@ -8,6 +8,7 @@ from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.text.tokens import tokenize
+from support.cases import cases
 from support.fixtures import other_packs, tiny_clip
 from support.fixtures.sampling import random_trajectory, sample
 from support.fixtures.tiny_models import conditioning, control_net
@@ -94,7 +95,7 @@ def test_disturbed_evaluations_have_a_disturbed_source(model, trajectory, edit):
     assert same(first.x, second.x) and not same(first.query, second.query, 1e-3)
 
 
-@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("both", cases([True, False], False))
 def test_control_net_on_the_target(model, trajectory, edit, both):
     positive, negative = conditioning(model, 2), conditioning(model, 3)
     controlled, controlled_negative = other_packs.with_control(control_net(), positive, negative)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from palimpsest.nodes.saliency_fusion.blending import Mask
 from palimpsest.nodes.saliency_fusion.saliency import log_saliency, strength
+from support.cases import cases
 from support.fixtures.fusion import PUBLISHED, expert, fuse, general, plain, run, start_for
 from support.fixtures.sampling import schedule
-from support.fixtures.tiny_models import flow_dit, sd15, sd21_v, sdxl
+from support.fixtures.tiny_models import flow_dit, sd15, sd21_v, sdxl, two_level
 from support.fixtures.unet_probe import fingerprint, same
 
 pytestmark = pytest.mark.model
@@ -22,8 +23,13 @@ LEFT = Mask(torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], -1), "decide"
 
 
 @pytest.fixture(scope="module")
+def model():
+    return two_level(0)
+
+
+@pytest.fixture(scope="module")
 def other():
-    return sd15(1)
+    return two_level(1)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +58,12 @@ class Evaluations:
 
 def test_a_model_fused_with_its_equal_ties_everywhere_and_is_the_single_model(model, sigmas):
     one = general(model)
-    made = run(fuse(one, expert(sd15(0), seed=2)), start(model, sigmas), sigmas)
+    made = run(fuse(one, expert(two_level(0), seed=2)), start(model, sigmas), sigmas)
     assert all(torch.equal(decision.weights[0], torch.ones(1, 8, 8)) for decision in made.decisions)
     assert torch.equal(made.result, run(plain(one), start(model, sigmas), sigmas).result)
 
 
-@pytest.mark.parametrize("kind", [sd15, sdxl, sd21_v, flow_dit])
+@pytest.mark.parametrize("kind", cases([sd15, sdxl, sd21_v, flow_dit], sd15, flow_dit))
 def test_every_pixel_is_one_model_s_own_prediction(kind):
     one, second = general(kind(0), 4.0), expert(kind(1), 4.0)
     step = schedule(one.model, 2, "simple")[[0, -1]]
@@ -94,7 +100,7 @@ def test_sdxl_models_read_their_own_pooled_prompts_and_sizes(sigmas):
     ],
     ids=["never", "empty window", "mask", "mask that rounds to nothing (F17)"],
 )
-@pytest.mark.parametrize("cfg", [7.5, 1.0])
+@pytest.mark.parametrize("cfg", cases([7.5, 1.0], 7.5))
 def test_a_neutral_fusion_is_the_plain_guider_and_its_expert_is_not_even_loaded(model, other, sigmas, neutral, cfg):
     comfy.model_management.unload_all_models()
     one = general(model, cfg)
@@ -162,9 +168,9 @@ def test_batched_and_split_calls_agree(model, other, sigmas):
     assert same(split.result, run(fuse(general(model), together), start(model, sigmas), sigmas).result)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", cases([torch.float16, torch.bfloat16], torch.float16))
 def test_low_precision_weights(dtype, sigmas):
-    low, high = [[sd15(seed, kind) for seed in (0, 1)] for kind in (dtype, torch.float32)]
+    low, high = [[two_level(seed, kind) for seed in (0, 1)] for kind in (dtype, torch.float32)]
     x = start(low[0], sigmas)
     made, exact = (run(fuse(general(one), expert(two)), x, sigmas[:2]) for one, two in (low, high))
     assert bool(torch.isfinite(made.result).all())
@@ -173,7 +179,7 @@ def test_low_precision_weights(dtype, sigmas):
 
 
 def test_more_experts_share_the_rest(model, other, sigmas):
-    third = sd15(2)
+    third = two_level(2)
     made = run(fuse(general(model), expert(other), expert(third, seed=6)), start(model, sigmas), sigmas[:2])
     decision = made.decisions[0]
     assert decision.experts == (0, 1) and decision.weights.shape[0] == 3
@@ -215,7 +221,7 @@ def other_schedule(model, low, high):
 
 def test_an_expert_may_have_another_noise_schedule(model, sigmas):
     """Continuous levels up to 120 beside a table of 1000 up to 14.6: each is asked at the sampler's own sigma."""
-    one, second, step = general(model), expert(other_schedule(sd15(1), 0.002, 120.0)), sigmas[[1, -1]]
+    one, second, step = general(model), expert(other_schedule(two_level(1), 0.002, 120.0)), sigmas[[1, -1]]
     x = start(model, step)
     made = run(fuse(one, second), x, step)
     chosen = made.decisions[0].weights[1][:, None].bool()
@@ -228,7 +234,7 @@ def test_models_without_common_noise_levels_are_refused(model):
     with pytest.raises(
         ValueError, match=r"model_expert: expected a model for noise levels that `model` has, .* 50 to 500"
     ):
-        fuse(general(model), expert(other_schedule(sd15(1), 50.0, 500.0)))
+        fuse(general(model), expert(other_schedule(two_level(1), 50.0, 500.0)))
 
 
 def test_an_expert_that_predicts_v_is_read_in_eps(model, sigmas):
@@ -273,7 +279,7 @@ def test_models_of_other_latents_are_refused(model, make, message):
 
 
 def test_a_flow_and_an_eps_model_are_refused(model):
-    flow = advanced.ModelSamplingSD3().patch(sd15(1), 3.0)[0]
+    flow = advanced.ModelSamplingSD3().patch(two_level(1), 3.0)[0]
     with pytest.raises(
         ValueError, match="model_expert: expected a model sampled like `model`, by noise added to the picture"
     ):
@@ -281,7 +287,7 @@ def test_a_flow_and_an_eps_model_are_refused(model):
 
 
 def test_an_expert_without_the_first_levels_is_refused_until_it_starts_later(other):
-    from_far = advanced.ModelSamplingDiscrete().patch(sd15(0), "v_prediction", True)[0]
+    from_far = advanced.ModelSamplingDiscrete().patch(two_level(0), "v_prediction", True)[0]
     sigmas = schedule(from_far, 4, "normal")
     x = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * sigmas[0]
     assert float(sigmas[0]) > 1000
@@ -297,7 +303,7 @@ def test_a_missing_prompt_is_refused(model, other, prompt):
         replace(expert(other), **{prompt: []})
 
 
-@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "euler_ancestral"])
+@pytest.mark.parametrize("sampler", cases(["heun", "dpmpp_2m", "euler_ancestral"], "dpmpp_2m"))
 def test_any_sampler(model, other, sigmas, sampler):
     x = start(model, sigmas)
     first, again = (run(fuse(general(model), expert(other)), x, sigmas, sampler).result for _ in range(2))
@@ -340,4 +346,4 @@ def test_a_run_leaves_models_and_guider_as_they_were(model, other, sigmas, end):
     assert guider.decision is None and guider.active == []
     assert model.model.current_patcher is None and other.model.current_patcher is None
     assert torch.equal(run(guider, x, sigmas).result, expected)  # queued again
-    assert torch.equal(run(plain(one), x, sigmas).result, run(plain(general(sd15(0))), x, sigmas).result)
+    assert torch.equal(run(plain(one), x, sigmas).result, run(plain(general(two_level(0))), x, sigmas).result)

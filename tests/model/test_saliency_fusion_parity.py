@@ -1,6 +1,7 @@
 import pytest
 import torch
 from palimpsest.nodes.saliency_fusion.saliency import Sharpness
+from support.cases import cases
 from support.fixtures.fusion import expert, fuse, general, run, start_for
 from support.fixtures.sampling import schedule
 from support.fixtures.tiny_models import sd15
@@ -40,12 +41,16 @@ WINDOWS = {
 
 @pytest.mark.parametrize(
     "batch, general_uncond, mode, k",
-    [
-        (1, False, "always", (1, 1)),
-        (2, True, "always", (1, 1)),
+    cases(
+        [
+            (1, False, "always", (1, 1)),
+            (2, True, "always", (1, 1)),
+            (1, False, "mode 1, 850", (1, 1)),
+            (2, True, "mode 2, 600", (2, 1)),
+        ],
         (1, False, "mode 1, 850", (1, 1)),
         (2, True, "mode 2, 600", (2, 1)),
-    ],
+    ),
 )
 def test_equals_the_published_loop_over_diffusers_scheduler(models, twins, batch, general_uncond, mode, k):
     span, fused = WINDOWS[mode]

@@ -4,6 +4,7 @@ A mask that gives an expert the whole picture makes a fusion equal to sampling t
 """
 
 from dataclasses import replace
+from itertools import cycle, product
 
 import comfy.hooks
 import comfy.lora
@@ -14,10 +15,11 @@ import pytest
 import torch
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.saliency_fusion.blending import Mask
+from support.cases import cases
 from support.fixtures.fusion import expert, fuse, general, plain, run, start_for
 from support.fixtures.other_packs import OTHERS, free_u, lora, with_control
 from support.fixtures.sampling import random_trajectory, schedule
-from support.fixtures.tiny_models import conditioning, control_net, sd15, sdxl
+from support.fixtures.tiny_models import TWO_LEVEL_UNET, conditioning, control_net, sdxl, two_level
 from support.fixtures.unet_probe import fingerprint, same
 
 pytestmark = [pytest.mark.model, pytest.mark.compat]
@@ -28,8 +30,13 @@ LEFT = Mask(torch.cat([torch.ones(1, 8, 4), torch.zeros(1, 8, 4)], -1), "decide"
 
 
 @pytest.fixture(scope="module")
+def model():
+    return two_level(0)
+
+
+@pytest.fixture(scope="module")
 def other():
-    return sd15(1)
+    return two_level(1)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,7 @@ def x(model, sigmas):
 
 def second_lora(model):
     patched = model.clone()
-    name = "diffusion_model.input_blocks.4.1.transformer_blocks.0.attn2.to_k.weight"
+    name = "diffusion_model.input_blocks.3.1.transformer_blocks.0.attn2.to_k.weight"
     patch = 0.1 * torch.randn(model.model.state_dict()[name].shape, generator=torch.Generator().manual_seed(9))
     assert patched.add_patches({name: ("diff", (patch,))}, 0.7) == [name]
     return patched
@@ -58,7 +65,10 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize(("which", "kind"), [*((which, sd15) for which in VARIANTS), ("both", sdxl)])
+@pytest.mark.parametrize(
+    ("which", "kind"),
+    cases([*((which, two_level) for which in VARIANTS), ("both", sdxl)], ("one", two_level), ("stacked", two_level)),
+)
 def test_variants_of_a_checkpoint_equal_two_loaded_ones(sigmas, x, which, kind):
     model = kind(0)
     before = fingerprint(model)
@@ -97,8 +107,9 @@ def patched_expert(patch, model, other, shared):
     return patch(lora(model)) if shared else patch(other)
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "a variant"])
-@pytest.mark.parametrize("patch", OTHERS)
+@pytest.mark.parametrize(
+    ("patch", "shared"), cases(product(OTHERS, (False, True)), *zip(OTHERS, cycle((False, True)), strict=False))
+)
 def test_patches_of_other_packs_keep_their_effect_on_either_model(model, other, sigmas, patch, shared):
     width = 16 if patch is free_u else 8  # FreeU divides by zero in a UNet whose middle is one pixel
     x, step = start_for(model, sigmas, 1, (width, width)), sigmas[[0, -1]]
@@ -110,13 +121,14 @@ def test_patches_of_other_packs_keep_their_effect_on_either_model(model, other, 
     assert same(made[..., half:], alone[0][..., half:], 1e-6)
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "a variant"])
-@pytest.mark.parametrize("which", ["general", "expert", "both"])
+@pytest.mark.parametrize(
+    ("which", "shared"), cases(product(("general", "expert", "both"), (False, True)), ("expert", True), ("both", False))
+)
 def test_plug_and_play_on_either_model(model, other, sigmas, which, shared):
     trajectory = random_trajectory(model, conditioning(model, 1), STEPS, size=(8, 8))
 
     def inject(target, wanted):
-        return PlugAndPlay.execute(target, trajectory, 1.0, 1.0, "auto")[0] if wanted else target
+        return PlugAndPlay.execute(target, trajectory, 1.0, 1.0, "features 0; attention 0-3")[0] if wanted else target
 
     one = general(inject(model, which != "expert"))
     second = expert(inject(lora(model) if shared else other, which != "general"), mask=LEFT)
@@ -128,7 +140,7 @@ def test_plug_and_play_on_either_model(model, other, sigmas, which, shared):
 
 
 def test_control_net_on_both_models_prompts(model, other, sigmas, x):
-    control = control_net()
+    control = control_net(config=TWO_LEVEL_UNET)
     one, second = general(model), expert(other, mask=LEFT)
     one, second = (
         replace(
@@ -148,13 +160,13 @@ def test_control_net_on_both_models_prompts(model, other, sigmas, x):
 
 
 def hooked(prompt, model):
-    name = "diffusion_model.output_blocks.5.1.transformer_blocks.0.attn2.to_v.weight"
+    name = "diffusion_model.output_blocks.3.1.transformer_blocks.0.attn2.to_v.weight"
     weight = model.model.state_dict()[name]
     hooks = comfy.hooks.create_hook_model_as_lora({name: weight + 0.2}, None, 1.0, 1.0)
     return comfy.hooks.set_hooks_for_conditioning(prompt, hooks)
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["two checkpoints", "a variant"])
+@pytest.mark.parametrize("shared", cases([False, True], True))
 def test_hooks_on_an_expert_s_prompt(model, other, sigmas, x, shared):
     target = lora(model) if shared else other
     bare = expert(target, mask=LEFT)

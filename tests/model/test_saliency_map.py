@@ -17,14 +17,14 @@ from palimpsest.nodes.saliency_fusion.preview import COLOURS, with_mask
 from PIL import Image
 from support.fixtures.fusion import expert, fuse, fuse_subject, general, run, start_for
 from support.fixtures.sampling import schedule
-from support.fixtures.tiny_models import conditioning, latent, sd15
+from support.fixtures.tiny_models import conditioning, latent, two_level
 
 pytestmark = pytest.mark.model
 
 
 @pytest.fixture(scope="module")
 def models():
-    return sd15(0), sd15(1), sd15(2)
+    return two_level(0), two_level(1), two_level(2)
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,7 @@ from palimpsest.nodes.unclip.prior.prior import (
     sample,
 )
 from palimpsest.nodes.unclip.prior.transformer import PriorTransformer
+from support.cases import cases
 from support.fixtures import tiny_clip
 from support.fixtures.twin_prior import TINY, random_text, twin
 
@@ -171,7 +172,7 @@ def test_the_text_is_read_once_and_the_times_in_few_passes(model, monkeypatch):
     assert tokens.count((1, 2 * 6)) == steps and len(tokens) == steps + 3
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", cases([torch.float16, torch.bfloat16], torch.float16))
 def test_half_precision_weights_come_close(model, clip, dtype):
     exact = run(model, clip, steps=25)[0]
     half = run(made(dtype), clip, steps=25)[0]

@@ -7,12 +7,18 @@ import pytest
 import torch
 from palimpsest.nodes.diffusion.samplers import NOISE_OF_ITS_OWN, REASONS, RECORDABLE, WITH_ETA, sampler_name
 from palimpsest.nodes.inversion.nodes import SampleTrajectory
+from support.cases import cases
 from support.fixtures import tiny_models
-from support.fixtures.inversions import KINDS, relative, schedule
+from support.fixtures.inversions import relative, schedule
 
 pytestmark = pytest.mark.model
 
 STEPS = 4
+KINDS = {
+    "eps": (tiny_models.two_level, "ddim_uniform"),
+    "v": (tiny_models.sd21_v, "ddim_uniform"),
+    "flow": (tiny_models.flow_dit, "simple"),
+}
 SAMPLERS = comfy.samplers.SAMPLER_NAMES
 RECORDED = [name for name in SAMPLERS if name in RECORDABLE or name == "ddim"]
 REFUSED = [name for name in SAMPLERS if name not in RECORDED]
@@ -50,7 +56,7 @@ class Setting:
         )[0]["samples"]
 
 
-@pytest.fixture(scope="module", params=["eps", "v", "flow"])
+@pytest.fixture(scope="module", params=cases(KINDS, "eps", "flow"))
 def setting(request) -> Setting:
     return Setting(request.param)
 

@@ -5,6 +5,7 @@ import gc
 import re
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import product
 
 import comfy.context_windows
 import comfy.hooks
@@ -21,6 +22,7 @@ from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
 from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.text.tokens import tokenize
+from support.cases import cases
 from support.fixtures import tiny_clip
 from support.fixtures.sampling import random_trajectory, sample
 from support.fixtures.tiny_models import conditioning, control_net, sd15
@@ -59,6 +61,8 @@ def with_blend(model, trajectory, cross_end=0.5, self_end=0.5):
 
 
 EDITS = [plug_and_play, prompt_to_prompt, with_blend]
+HOWS = ["core's node", "the whole network", "its transformer blocks"]
+DAILY_SAMPLERS = ("euler", "heun", "dpm_2", "dpmpp_2m", "dpmpp_sde", "ddim", "uni_pc")
 
 
 def run(model, trajectory, positive=None, negative=None, sampler="euler", cfg=CFG, start=None, **options):
@@ -102,8 +106,7 @@ class TestCompiled:
 
         return apply
 
-    @pytest.mark.parametrize("edit", EDITS)
-    @pytest.mark.parametrize("how", ["core's node", "the whole network", "its transformer blocks"])
+    @pytest.mark.parametrize(("how", "edit"), cases(product(HOWS, EDITS), *zip(HOWS, EDITS, strict=True)))
     def test_edits_are_the_same(self, model, edit, how):
         """Other packs compile the network, or parts of it, as object patches."""
         trajectory = random_trajectory(model, conditioning(model, 1), 2, size=SIZE)
@@ -150,8 +153,9 @@ class TestCompiled:
 class TestControlNet:
     """Fault E6: a ControlNet with a batch of hints lost all but the first after a source pass of one row."""
 
-    @pytest.mark.parametrize("edit", EDITS)
-    @pytest.mark.parametrize("chained", [False, True])
+    @pytest.mark.parametrize(
+        ("edit", "chained"), cases(product(EDITS, (False, True)), (plug_and_play, True), (with_blend, False))
+    )
     def test_hints_of_a_batch_stay_with_their_rows(self, model, edit, chained):
         def controlled(prompt, net):
             hints = torch.rand(3, 64, 64, 3, generator=torch.Generator().manual_seed(4))
@@ -185,8 +189,7 @@ class TestContextWindows:
         )
         return patched
 
-    @pytest.mark.parametrize("edit", EDITS)
-    @pytest.mark.parametrize("rows", [6, 1])
+    @pytest.mark.parametrize(("edit", "rows"), cases(product(EDITS, (6, 1)), (plug_and_play, 1), (with_blend, 6)))
     def test_frames_are_edited_as_without_windows(self, model, edit, rows):
         """A picture model's rows do not see each other, so that windows over frames change nothing."""
         trajectory = random_trajectory(model, conditioning(model, 1), 2, batch=rows, size=SIZE)
@@ -286,7 +289,7 @@ class TestHooks:
             group.set_keyframes_on_hooks(frames)
         return [[embedding, {**options, "hooks": group}] for embedding, options in prompt]
 
-    @pytest.mark.parametrize("positive", ["plain", "the same hook", "another hook"])
+    @pytest.mark.parametrize("positive", cases(["plain", "the same hook", "another hook"], "another hook"))
     def test_the_source_is_read_with_them(self, model, positive):
         source = self.hooked(model, conditioning(model, 1))
         trajectory = random_trajectory(model, source, STEPS, size=SIZE)
@@ -317,8 +320,10 @@ class TestHooks:
         assert torch.equal(run(model, trajectory)[-1], before)
 
 
-@pytest.mark.parametrize("cache", [EasyCacheNode, LazyCacheNode])
-@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize(
+    ("edit", "cache"),
+    cases(product(EDITS, (EasyCacheNode, LazyCacheNode)), (plug_and_play, LazyCacheNode), (with_blend, EasyCacheNode)),
+)
 def test_a_network_that_does_not_run_is_refused(model, edit, cache):
     """Beside a cache that answers in the network's place an edit is right, or refused by name."""
     trajectory = random_trajectory(model, conditioning(model, 1), 10, size=SIZE)
@@ -329,7 +334,7 @@ def test_a_network_that_does_not_run_is_refused(model, edit, cache):
         assert str(error).startswith("model: expected one whose network runs at every step")
 
 
-@pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
+@pytest.mark.parametrize("sampler", cases(comfy.samplers.SAMPLER_NAMES, *DAILY_SAMPLERS))
 def test_any_sampler_that_keeps_to_the_levels(model, trajectory, sampler):
     """The source comes from the trajectory, so that noise of the sampler's own does not matter. Others are refused by name."""
     patched = plug_and_play(model, trajectory, 1.0, 1.0)

@@ -5,6 +5,7 @@ from palimpsest.nodes.inversion.recording import sample_trajectory
 from palimpsest.nodes.saliency_fusion.expert import Prompted
 from palimpsest.nodes.saliency_fusion.saliency import Sharpness
 from palimpsest.nodes.saliency_fusion.stages import staged_function
+from support.cases import cases
 from support.fixtures.fusion import PUBLISHED, fuse_subject, plain, run, start_for
 from support.fixtures.sampling import schedule
 from support.fixtures.tiny_models import conditioning, sd15
@@ -111,7 +112,7 @@ def test_one_model_in_both_places_shares_its_weights(models, prompts):
     assert same(both, run(guider((models[0], sd15(0)), prompts, (0.3, 0.7)), x, sigmas).result, 1e-6)
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "lms", "heun"])
+@pytest.mark.parametrize("sampler", cases(["dpmpp_2m", "lms", "heun"], "dpmpp_2m"))
 def test_a_sampler_s_history_ends_with_a_stage(models, prompts, sampler):
     """Each stage is what sampling that part of the schedule alone gives."""
     sigmas = schedule(models[0], 6)
@@ -162,7 +163,7 @@ def test_a_recorded_run_keeps_every_latent(models, prompts):
     assert same(models[0].model.process_latent_out(trajectory.latents[-1]), samples)
 
 
-@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_sde"])
+@pytest.mark.parametrize("sampler", cases(["euler_ancestral", "dpmpp_sde"], "euler_ancestral"))
 def test_samplers_that_add_noise_are_refused(models, prompts, sampler):
     sigmas = schedule(models[0], 2)
     with pytest.raises(ValueError, match="sampler: expected a sampler that follows one deterministic path"):

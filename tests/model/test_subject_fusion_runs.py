@@ -1,14 +1,17 @@
 """A subject fusion under all that ComfyUI and an artist do to a run: batches, precisions, cancel, second runs, patches."""
 
+from itertools import cycle, product
+
 import comfy.model_management
 import pytest
 import torch
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.saliency_fusion.expert import Prompted
+from support.cases import cases
 from support.fixtures.fusion import PUBLISHED, fuse_subject, plain, run, start_for
 from support.fixtures.other_packs import OTHERS, free_u, lora, with_control
 from support.fixtures.sampling import random_trajectory, schedule
-from support.fixtures.tiny_models import conditioning, control_net, sd15
+from support.fixtures.tiny_models import TWO_LEVEL_UNET, conditioning, control_net, two_level
 from support.fixtures.unet_probe import fingerprint, same
 
 pytestmark = pytest.mark.model
@@ -16,11 +19,13 @@ pytestmark = pytest.mark.model
 CFG = 5.0
 STAGES = (0.3, 0.6)
 STEPS = 6
+WHICH = ("scene", "subject", "both")
+BLOCKS = "features 0; attention 0-3"  # of a UNet with two levels
 
 
 @pytest.fixture(scope="module")
 def models():
-    return sd15(0), sd15(1)
+    return two_level(0), two_level(1)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +69,10 @@ def test_batched_and_split_calls_agree(models, prompts, sigmas, x):
     assert same(split, run(fuse_subject(models, prompts, STAGES), x, sigmas).result)
 
 
-@pytest.mark.parametrize("end", ["error", "interrupt"])
-@pytest.mark.parametrize("stage", [0, 1, 2], ids=["scene", "fusion", "subject"])
+@pytest.mark.parametrize(
+    ("stage", "end"),
+    cases(product((0, 1, 2), ("error", "interrupt")), (0, "error"), (1, "interrupt"), (2, "interrupt")),
+)
 def test_a_run_that_ends_in_any_stage_leaves_models_and_guider_as_they_were(models, prompts, sigmas, x, stage, end):
     before = [fingerprint(model) for model in models]
     expected = run(fuse_subject(models, prompts, STAGES), x, sigmas).result
@@ -118,16 +125,15 @@ def test_a_run_of_the_last_stage_does_not_load_the_scene_model_F17(models, promp
     assert torch.equal(made, run(plain(subject), x, late).result)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", cases([torch.float16, torch.bfloat16], torch.float16))
 def test_low_precision_weights(prompts, sigmas, x, dtype):
-    low, high = (tuple(sd15(seed, kind) for seed in (0, 1)) for kind in (dtype, torch.float32))
+    low, high = (tuple(two_level(seed, kind) for seed in (0, 1)) for kind in (dtype, torch.float32))
     require_both_in_place(low, prompts, x, sigmas)
     masks = [run(fuse_subject(m, prompts, (0.0, 1.0)), x, sigmas[:2]).decisions[0].weights[1] for m in (low, high)]
     assert float((masks[0] == masks[1]).float().mean()) > 0.9
 
 
-@pytest.mark.parametrize("which", ["scene", "subject", "both"])
-@pytest.mark.parametrize("patch", OTHERS)
+@pytest.mark.parametrize(("patch", "which"), cases(product(OTHERS, WHICH), *zip(OTHERS, cycle(WHICH), strict=False)))
 def test_patches_of_other_packs_keep_their_effect(models, prompts, sigmas, patch, which):
     width = 16 if patch is free_u else 8  # FreeU divides by zero in a UNet whose middle is one pixel
     scene, subject = models
@@ -139,12 +145,12 @@ def test_the_scene_model_s_lora_can_be_the_subject_model(models, prompts, sigmas
     require_both_in_place((models[0], lora(models[0])), prompts, x, sigmas)
 
 
-@pytest.mark.parametrize("which", ["scene", "subject", "both"])
+@pytest.mark.parametrize("which", cases(WHICH, "subject"))
 def test_plug_and_play_on_either_model(models, prompts, which):
     trajectory = random_trajectory(models[0], conditioning(models[0], 1), 2, size=(8, 8))
     wanted = (which != "subject", which != "scene")
     injected = tuple(
-        PlugAndPlay.execute(model, trajectory, 1.0, 1.0, "auto")[0] if inject else model
+        PlugAndPlay.execute(model, trajectory, 1.0, 1.0, BLOCKS)[0] if inject else model
         for model, inject in zip(models, wanted, strict=True)
     )
     require_both_in_place(injected, prompts, trajectory.latents[1].flip(-1), trajectory.sigmas[1:])
@@ -152,7 +158,7 @@ def test_plug_and_play_on_either_model(models, prompts, which):
 
 def test_control_net_on_the_prompts(models, prompts, sigmas, x):
     null, text, augmented = prompts
-    control = control_net()
+    control = control_net(config=TWO_LEVEL_UNET)
     text, null = with_control(control, text, null)
     augmented, _ = with_control(control, augmented, null)
     controlled = [null, text, augmented]

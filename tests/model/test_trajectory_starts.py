@@ -8,6 +8,7 @@ from palimpsest.nodes.inversion.ddim import invert
 from palimpsest.nodes.inversion.nodes import DDIMInvert, TrajectoryStart
 from palimpsest.nodes.inversion.noise import trajectory_noise
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
+from support.cases import cases
 from support.fixtures import tiny_models
 from support.fixtures.inversions import KINDS, relative, schedule
 
@@ -142,7 +143,7 @@ def test_dpm_2_in_ksampler_is_told_what_ksampler_does_R10():
         ksampler_advanced(edited, trajectory.positive, trajectory.positive, latent, 6, sampler_name="dpm_2")
 
 
-@pytest.mark.parametrize("sampler", ["dpm_2", "uni_pc"])
+@pytest.mark.parametrize("sampler", cases(["dpm_2", "uni_pc"], "dpm_2"))
 @torch.inference_mode()
 def test_samplers_for_which_ksampler_leaves_out_a_level_start_on_an_inversion_R10(sampler: str):
     """Without an edit they sample from the inverted noise: with KSampler's own levels, one step more without its last."""

@@ -90,6 +90,7 @@ def test_P1_image_variation_is_the_published_pipeline_in_float64(twin, networks,
     assert relative(image, theirs.image) < 1e-5
 
 
+@pytest.mark.long
 @torch.inference_mode()
 def test_with_the_float32_coefficients_of_diffusers_pictures_are_near(twin, networks, clip):
     """The last step of each stage scales the picture by 0.9995, and a random network multiplies what differs before it."""
@@ -102,6 +103,7 @@ def test_with_the_float32_coefficients_of_diffusers_pictures_are_near(twin, netw
     assert relative(image, theirs.image) < 1e-3
 
 
+@pytest.mark.long
 @torch.inference_mode()
 def test_the_published_number_of_steps_at_the_published_guidance(twin, clip):
     steps = 25

@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from support.host import provision
+from support.host import browser, provision
 from support.host.provision import Missing
 
 pytestmark = pytest.mark.unit
@@ -40,6 +40,20 @@ def test_an_old_python_is_told_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
     with pytest.raises(Missing, match=r"Python 3\.10 or newer is needed .* PYTHON="):
         provision.main([])
+
+
+def test_a_machine_without_a_browser_is_told_so_in_one_line(elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(browser, "MACOS", ())
+    monkeypatch.delenv("CHROMIUM", raising=False)
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("PATH", str(elsewhere))
+    assert browser.why_left_out().endswith(browser.HOW_TO_GET_ONE) and "\n" not in browser.why_left_out()
+    (elsewhere / "chromium").touch(mode=0o755)
+    assert browser.why_left_out() is None
+    monkeypatch.setenv("CHROMIUM", "nowhere")
+    assert browser.why_left_out() is not None
+    monkeypatch.setenv("CI", "true")
+    assert browser.why_left_out() is None  # there a browser is owed, and its fixture fails without one
 
 
 def test_a_wrong_comfyui_is_told_before_anything_is_installed(elsewhere: Path, monkeypatch: pytest.MonkeyPatch):
@@ -73,13 +87,23 @@ def test_without_ensurepip_the_pip_outside_fills_the_environment(elsewhere: Path
     assert "--python" in provision.pip(python)
 
 
-def test_a_failed_installation_is_told_and_tried_again(elsewhere: Path):
+def test_a_failed_installation_is_tried_again_and_one_that_succeeded_is_not(
+    elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+):
     for _ in range(2):
         with pytest.raises(Missing, match=r"pip could not install tests/requirements\.txt"):
             provision.provide_environment()
     (elsewhere / "requirements.txt").write_text("# nothing\n")
     python = provision.provide_environment()
     assert subprocess.run([python, "-c", "import sys; sys.exit(sys.prefix == sys.base_prefix)"]).returncode == 0
+
+    checkout_of_newest = provision.HOSTS / provision.NEWEST
+    checkout_of_newest.parent.mkdir()
+    checkout(checkout_of_newest)
+    monkeypatch.setattr(provision.subprocess, "run", lambda *a, **k: pytest.fail(f"a process was started: {a}"))
+    monkeypatch.setattr(provision.subprocess, "Popen", lambda *a, **k: pytest.fail(f"a process was started: {a}"))
+    assert provision.provide_environment() == python
+    assert provision.provide_comfyui(python) == checkout_of_newest
 
 
 @pytest.mark.parametrize(
@@ -109,17 +133,6 @@ def test_a_full_disk_is_told_before_anything_is_installed(monkeypatch: pytest.Mo
     with pytest.raises(Missing, match=r"^10 GB of disk are needed .* 2\.5 GB are free"):
         provision.provide_environment()
     assert not provision.VENV.exists()
-
-
-def test_a_second_run_starts_nothing(monkeypatch: pytest.MonkeyPatch, elsewhere: Path):
-    (elsewhere / "requirements.txt").write_text("# nothing\n")
-    python = provision.provide_environment()
-    checkout_of_newest = provision.HOSTS / provision.NEWEST
-    checkout_of_newest.parent.mkdir()
-    checkout(checkout_of_newest)
-    monkeypatch.setattr(provision.subprocess, "run", lambda *a, **k: pytest.fail(f"a process was started: {a}"))
-    assert provision.provide_environment() == python
-    assert provision.provide_comfyui(python) == checkout_of_newest
 
 
 def test_an_unreachable_or_altered_comfyui_is_not_used(elsewhere: Path, monkeypatch: pytest.MonkeyPatch, capfd):

@@ -50,6 +50,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="palimpsest-evidence-") as base:
         enter_pack()
         enter_comfyui(base, use_pytorch_cross_attention=True)
+        import torch  # once ComfyUI has been told how to set it up
+
+        torch.set_flush_denormal(True)  # of the whole process, so not where a test loads the toy
         for part in [part for part in PARTS if part in parts and part != "toy"]:
             missed += importlib.import_module(f"lab.evidence.{part}").write(DOCS)
     for bar in missed:

@@ -53,7 +53,6 @@ class UnCLIP:
 
     @classmethod
     def load(cls) -> UnCLIP:
-        torch.set_flush_denormal(True)
         comfy.utils.set_progress_bar_enabled(False)
         upsamplers = tuple(load_upsampler(FILES[part], None) for part in ("upsampler_64", "upsampler_128"))
         return cls(

@@ -31,7 +31,6 @@ class World:
 
     @classmethod
     def load(cls) -> World:
-        torch.set_flush_denormal(True)
         comfy.utils.set_progress_bar_enabled(False)
         return cls(*load_general())
 

@@ -168,8 +168,9 @@ class Client:
             time.sleep(0.2)
         raise TimeoutError(f"The server was still busy after {timeout:.0f} s.")
 
-    def interrupt(self) -> None:
-        self.post("/interrupt", {})
+    def interrupt(self, prompt_id: str | None = None) -> None:
+        """Stop what runs, or this prompt if it is what runs."""
+        self.post("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
 
     def free(self) -> None:
         """Have the server unload its models and drop cached outputs before it runs anything queued from now on."""

@@ -3,35 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
+from support.host.browser import find_browser
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-MACOS = tuple(f"/Applications/{name}.app/Contents/MacOS/{name}" for name in ("Google Chrome", "Chromium"))
-HOW_TO_GET_ONE = (
-    "No Chromium or Chrome found: install one (Debian: apt install chromium) or name it with CHROMIUM=<program>."
-)
 FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
     *("--disable-sync", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"),
 )
 # With its first workflow in it, which a new profile opens by itself: one that came later would replace a test's.
 READY = "() => window.app?.graph?.nodes.length && window.app.vueAppReady && window.LiteGraph?.registered_node_types?.KSampler"
-
-
-def find_browser() -> str | None:
-    if named := os.environ.get("CHROMIUM"):
-        return shutil.which(named)
-    found = [path for name in NAMES if (path := shutil.which(name))]
-    return next(iter(found + [path for path in MACOS if Path(path).exists()]), None)
 
 
 @dataclass
