@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from ..attention.calls import STEP_CACHES, ModelOptions
 from .context_window import Part, taken
 from .trajectory import Trajectory
 
@@ -93,4 +94,13 @@ def require_retraceable(trajectory: Trajectory) -> None:
         raise ValueError(
             "trajectory: expected one made with the method ddim, which can be retraced exactly, got one "
             f"made with {trajectory.method}. Choose ddim in DDIM Invert, or switch exact_retracing off."
+        )
+
+
+def require_every_step(model_options: ModelOptions) -> None:
+    wrappers = model_options["transformer_options"].get("wrappers", {})
+    if any(key in by_key for by_key in wrappers.values() for key in STEP_CACHES):
+        raise ValueError(
+            "model: expected one that is evaluated at every step, because exact retracing corrects each of "
+            "them, got one with EasyCache or LazyCache. Remove that node, or switch exact_retracing off."
         )

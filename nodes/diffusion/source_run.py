@@ -15,13 +15,13 @@ import comfy.samplers
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from ..attention.calls import STEP_CACHES, Chunk, ModelOptions, Record, is_source_pass, mark_source_pass
-from .asking import QUESTION, Network, Question, network_of, note_sampler_x
+from ..attention.calls import Chunk, ModelOptions, Record, is_source_pass, mark_source_pass
+from .asking import QUESTION, SAMPLER_X, Network, Question, network_of, note_sampler_x
 from .conditioning import Conditioning, with_own_controls
 from .context_window import WHOLE, Part, resized_conds, taken
 from .evaluation import Conds, InsideSampler, uncompiled
 from .hooks import register_hooks
-from .retracing import Retracing, require_retraceable
+from .retracing import Retracing, require_every_step, require_retraceable
 from .samplers import sampler_name
 from .schedule import require_whole_picture
 from .source import Area, read_source
@@ -135,7 +135,7 @@ class SourceRuns:
                 extra_args.get("seed"),
             )
         if self.exact:
-            _require_every_step(options)
+            require_every_step(options)
         retracing = Retracing(self.trajectory, model_wrap.inner_model.model_sampling) if self.exact else None
         run = _Run(edit, self.trajectory, conds.get("source"), retracing, sampler_name(sampler), network_of(options))
         add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, self.key, run.calc_cond_batch, options, is_model_options=True)
@@ -182,15 +182,6 @@ class SourceRuns:
                 f"got {len(steps) - 1} of its {self.trajectory.steps} steps. Use as many steps as the "
                 "inversion, or switch exact_retracing off."
             )
-
-
-def _require_every_step(model_options: ModelOptions) -> None:
-    wrappers = model_options["transformer_options"].get("wrappers", {})
-    if any(key in by_key for by_key in wrappers.values() for key in STEP_CACHES):
-        raise ValueError(
-            "model: expected one that is evaluated at every step, because exact retracing corrects each of "
-            "them, got one with EasyCache or LazyCache. Remove that node, or switch exact_retracing off."
-        )
 
 
 def exact_retracing(model: ModelPatcher, trajectory: Trajectory) -> ModelPatcher:
@@ -267,6 +258,7 @@ class _Run:
             return executor(model, conds, x_in, timestep, model_options)
         step, question = self._step_of(float(timestep[0]), self.last), Question.of(x_in, model_options)
         part = question.part
+        self._require_size(model_options, x_in)
         if self.now != (step, part):
             self.now, self.records, self.questions = (step, part), {}, []
         areas = {}
@@ -331,6 +323,15 @@ class _Run:
             self.records[key] = record
             self.questions.append(question)
         return record
+
+    def _require_size(self, model_options: ModelOptions, x: torch.Tensor) -> None:
+        size = self.trajectory.latents.shape[-2:]
+        got = model_options["transformer_options"].get(SAMPLER_X, x).shape[-2:]
+        if got != size:
+            raise ValueError(
+                f"sampler: expected one that keeps the size of the trajectory's latent, {size[0]} x {size[1]}, got {self.sampler}, which asks "
+                f"about {got[0]} x {got[1]}. Use one that does, such as euler or lcm."
+            )
 
     def _step_of(self, sigma: float, last: int) -> int:
         """The trajectory's step at this level, or `last` for any level below that step's."""

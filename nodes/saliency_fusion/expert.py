@@ -108,6 +108,12 @@ class ExpertGuider(comfy.samplers.CFGGuider):
             return False
         return self.is_alone_at(float(sigmas[:-1].min())) or self.window.meets(sigmas)
 
+    def mask_for(self, x: torch.Tensor) -> Resized:
+        """At the size of x, which some samplers enlarge on their way."""
+        if self.mask is not None and self.mask[1].shape[-2:] != x.shape[-2:]:
+            self.mask = self.mask[0], self.expert.mask.resized(x).to(x.device)
+        return self.mask
+
     @property
     def competes(self) -> bool:
         """Whether its saliency decides about any place."""

@@ -172,7 +172,7 @@ class FusionGuider(comfy.samplers.CFGGuider):
             uncond = guided[0].uncond if self.blending.general_uncond else prediction.uncond
             response = strength((prediction.cond - uncond) / sigma, self.blending.blur)
             maps.append(log_saliency(response, side.sharpness, side.cfg))
-        log_maps, masks = torch.stack(maps), [own.mask for own in acting]
+        log_maps, masks = torch.stack(maps), [own.mask_for(guided[0].denoised) for own in acting]
         if self.blending.hard:
             weights = hard_weights(log_maps, masks)
         else:

@@ -196,13 +196,15 @@ def sample_guided(graph: Graph, guider: comfy.samplers.CFGGuider, noise: Any = N
 
 def recorded(graph: Graph, sampled: Sampled, positive: Conditioning) -> Trajectory:
     """The path of a run by any sampler: what it asked the model for last at each level."""
-    latents = [torch.zeros_like(sampled.latent) for _ in graph.sigmas]
+    latents = [torch.zeros(graph.noise.shape) for _ in graph.sigmas]
     for call in sampled.calls:
         level = int((graph.sigmas - call.sigma).abs().argmin())
-        if abs(float(graph.sigmas[level]) - call.sigma) > SAME_LEVEL * call.sigma:
+        elsewhere = abs(float(graph.sigmas[level]) - call.sigma) > SAME_LEVEL * call.sigma
+        if elsewhere or call.x.shape != graph.noise.shape:
             continue
         latents[level] = call.x.float().cpu()
-    latents[-1] = sampled.latent
+    if sampled.latent.shape == graph.noise.shape:
+        latents[-1] = sampled.latent
     steps = len(graph.sigmas) - 1
     return Trajectory(
         torch.stack(latents), graph.sigmas.float().cpu(), positive, ModelFingerprint.of(graph.model), "sampled",
