@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_patcher
@@ -16,6 +17,14 @@ Record = dict[tuple, torch.Tensor]
 # The rows of a call are one chunk for each condition: the number of its list (0 positive, 1 negative) and its uuid. Both are
 # needed, because core copies an entry with an area from one list into the other with the same uuid.
 Chunk = tuple[int, Any]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Of a prompt: how many there are, and which of them are read."""
+
+    count: int
+    read: tuple[int, ...]
 
 
 class AllSeen(Exception):

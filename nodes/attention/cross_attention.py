@@ -20,7 +20,10 @@ COLUMNS = "palimpsest.context_columns"
 
 @dataclass(frozen=True)
 class CrossCall:
-    """One call of a layer's cross-attention: projected q, k, v [rows, N, C] and what it gives without us."""
+    """One call of a layer's cross-attention: projected q, k, v [rows, N, C] and what it gives without us.
+
+    columns: of the prompt, before ComfyUI repeats it.
+    """
 
     layer: Layer
     q: torch.Tensor
@@ -28,18 +31,23 @@ class CrossCall:
     v: torch.Tensor
     output: torch.Tensor
     options: dict
+    columns: int
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of the layer's picture."""
         return tuple(self.options["activations_shape"][2:])
 
-    def probabilities(self, rows: slice, columns: int) -> torch.Tensor:
+    def picture(self, output: torch.Tensor) -> torch.Tensor:
+        """What of an output belongs to the picture: all."""
+        return output
+
+    def probabilities(self, rows: slice) -> torch.Tensor:
         """softmax(q k^T / sqrt(d)) [rows, heads, N, columns] in float32, folded to a prompt's own columns."""
         q, k = (_heads(t[rows], self.options["n_heads"]).float() for t in (self.q, self.k))
         attention = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-        repeats = self.options[COLUMNS] // columns
-        return attention[..., : repeats * columns].unflatten(-1, (repeats, columns)).sum(-2)
+        repeats = self.options[COLUMNS] // self.columns
+        return attention[..., : repeats * self.columns].unflatten(-1, (repeats, self.columns)).sum(-2)
 
     def applied(self, probabilities: torch.Tensor, rows: slice) -> torch.Tensor:
         """What probabilities [rows, heads, N, columns] gather from v: [rows, N, C]."""
@@ -52,16 +60,16 @@ def _heads(tensor: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def on_cross_attention(
-    model_options: ModelOptions, layers: Iterable[Layer], use: Callable[[CrossCall], torch.Tensor]
+    model_options: ModelOptions, layers: Iterable[Layer], columns: int, use: Callable[[CrossCall], torch.Tensor]
 ) -> None:
-    """Let use(call) give the output of each of these layers; the options are the caller's own.
+    """Let use(call) give the output of each of these layers for a prompt of so many columns; the options are the caller's own.
 
     A replacement that is there already is asked first, and its output stands in the call.
     """
     transformer_options = model_options.setdefault("transformer_options", {})
     replace = transformer_options.setdefault("patches_replace", {}).setdefault("attn2", {})
     for layer in layers:
-        replace[layer] = _Replacement(layer, replace.get(layer, replace.get(layer[:2])), use)
+        replace[layer] = _Replacement(layer, replace.get(layer, replace.get(layer[:2])), columns, use)
     add_unet_wrapper(model_options, _note_columns)
 
 
@@ -69,6 +77,7 @@ def on_cross_attention(
 class _Replacement:
     layer: Layer
     previous: Callable | None
+    columns: int
     use: Callable[[CrossCall], torch.Tensor]
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, options: dict) -> torch.Tensor:
@@ -79,7 +88,7 @@ class _Replacement:
             output = optimized_attention(
                 q, k, v, options["n_heads"], attn_precision=precision, transformer_options=options
             )
-        return self.use(CrossCall(self.layer, q, k, v, output, options))
+        return self.use(CrossCall(self.layer, q, k, v, output, options, self.columns))
 
 
 def _note_columns(executor, x, timesteps, context, y, control, transformer_options, **kwargs):
@@ -91,7 +100,7 @@ def record_cross(model_options: ModelOptions, layers: Iterable[Layer], columns: 
     """Keep ("cross", *layer): [B, heads, N, columns], the probabilities of these layers."""
 
     def keep(call: CrossCall) -> torch.Tensor:
-        record[("cross", *call.layer)] = call.probabilities(slice(None), columns).to(call.q.dtype)
+        record[("cross", *call.layer)] = call.probabilities(slice(None)).to(call.q.dtype)
         return call.output
 
-    on_cross_attention(model_options, layers, keep)
+    on_cross_attention(model_options, layers, columns, keep)

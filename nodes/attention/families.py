@@ -25,6 +25,7 @@ class Family:
     refiners: attention calls without a block number come first and are none of the main blocks.
     caption_axis: channels of q and k, and the base of their frequencies, that turn with the number of text tokens, because the
     image's positions begin where the text's end.
+    text_last: a prompt with fewer columns than the network reads stands at their end.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Family:
     multiple: int = 1
     refiners: bool = False
     caption_axis: tuple[int, float] | None = None
+    text_last: bool = False
 
     def grid(self, x: torch.Tensor) -> tuple[int, int, int]:
         """Frames, rows and columns of image tokens for a latent [B, C, H, W] or [B, C, T, H, W]."""
@@ -62,7 +64,7 @@ FLUX = Family("Flux.1", TEXT_FIRST)
 # By the name of the class in comfy.model_base; a subclass counts as its nearest named ancestor.
 FAMILIES = {
     "Flux": FLUX,
-    "Flux2": Family("Flux.2", TEXT_FIRST, patch=1),
+    "Flux2": Family("Flux.2", TEXT_FIRST, patch=1, text_last=True),
     "Chroma": Family("Chroma", TEXT_FIRST),
     "SD3": Family("SD3", TEXT_FIRST),
     "QwenImage": Family("Qwen-Image", TEXT_FIRST),

@@ -6,6 +6,7 @@ rotary positions. There is one such slot: whatever stands in it is called in tur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from .calls import AllSeen, Chunk, ModelOptions, Record, chunks_of, inject_rows, is_source_pass
+from .calls import AllSeen, Chunk, Columns, ModelOptions, Record, chunks_of, inject_rows, is_source_pass
 from .families import CROSS, IMAGE_FIRST, Family
 
 OVERRIDE = "optimized_attention_override"
@@ -30,6 +31,7 @@ class Attention:
 
     place: number of the block, and of the call in it. text: its tokens among the keys, empty where the call has none.
     image: tokens of the latent that is denoised, among the queries and, unless the call is a cross-attention, among the keys.
+    grid: frames, rows and columns of image tokens.
     """
 
     place: tuple[int, int]
@@ -42,6 +44,12 @@ class Attention:
     run: Kernel  # the kernel that ComfyUI or another pack has chosen
     run_core: Kernel  # ComfyUI's
     mask: torch.Tensor | None
+    grid: tuple[int, int, int]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of maps over the picture, with its frames where there are several."""
+        return self.grid if self.grid[0] > 1 else self.grid[1:]
 
     @property
     def has_text(self) -> bool:
@@ -55,8 +63,12 @@ class Attention:
         """Attention [rows, heads, image tokens, groups] of each image token to groups of text columns.
 
         The kernel itself tells: where v is 1 at a group's tokens and 0 elsewhere, the output is the group's probability. That
-        needs no matrix of all tokens, and rounds as the kernel does. There are at most D groups.
+        needs no matrix of all tokens, and rounds as the kernel does. One run of it tells of as many groups as v has channels.
         """
+        channels = self.v.shape[-1]
+        return torch.cat([self._shares(groups[i : i + channels]) for i in range(0, len(groups), channels)], -1)
+
+    def _shares(self, groups: Sequence[Sequence[int]]) -> torch.Tensor:
         indicators = torch.zeros_like(self.v)
         for group, columns in enumerate(groups):
             indicators[:, :, [self.text.start + column for column in columns], group] = 1.0
@@ -81,6 +93,13 @@ def on_attention(model_options: ModelOptions, family: Family, use: Use, leave: b
 Sites = Mapping[str, Set[int]]  # by "query", "key" or "value" the blocks
 
 
+def text_groups(call: Attention, family: Family, columns: Columns) -> list[list[int]]:
+    """Groups for `shares`: each column that is read, and behind them all text that the call sees, padding too."""
+    tokens = call.text.stop - call.text.start
+    first = tokens - columns.count if family.text_last else 0
+    return [*([first + column] for column in columns.read), list(range(tokens))]
+
+
 def record_values(model_options: ModelOptions, family: Family, sites: Sites, record: Record) -> None:
     """Keep ("query", block, call) and so on: image tokens [rows, heads, n, D]. The call ends, by AllSeen, behind the last of them."""
     last = max(block for blocks in sites.values() for block in blocks)
@@ -88,50 +107,67 @@ def record_values(model_options: ModelOptions, family: Family, sites: Sites, rec
     def read(call: Attention) -> None:
         if call.place[0] > last:
             raise AllSeen
-        if not call.is_cross:
-            record.setdefault(TEXT_TOKENS, torch.tensor(call.text.stop))
-            for name, values in zip(VALUES, (call.q, call.k, call.v), strict=True):
-                if call.place[0] in sites.get(name, ()):
-                    record[(name, *call.place)] = values[:, :, call.image].clone()
+        keep_values(call, sites, record)
 
     on_attention(model_options, family, read, leave=True)
+
+
+def keep_values(call: Attention, sites: Sites, record: Record) -> None:
+    if call.is_cross:
+        return
+    record.setdefault(TEXT_TOKENS, torch.tensor(call.text.stop))
+    for name, values in zip(VALUES, (call.q, call.k, call.v), strict=True):
+        if call.place[0] in sites.get(name, ()):
+            record[(name, *call.place)] = values[:, :, call.image].clone()
 
 
 def inject_values(model_options: ModelOptions, family: Family, sites: Sites, records: dict[Chunk, Record]) -> None:
     """Overwrite image tokens in the rows of chunks that have a record."""
 
     def overwrite(call: Attention) -> torch.Tensor | None:
-        wanted = [name for name in VALUES if call.place[0] in sites.get(name, ())]
-        chunks = chunks_of(call.options)
-        recorded = [chunk for chunk in chunks if chunk in records]
-        if call.is_cross or not wanted or not recorded or is_source_pass(call.options):
-            return None
-        qkv = []
-        for name, own in zip(VALUES, (call.q, call.k, call.v), strict=True):
-            if name in wanted:
-                place = (name, *call.place)
-                source = {chunk: {place: records[chunk][place]} for chunk in recorded}
-                if name != "value":
-                    for chunk in recorded:
-                        more = call.text.stop - int(records[chunk][TEXT_TOKENS])
-                        source[chunk][place] = family.turned(source[chunk][place], more)
-                own = own.clone()
-                own[:, :, call.image] = inject_rows(own[:, :, call.image], source, place, chunks)
-            qkv.append(own)
-        return call.run(*qkv)
+        values = overwritten(call, family, sites, records)
+        return None if values is None else call.run(*values)
 
     on_attention(model_options, family, overwrite)
+
+
+def overwritten(
+    call: Attention, family: Family, sites: Sites, records: dict[Chunk, Record]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """q, k, v with the source's image tokens in them; None where the call has none to overwrite."""
+    wanted = [name for name in VALUES if call.place[0] in sites.get(name, ())]
+    chunks = chunks_of(call.options)
+    recorded = [chunk for chunk in chunks if chunk in records]
+    if call.is_cross or not wanted or not recorded or is_source_pass(call.options):
+        return None
+    qkv = []
+    for name, own in zip(VALUES, (call.q, call.k, call.v), strict=True):
+        if name in wanted:
+            place = (name, *call.place)
+            source = {chunk: {place: records[chunk][place]} for chunk in recorded}
+            if name != "value":
+                for chunk in recorded:
+                    more = call.text.stop - int(records[chunk][TEXT_TOKENS])
+                    source[chunk][place] = family.turned(source[chunk][place], more)
+            own = own.clone()
+            own[:, :, call.image] = inject_rows(own[:, :, call.image], source, place, chunks)
+        qkv.append(own)
+    return tuple(qkv)
 
 
 @dataclass
 class _Network:
     """One call of the network. It stands in the call's own options, because rows may run in several threads at once."""
 
-    tokens: int  # of the image
+    grid: tuple[int, int, int]  # of image tokens
     text: int
     previous: Callable | None
     block: int = -1
     call: int = 0  # within the block
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.grid)
 
 
 class _Tap:
@@ -152,9 +188,8 @@ class _Tap:
         transformer_options={},  # noqa: B006, as core declares it
         **kwargs,
     ):
-        frames, rows, columns = self.family.grid(x)
         text = 0 if c_crossattn is None else c_crossattn.shape[1]
-        network = _Network(frames * rows * columns, text, transformer_options.get(OVERRIDE))
+        network = _Network(self.family.grid(x), text, transformer_options.get(OVERRIDE))
         options = {**transformer_options, OVERRIDE: self.override, self.key: network}
         output = executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
         if network.block < 0:
@@ -188,7 +223,7 @@ class _Tap:
         if place is not None:
             mask = args[1] if len(args) > 1 else kwargs.get("mask")
             where = (network.block, network.call)
-            result = self.use(Attention(where, *split, *place, options, run(chosen), run(func), mask))
+            result = self.use(Attention(where, *split, *place, options, run(chosen), run(func), mask, network.grid))
         if result is None:
             return chosen(q, k, v, *args, **kwargs)
         return result if apart else result.transpose(1, 2).flatten(2)

@@ -6,6 +6,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
+from .families import CROSS, Family
 from .unet_sites import Sites
 
 if TYPE_CHECKING:
@@ -25,6 +26,18 @@ FEATURES = {
     "Qwen-Image": (16 / 60, 45 / 60),
 }
 LAST_TWO_THIRDS = (1 / 3, 1.0)
+# Blocks whose attention says best where words are, by the number of blocks: the best five against masks of a detector (2508.07519),
+# for Flux.2 those of 2502.04320.
+WORDS = {
+    ("Flux.1", (19, 38)): (11, 12, 14, 17, 18),
+    ("Chroma", (19, 38)): (11, 12, 14, 17, 18),
+    ("Flux.2", (8, 48)): (5, 6, 7),
+    ("SD3", (24, 0)): (4, 5, 7, 8, 9),
+    ("SD3", (38, 0)): (16, 18, 20, 21, 24),
+}
+# Blocks in which words take the source's attention: 13-44 of Flux.1's 57 (2507.01496), the same share of others. Where text has a
+# call of its own, as in a UNet, it is all of them.
+EXCHANGE = (13 / 57, 45 / 57)
 
 
 def count_blocks(model: ModelPatcher) -> tuple[int, int]:
@@ -33,6 +46,32 @@ def count_blocks(model: ModelPatcher) -> tuple[int, int]:
     double = next(len(getattr(network, name)) for name in DOUBLE if hasattr(network, name))
     single = next((len(getattr(network, name)) for name in SINGLE if hasattr(network, name)), 0)
     return double, single
+
+
+def word_blocks(family: str, count: tuple[int, int]) -> tuple[int, ...] | None:
+    """The blocks that are published to see words best; None where nothing is."""
+    return WORDS.get((family, count))
+
+
+def exchange_blocks(family: Family, count: tuple[int, int]) -> range:
+    total = sum(count)
+    if family.order == CROSS:
+        return range(total)
+    first, stop = (math.floor(share * total + 0.5) for share in EXCHANGE)
+    return range(first, max(stop, first + 1))
+
+
+def parse_blocks(blocks: str, family: str, count: tuple[int, int]) -> tuple[int, ...] | None:
+    """Block numbers named by "all", or by a list such as "11, 12, double 14-18"; None for "auto"."""
+    text = blocks.strip().lower()
+    if text == "auto":
+        return None
+    if text == "all":
+        return tuple(range(sum(count)))
+    tokens = re.sub(r"\s*-\s*", "-", text).replace(",", " ").split()
+    if not set(tokens) - {"double", "single"}:
+        raise ValueError(f"blocks: expected 'auto', 'all' or block numbers, such as '11, 14-18', got {blocks!r}.")
+    return tuple(sorted(_numbers(tokens, blocks, family, count)))
 
 
 def parse_transformer_sites(blocks: str, family: str, count: tuple[int, int]) -> Sites:

@@ -50,8 +50,8 @@ def decoder_depths(model: ModelPatcher) -> tuple[int, ...]:
     layers = [layer for block in blocks or () for layer in block]
     if blocks is None or any(hasattr(layer, "time_stack") for layer in layers):
         raise ValueError(
-            f"model: expected an image model with a UNet (SD1.x, SD2.x, SDXL), got {type(model.model).__name__} "
-            f"({type(unet).__name__}), which has no such output blocks. Connect a UNet checkpoint."
+            "model: expected an image model with a UNet (SD1.x, SD2.x, SDXL) or a transformer whose attention this pack can read (Flux, "
+            f"SD3, Qwen-Image and others), got {type(model.model).__name__} ({type(unet).__name__}). Connect one of those."
         )
     return tuple(
         sum(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import comfy.model_management
 import torch
 
 from ..attention.calls import ModelOptions, Record
@@ -68,6 +70,22 @@ def digest(trajectory: Trajectory) -> str:
     return hashlib.sha256(b"".join(value.contiguous().numpy().tobytes() for value in values)).hexdigest()
 
 
+def bytes_of_all_steps(first: Record, windows: Windows) -> int:
+    """What records of all steps in `windows` take, by that of the first step."""
+    features = ("feature", "value")  # of a UNet, of a transformer
+    steps = {site: windows.feature if site[0] in features else windows.attention for site in first}
+    return sum(tensor.nbytes * steps[site] for site, tensor in first.items())
+
+
+def _require_room(more: int, size: int) -> None:
+    free = comfy.model_management.get_free_memory(torch.device("cpu"))
+    if more > free:
+        raise ValueError(
+            f"features: expected memory for {size / 2**30:.1f} GB of captured values, got {free / 2**30:.1f} GB free. Lower feature_end or "
+            "attention_end, name fewer blocks, or leave Capture Features out: Plug-and-Play then reads the source as it goes."
+        )
+
+
 def capture(
     model: ModelPatcher,
     trajectory: Trajectory,
@@ -75,8 +93,12 @@ def capture(
     dtype: torch.dtype,
     source: Conditioning | None = None,
     exact: bool = False,
+    tell: Callable[[int], None] = lambda size: None,
 ) -> Features:
-    """Run the source pass of 2211.12572 over every step in `windows`; `source` defaults to the trajectory's conditioning."""
+    """Run the source pass of 2211.12572 over every step in `windows`; `source` defaults to the trajectory's conditioning.
+
+    tell: called after the first step with the bytes that all of them take.
+    """
     structure = structure_of(model)
     records: list[Record] = []
 
@@ -88,6 +110,10 @@ def capture(
             site: tensor.to("cpu", dtype if tensor.is_floating_point() else None)
             for site, tensor in records[-1].items()
         }
+        if len(records) == 1:
+            size = bytes_of_all_steps(records[0], windows)
+            _require_room(size - sum(tensor.nbytes for tensor in records[0].values()), size)
+            tell(size)
 
     source = trajectory.positive if source is None else source
     visit(exact_retracing(model, trajectory) if exact else model, trajectory, source, range(windows.last), read, keep)

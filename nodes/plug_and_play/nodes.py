@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from ..attention.structure import structure_of
 from ..diffusion.sockets import TrajectoryIO
 from ..diffusion.trajectory import Trajectory
-from ..display.feedback import RESENDS_RESULT, result
+from ..display.feedback import RESENDS_RESULT, result, show_progress
 from .features import DTYPES, Features, capture
 from .injection import plug_and_play
 from .negative_schedule import SCHEDULES, negative_schedule
@@ -188,6 +188,7 @@ class CaptureFeatures(io.ComfyNode):
                     tooltip="Connect to Plug-and-Play, together with the same trajectory and blocks.",
                 )
             ],
+            hidden=[io.Hidden.unique_id],
             **RESENDS_RESULT,
         )
 
@@ -204,7 +205,11 @@ class CaptureFeatures(io.ComfyNode):
         source=None,
     ) -> io.NodeOutput:
         windows = _windows(model, trajectory, feature_end, attention_end, blocks)
-        features = capture(model, trajectory, windows, DTYPES[dtype], source, exact_retracing)
+
+        def tell(size: int) -> None:
+            show_progress(cls, f"Capturing {size / 2**20:.1f} MB")
+
+        features = capture(model, trajectory, windows, DTYPES[dtype], source, exact_retracing, tell)
         size = f"{features.nbytes / 2**20:.1f} MB; {windows}, of {trajectory.steps} in all"
         return io.NodeOutput(features, ui=result(size))
 

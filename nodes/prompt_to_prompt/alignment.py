@@ -1,14 +1,15 @@
 """Which of a source prompt's attention columns a target prompt's columns follow (prompt-to-prompt, 2208.01626).
 
 Columns are the positions of the text encoder's output: one chunk of 77 after another, each with its begin token, words, end
-token and padding. `replace_alignment` and `refine_alignment` are the authors' two, with their costs and tie order, but for two
+token and padding. Encoders whose columns follow each other are aligned each by itself; columns of T5 and of language models
+that belong to no word keep their own attention. `replace_alignment` and `refine_alignment` are the authors' two, with their costs and tie order, but for two
 errors that docs/differences.md describes. `auto_alignment` is our own and needs no choice between them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import groupby
@@ -18,6 +19,7 @@ import torch
 from ..text.prompt_tokens import PromptTokens
 
 GAP, MATCH, MISMATCH = 0, 1, -1
+Pair = tuple[int, int, float]  # columns of source and target, and how much of the one's attention the other takes
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,12 @@ def auto_alignment(source: PromptTokens, target: PromptTokens) -> Alignment:
 
 def refine_alignment(source: PromptTokens, target: PromptTokens) -> Alignment:
     """Each word token of the target follows the source token that a global alignment finds for it, if any."""
-    old, new = source.content, target.content
-    matches = global_alignment(source.of(old), target.of(new))
-    return _alignment(source, target, [(old[i], new[j], 1.0) for i, j in matches])
+
+    def pairs(source: PromptTokens, target: PromptTokens) -> list[Pair]:
+        old, new = source.content, target.content
+        return [(old[i], new[j], 1.0) for i, j in global_alignment(source.of(old), target.of(new))]
+
+    return _alignment(source, target, pairs)
 
 
 def global_alignment(x: Sequence[Hashable], y: Sequence[Hashable]) -> list[tuple[int, int]]:
@@ -90,18 +95,22 @@ def _bare(word: str) -> str:
 
 def _word_by_word(source: PromptTokens, target: PromptTokens, words: list[tuple[int, int]]) -> Alignment:
     """Columns of n source tokens spread evenly over m target tokens; tokens that both words begin or end with stay paired."""
-    pairs: list[tuple[int, int, float]] = []
-    for i, j in words:
-        old, new = source.words[i], target.words[j]
-        if len(old) == len(new):
-            pairs += [(a, b, 1.0) for a, b in zip(old, new, strict=True)]
-            continue
-        first = _common_start(source.of(old), target.of(new))
-        shorter = min(len(old), len(new)) - first
-        last = min(_common_start(source.of(old)[::-1], target.of(new)[::-1]), shorter)
-        pairs += [(old[k], new[k], 1.0) for k in (*range(first), *range(-last, 0))]
-        middle = new[first : len(new) - last]
-        pairs += [(a, b, 1.0 / len(middle)) for a in old[first : len(old) - last] for b in middle]
+
+    def pairs(source: PromptTokens, target: PromptTokens) -> list[Pair]:
+        found: list[Pair] = []
+        for i, j in words:
+            old, new = source.words[i], target.words[j]
+            if len(old) == len(new):
+                found += [(a, b, 1.0) for a, b in zip(old, new, strict=True)]
+                continue
+            first = _common_start(source.of(old), target.of(new))
+            shorter = min(len(old), len(new)) - first
+            last = min(_common_start(source.of(old)[::-1], target.of(new)[::-1]), shorter)
+            found += [(old[k], new[k], 1.0) for k in (*range(first), *range(-last, 0))]
+            middle = new[first : len(new) - last]
+            found += [(a, b, 1.0 / len(middle)) for a in old[first : len(old) - last] for b in middle]
+        return found
+
     return _alignment(source, target, pairs)
 
 
@@ -109,18 +118,24 @@ def _common_start(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def _alignment(source: PromptTokens, target: PromptTokens, pairs: list[tuple[int, int, float]]) -> Alignment:
+def _alignment(
+    source: PromptTokens, target: PromptTokens, pairs: Callable[[PromptTokens, PromptTokens], list[Pair]]
+) -> Alignment:
+    """pairs: of the words' columns in one encoder."""
     mapper = torch.zeros(len(source.ids), len(target.ids))
     aligned = torch.zeros(len(target.ids))
-    for i, j, weight in [*pairs, *_special_pairs(source, target)]:
-        mapper[i, j] = weight
-        aligned[j] = 1.0
+    for (first, old), (own_first, new) in zip(source.encodings, target.encodings, strict=True):
+        for i, j, weight in [*pairs(old, new), *_special_pairs(old, new)]:
+            mapper[first + i, own_first + j] = weight
+            aligned[own_first + j] = 1.0
     return Alignment(mapper, aligned)
 
 
-def _special_pairs(source: PromptTokens, target: PromptTokens) -> list[tuple[int, int, float]]:
+def _special_pairs(source: PromptTokens, target: PromptTokens) -> list[Pair]:
     """Begin follows begin, end follows end; padding keeps its column, or takes the first that is padding there."""
-    pairs = []
+    pairs: list[Pair] = []
+    if source.letters is not None:
+        return pairs
     for (begin, end, padding), (own_begin, own_end, own_padding) in zip(
         _specials(source), _specials(target), strict=False
     ):

@@ -1,8 +1,8 @@
-"""Where a prompt's words are in a picture: cross-attention along its trajectory, as a map and as a mask.
+"""Where a prompt's words are in a picture: attention to them along its trajectory, as a map and as a mask.
 
-The model is evaluated at the trajectory's own latents (no sampling is watched), and read at the layers that the local blend
-reads. Each layer's map is divided by its mean over the picture, so that layers and steps count alike, whatever share of their
-attention they spend on the words.
+The model is evaluated at the trajectory's own latents (no sampling is watched). A UNet's cross-attention is read at the layers that
+the local blend reads, a transformer's as `block_maps` says. Each layer's map is divided by its mean over the picture, so that layers
+and steps count alike, whatever share of their attention they spend on the words.
 """
 
 from __future__ import annotations
@@ -15,18 +15,50 @@ import torch.nn.functional as F
 
 from ..attention.calls import ModelOptions
 from ..attention.cross_attention import CrossCall, on_cross_attention
+from ..attention.families import family_of
 from ..attention.unet_layers import attention_layers, leave_behind
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.source import visit
 from ..diffusion.trajectory import Trajectory
 from ..text.prompt_tokens import PromptTokens
-from .local_blend import at_size, blend_layers, map_size
+from .block_maps import block_maps, report_of
+from .local_blend import at_size
 from .prompt_edit import PromptEdit, Tokenize, columns_of, phrases, tokenize_prompt
+from .word_layers import blend_layers, map_size
+from .word_sites import require_clip
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 BINS = 256
+
+
+def found_words(
+    model: ModelPatcher,
+    trajectory: Trajectory,
+    source: Conditioning,
+    words: Sequence[Sequence[int]],
+    prompt: PromptTokens,
+    steps: range,
+    blocks: str,
+) -> tuple[torch.Tensor, str]:
+    """[B, words, h, w]: attention to each word, as a multiple of its mean over the picture; and a report on the blocks.
+
+    A picture with frames is so many pictures. The first of `words` are those that the mask is for.
+    """
+    family = family_of(model)
+    if family is not None:
+        maps, readings = block_maps(model, family, trajectory, source, words, len(prompt.ids), steps, blocks)
+        if maps.ndim == 5:
+            maps = maps.transpose(1, 2).flatten(0, 1)
+        return maps, report_of(family.name, readings)
+    attention_layers(model)
+    if blocks.strip().lower() != "auto":
+        raise ValueError(
+            f"blocks: expected 'auto' for a UNet, whose layers at a quarter of the latent's resolution are read, got {blocks!r}."
+        )
+    require_clip(prompt)
+    return word_maps(model, trajectory, source, words, len(prompt.ids), steps), ""
 
 
 def word_maps(
@@ -37,14 +69,14 @@ def word_maps(
     prompt_columns: int,
     steps: range,
 ) -> torch.Tensor:
-    """[B, words, h, w] at the layers' size: attention to the columns of each word, as a multiple of its mean over the picture."""
+    """Of a UNet, [B, words, h, w] at the layers' size: attention to the columns of each word, as a multiple of its mean."""
     latent = tuple(trajectory.latents.shape[-2:])
     factors = attention_layers(model)
     layers = blend_layers(factors, latent)
     total = _WordMaps(map_size(latent, factors[layers[0]]), words, prompt_columns)
 
     def read(step: int, options: ModelOptions) -> None:
-        on_cross_attention(options, layers, total.add)
+        on_cross_attention(options, layers, prompt_columns, total.add)
         leave_behind(options, layers)
 
     visit(model, trajectory, source, steps, read)
@@ -70,7 +102,7 @@ class _WordMaps:
 
     def add(self, call: CrossCall) -> torch.Tensor:
         self.words = self.words.to(call.q.device)
-        maps = (call.probabilities(slice(None), len(self.words)).sum(1) @ self.words).mT
+        maps = (call.probabilities(slice(None)).sum(1) @ self.words).mT
         maps = maps / maps.mean(-1, keepdim=True).clamp_min(1e-12)
         self.sum = self.sum + at_size(maps.unflatten(-1, call.size), self.size)
         self.count += 1

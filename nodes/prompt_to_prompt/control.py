@@ -1,12 +1,13 @@
 """Prompt-to-prompt (2208.01626): a source picture's attention steers the rows of another prompt while they are sampled.
 
-At each step the source row is the trajectory's own latent. Cross-attention, at every layer and inside the words' windows:
+At each step the source row is the trajectory's own latent. Attention to words, inside their windows:
 A = edit(A_source, A_target) * equalizer, edit being the prompts' alignment. Self-attention, inside its window: q and k of the
-source. Only rows of the sampler's positive conditioning are edited.
+source. Only rows of the sampler's positive conditioning are edited. Where in a network that is, `word_sites` says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,27 +16,22 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from ..attention.calls import Chunk, ModelOptions, Record, chunks_of, is_source_pass
-from ..attention.cross_attention import CrossCall, on_cross_attention, record_cross
-from ..attention.self_attention import inject_queries, record_queries
-from ..attention.unet_layers import Layer, attention_layers, leave_behind
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.context_window import Part
 from ..diffusion.source_run import Run, SourceRuns, exact_retracing
 from ..diffusion.trajectory import Trajectory
 from ..text.prompt_tokens import PromptTokens
+from ..text.tokens import columns_of_conditioning
 from .local_blend import LocalBlend, Maps
 from .prompt_edit import PROMPT, PromptEdit
 from .settings import Settings
+from .word_sites import Place, WordCall, WordSites, word_sites_of
 
 if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 KEY = "palimpsest.prompt_to_prompt"
 EDITED = "palimpsest.edited"  # marks the entries of the sampler's positive in their dicts
-
-# The published code replaces self-attention of at most 32 x 32 pixels at a latent of 64 x 64. Counted in the latent's
-# pixels that is every layer but those at full resolution, whatever the picture's size.
-SELF_ATTENTION_FROM = 2
 
 
 def prompt_to_prompt(
@@ -49,7 +45,7 @@ def prompt_to_prompt(
 
     source: the edit's source prompt if None. exact: retrace the trajectory exactly, also behind the windows.
     """
-    layers = attention_layers(model)
+    sites = word_sites_of(model, trajectory.latents.shape[2:])
     trajectory.model.require_match(model)
     if model.get_wrappers(WrappersMP.SAMPLER_SAMPLE, KEY):
         raise ValueError(
@@ -82,15 +78,15 @@ def prompt_to_prompt(
             cond[EDITED] = True
         whole = frozenset(cond["uuid"] for cond in positive if "area" not in cond)
         if not settings.blends:
-            return _Edit(settings, layers, whole, None)
+            return _Edit(settings, sites, whole, None)
         if not whole:
             raise ValueError(
                 "blend_words: expected a positive prompt for the whole picture, got only prompts with an area. "
                 "Leave blend_words empty, or remove the area."
             )
-        blend = LocalBlend.of(run, trajectory, settings, layers)
+        blend = LocalBlend.of(run, trajectory, settings, sites)
         comfy.model_patcher.set_model_options_post_cfg_function(run.model_options, blend.post_cfg)
-        return _Edit(settings, layers, whole, blend)
+        return _Edit(settings, sites, whole, blend)
 
     return SourceRuns(KEY, trajectory, source, begin, exact).patched(model)
 
@@ -125,11 +121,10 @@ def require_prompt(conditioning: Conditioning, prompt: PromptTokens, socket: str
     """Raise ValueError unless every entry has the prompt's number of tokens and, where it says of what it is, its text."""
     what_to_do = "Connect it as it comes from there, with nothing concatenated."
     for embedding, options in conditioning:
-        columns = len(prompt.ids)
-        if embedding.shape[1] != columns:
+        columns, got = len(prompt.ids), columns_of_conditioning(embedding, options)
+        if got != columns:
             raise ValueError(
-                f"{socket}: expected {expected}, which has {columns} tokens, got conditioning of {embedding.shape[1]}. "
-                f"{what_to_do}"
+                f"{socket}: expected {expected}, which has {columns} tokens, got conditioning of {got}. {what_to_do}"
             )
         text = options.get(PROMPT, prompt.text)
         if text.split() != prompt.text.split():
@@ -141,55 +136,50 @@ def require_prompt(conditioning: Conditioning, prompt: PromptTokens, socket: str
 class _Edit:
     """One sampling run. whole: uuids of the positive's entries for the whole picture."""
 
-    def __init__(self, settings: Settings, layers: dict[Layer, int], whole: frozenset[Any], blend: LocalBlend | None):
+    def __init__(self, settings: Settings, sites: WordSites, whole: frozenset[Any], blend: LocalBlend | None):
         self.settings = settings
-        self.layers = layers
+        self.sites = sites
         self.whole = whole
         self.blend = blend
-        self.blend_layers = () if blend is None else blend.layers
+        self.blend_places = () if blend is None else sites.blend_places
+        self.edited_places = sites.places
+        self.columns = [sites.columns(prompt).read for prompt in (settings.edit.source, settings.edit.target)]
         self.last = settings.last
         self.tables: dict[tuple, _Tables] = {}
 
     def concerns(self, step: int, cond: dict[str, Any]) -> bool:
         # Core copies an entry with an area, uuid and all, into the other prompt's list, but it does so before a run begins.
-        return EDITED in cond and bool(self.self_layers(step) or self.cross_layers(step))
+        return EDITED in cond and bool(step in self.settings.self_attention or self.places(step))
 
     def kept(self, step: int, part: Part) -> None:
         return None
 
     def record(self, step: int, options: ModelOptions) -> Record:
-        record: Record = {}
-        self_layers, cross_layers = self.self_layers(step), self.cross_layers(step)
-        record_queries(options, self_layers, record)
-        record_cross(options, cross_layers, len(self.settings.edit.source.ids), record)
-        leave_behind(options, {*self_layers, *cross_layers})
-        return record
+        with_self = step in self.settings.self_attention
+        return self.sites.record(options, with_self, self.places(step), self.settings.edit.source)
 
     def inject(self, step: int, options: ModelOptions, records: dict[Chunk, Record], part: Part) -> None:
-        inject_queries(options, self.self_layers(step), records)
-        on_cross_attention(options, self.cross_layers(step), _CrossControl(self, step, records, part))
+        control = _WordControl(self, step, records, part)
+        with_self = step in self.settings.self_attention
+        self.sites.inject(options, with_self, self.places(step), self.settings.edit.target, records, control)
 
-    def self_layers(self, step: int) -> frozenset[Layer]:
-        if step not in self.settings.self_attention:
-            return frozenset()
-        return frozenset(layer for layer, factor in self.layers.items() if factor >= SELF_ATTENTION_FROM)
-
-    def cross_layers(self, step: int) -> tuple[Layer, ...]:
+    def places(self, step: int) -> tuple[Place, ...]:
+        """Where words' attention is read or edited."""
         if any(self.settings.words_at(step)):
-            return tuple(self.layers)
-        return self.blend_layers
+            return tuple(dict.fromkeys((*self.edited_places, *self.blend_places)))
+        return self.blend_places
 
     def tables_at(self, step: int, device: torch.device) -> _Tables:
         """Made once for each device and each set of words whose windows are open."""
         key = (device, self.settings.words_at(step))
         if key not in self.tables:
-            self.tables[key] = _Tables.of(self.settings, step, device)
+            self.tables[key] = _Tables.of(self.settings, step, device, *self.columns)
         return self.tables[key]
 
 
 @dataclass(frozen=True)
 class _Tables:
-    """What one step does to probabilities [..., columns], as matrices.
+    """What one step does to probabilities [..., columns that are edited], as matrices.
 
     change = source @ mapped + own * kept is what the edit adds to the row's own.
     The words' places before reweighting, which would turn the map of a word with a negative factor upside down:
@@ -204,18 +194,21 @@ class _Tables:
     target_own: torch.Tensor
 
     @classmethod
-    def of(cls, settings: Settings, step: int, device: torch.device) -> _Tables:
-        edit = settings.edit
+    def of(
+        cls, settings: Settings, step: int, device: torch.device, source: Sequence[int], target: Sequence[int]
+    ) -> _Tables:
+        """source, target: the columns of each prompt."""
+        edit, old, new = settings.edit, list(source), list(target)
         mapper, aligned = edit.alignment.mapper.float(), edit.alignment.aligned.float()
         opened = settings.opened(step)
         follows = aligned * opened
         target_words = _indicators(len(edit.target.ids), edit.target_blend, edit.target_kept)
         tensors = (
-            mapper * (follows * edit.equalizer),
-            opened * ((1.0 - aligned) * edit.equalizer - 1.0),
-            _indicators(len(edit.source.ids), edit.source_blend, edit.source_kept),
-            (mapper * follows) @ target_words,
-            (1.0 - follows)[:, None] * target_words,
+            (mapper * (follows * edit.equalizer))[old][:, new],
+            (opened * ((1.0 - aligned) * edit.equalizer - 1.0))[new],
+            _indicators(len(edit.source.ids), edit.source_blend, edit.source_kept)[old],
+            ((mapper * follows) @ target_words)[old],
+            ((1.0 - follows)[:, None] * target_words)[new],
         )
         mapped, *rest = (tensor.to(device) for tensor in tensors)
         return cls(mapped if bool(opened.any()) else None, *rest)
@@ -229,8 +222,8 @@ def _indicators(columns: int, *groups: tuple[int, ...]) -> torch.Tensor:
     return indicators
 
 
-class _CrossControl:
-    """Cross-attention in the calls for one set of conditions; `records` has those of the positive conditioning."""
+class _WordControl:
+    """Attention to words in the calls for one set of conditions; `records` has those of the positive conditioning."""
 
     def __init__(self, edit: _Edit, step: int, records: dict[Chunk, Record], part: Part):
         self.edit = edit
@@ -240,11 +233,11 @@ class _CrossControl:
         if edit.blend is not None and any(uuid in edit.whole for _, uuid in records):
             self.maps = edit.blend.new_maps(step, part)
 
-    def __call__(self, call: CrossCall) -> torch.Tensor:
+    def __call__(self, call: WordCall) -> torch.Tensor:
         if is_source_pass(call.options):
             return call.output
         chunks = chunks_of(call.options)
-        count = len(call.q) // len(chunks)
+        count = len(call.output) // len(chunks)
         output = call.output
         for i, chunk in enumerate(chunks):
             if chunk not in self.records:
@@ -253,19 +246,32 @@ class _CrossControl:
             change = self._change(call, rows, chunk)
             if change is not None:
                 output = output.clone() if output is call.output else output
-                output[rows] += change
+                call.picture(output)[rows] += change
         return output
 
-    def _change(self, call: CrossCall, rows: slice, chunk: Chunk) -> torch.Tensor | None:
+    def _change(self, call: WordCall, rows: slice, chunk: Chunk) -> torch.Tensor | None:
         """What the edited probabilities add to the layer's output in these rows, None outside the windows."""
-        edit = self.edit.settings.edit
-        own = call.probabilities(rows, len(edit.target.ids))
-        source = self.records[chunk][("cross", *call.layer)].to(own)
-        source = source.repeat(len(own) // len(source), 1, 1, 1)
+        own = call.probabilities(rows)
+        source = _repeated(self.records[chunk][("cross", *call.layer)], own)
         tables = self.edit.tables_at(self.step, own.device)
-        if self.maps is not None and call.layer in self.edit.blend_layers and chunk[1] in self.edit.whole:
-            target = source @ tables.target_mapped + own @ tables.target_own
-            self.maps.add(call.size, (source @ tables.source_words).sum(1), target.sum(1))
-        if tables.mapped is None:
+        if self.maps is not None and call.layer in self.edit.blend_places and chunk[1] in self.edit.whole:
+            self._add_maps(call, rows, self.records[chunk], source, own, tables)
+        if tables.mapped is None or call.layer not in self.edit.edited_places:
             return None
         return call.applied(source @ tables.mapped + own * tables.kept, rows)
+
+    def _add_maps(
+        self, call: WordCall, rows: slice, record: Record, source: torch.Tensor, own: torch.Tensor, tables: _Tables
+    ) -> None:
+        """A transformer divides its attention between picture and text, in another way at each pixel: words count by their share
+        of the text's."""
+        if ("text", *call.layer) in record:
+            source = source / _repeated(record[("text", *call.layer)], own)
+            own = own / call.text_probability(rows)
+        target = source @ tables.target_mapped + own @ tables.target_own
+        self.maps.add(call.size, (source @ tables.source_words).sum(1), target.sum(1))
+
+
+def _repeated(source: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """The source's rows for those of a larger batch."""
+    return source.to(own).repeat(len(own) // len(source), 1, 1, 1)

@@ -9,45 +9,23 @@ source's path by it; there the prediction outside the mask is the source's pictu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 import torch.nn.functional as F
 
-from ..attention.unet_layers import Layer
 from ..diffusion.context_window import WHOLE, Part
 from ..diffusion.samplers import DETERMINISTIC, sampler_name
 from ..diffusion.source_run import Run
 from ..diffusion.trajectory import Trajectory
 from .settings import Settings
+from .word_layers import clearest, variation
+from .word_sites import WordSites
 
-FACTOR = 4  # of the published layers, 16 x 16 at a latent of 64 x 64
-MAP = 16  # pixels along the longer side that a map has at least, where the model has such layers
-Size = tuple[int, int]
-
-
-def blend_layers(layers: Mapping[Layer, int], latent: Size) -> tuple[Layer, ...]:
-    """The layers whose maps place the words: of encoder and decoder, at a quarter of the latent's resolution.
-
-    A latent below 64 pixels takes the next finer ones, down to full resolution, so that maps keep 16 pixels. Where a model has
-    no layers of that resolution, those of the nearest one it has.
-    """
-    factor = FACTOR
-    while factor > 1 and max(latent) < MAP * factor:
-        factor //= 2
-    sides = {layer: own for layer, own in layers.items() if layer[0] != "middle"}
-    nearest = min(sides.values(), key=lambda own: (abs(own / factor - 1.0), own))
-    return tuple(layer for layer, own in sides.items() if own == nearest)
-
-
-def map_size(latent: Size, factor: int) -> Size:
-    """Of a layer that works this many times coarser than the latent."""
-    return tuple(-(-side // factor) for side in latent)
+Size = tuple[int, ...]
 
 
 def at_size(maps: torch.Tensor, size: Size) -> torch.Tensor:
     """[B, maps, h, w] at another size. Patches such as Deep Shrink change the size of layers while they last."""
-    return maps if maps.shape[-2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
+    return maps if maps.shape[2:] == size else F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
 class Maps:
@@ -56,8 +34,9 @@ class Maps:
     Only added to while the network runs, possibly in several threads, each with its own device.
     """
 
-    def __init__(self, part: Part):
+    def __init__(self, part: Part, clearest: bool = False):
         self.part = part
+        self.clearest = clearest
         self.layers: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def add(self, size: Size, source: torch.Tensor, target: torch.Tensor) -> None:
@@ -67,7 +46,10 @@ class Maps:
 
     def total(self, size: Size, like: torch.Tensor) -> torch.Tensor:
         """[B, 4, h, w] over layers: for source and target the words whose place may change, then those whose place must not."""
-        source, target = (sum(at_size(maps.to(like), size) for maps in side) for side in zip(*self.layers, strict=True))
+        layers = self.layers
+        if self.clearest:
+            layers = [layers[number] for number in clearest(dict(enumerate(map(_standing_out, layers))))]
+        source, target = (sum(at_size(maps.to(like), size) for maps in side) for side in zip(*layers, strict=True))
         return torch.stack([source[:, 0], target[:, 0], source[:, 1], target[:, 1]], 1)
 
 
@@ -79,12 +61,10 @@ class LocalBlend:
         trajectory: Trajectory,
         sigmas: torch.Tensor,
         settings: Settings,
-        layers: Mapping[Layer, int],
+        sites: WordSites,
         noisy: bool,
     ):
-        latent = tuple(trajectory.latents.shape[-2:])
-        self.layers = blend_layers(layers, latent)
-        self.size = map_size(latent, layers[self.layers[0]])
+        self.sites = sites
         self.trajectory = trajectory
         self.sigmas = sigmas
         self.settings = settings
@@ -94,17 +74,17 @@ class LocalBlend:
         self.before: torch.Tensor | None = None  # of the steps before the latest
 
     @classmethod
-    def of(cls, run: Run, trajectory: Trajectory, settings: Settings, layers: Mapping[Layer, int]) -> LocalBlend:
+    def of(cls, run: Run, trajectory: Trajectory, settings: Settings, sites: WordSites) -> LocalBlend:
         handler = run.model_options.get("context_handler")
         if handler is not None and handler.dim != 0:
             raise ValueError(
                 f"blend_words: expected context windows over pictures (dim 0), got some over dim {handler.dim}, which never show the model "
                 "the whole picture. Leave blend_words empty, or the context windows out."
             )
-        return cls(trajectory, run.sigmas, settings, layers, sampler_name(run.sampler) not in DETERMINISTIC)
+        return cls(trajectory, run.sigmas, settings, sites, sampler_name(run.sampler) not in DETERMINISTIC)
 
     def new_maps(self, step: int, part: Part) -> Maps:
-        maps = Maps(part)
+        maps = Maps(part, self.sites.clearest)
         self.evaluated.append((step, maps))
         return maps
 
@@ -123,7 +103,7 @@ class LocalBlend:
             return denoised
         last = self.trajectory.steps if self.noisy else self.trajectory.step_of(float(self.sigmas[i + 1]))
         source = self.trajectory.latents[last].to(x)
-        source = source.repeat(len(x) // len(source), 1, 1, 1)
+        source = source.repeat(len(x) // len(source), *[1] * (x.ndim - 1))
         ratio = 0.0 if self.noisy else float(self.sigmas[i + 1] / self.sigmas[i])
         return torch.where(self._mask(maps, x), denoised, (source - ratio * x) / (1.0 - ratio))
 
@@ -135,30 +115,39 @@ class LocalBlend:
         for _, maps in self.evaluated:
             parts.setdefault(maps.part, maps)
         self.evaluated.clear()
-        read = {part: maps.total(self.size, x) for part, maps in parts.items() if maps.layers}
+        read = {part: maps.total(self.sites.blend_size, x) for part, maps in parts.items() if maps.layers}
         if not read or WHOLE in read:
             return step, read.get(WHOLE)
-        total = x.new_zeros(len(x), 4, *self.size)
-        count = x.new_zeros(len(x), 1, 1, 1)
+        total = x.new_zeros(len(x), 4, *self.sites.blend_size)
+        count = x.new_zeros(len(x), *[1] * (total.ndim - 1))
         for (_, rows), maps in read.items():
             rows = torch.tensor(rows, device=x.device)
             total.index_add_(0, rows, maps)
-            count.index_add_(0, rows, torch.ones_like(maps[:, :1, :1, :1]))
+            count.index_add_(0, rows, torch.ones(len(maps), *count.shape[1:]).to(count))
         return step, total / count.clamp_min(1.0)
 
     def _mask(self, maps: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """[B, 1, H, W], where the picture may change."""
+        """[B, 1, H, W], where the picture may change; with frames where x has them."""
         changed, kept = maps[:, :2], maps[:, 2:]
-        mask = self._above(F.max_pool2d(changed, 3, stride=1, padding=1), x)
+        pool = F.max_pool3d if maps.ndim == 5 else F.max_pool2d
+        window, padding = ((1, 3, 3), (0, 1, 1)) if maps.ndim == 5 else (3, 1)
+        mask = self._above(pool(changed, window, stride=1, padding=padding), x)
         if self.settings.edit.source_kept or self.settings.edit.target_kept:
             mask = mask & ~self._above(kept, x)
-        return mask
+        return mask if mask.ndim == x.ndim else mask[:, :, None]
 
     def _above(self, maps: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Where the source's or the target's map is above the threshold, as a share of its highest value."""
-        maps = F.interpolate(maps, size=x.shape[-2:])
-        above = maps > self.settings.blend_threshold * maps.amax((2, 3), keepdim=True)
+        places = tuple(range(2, maps.ndim))
+        if self.sites.blend_from_lowest:
+            maps = maps - maps.amin(places, keepdim=True)
+        maps = F.interpolate(maps, size=x.shape[2 - maps.ndim :])
+        above = maps > self.settings.blend_threshold * maps.amax(places, keepdim=True)
         return above.any(1, keepdim=True)
+
+
+def _standing_out(layer: tuple[torch.Tensor, torch.Tensor]) -> float:
+    return max(variation(maps[:, group]) for maps in layer for group in (0, 1))
 
 
 def _sum(a: torch.Tensor | None, b: torch.Tensor | None) -> torch.Tensor | None:

@@ -6,32 +6,21 @@ from functools import partial
 from comfy_api.latest import io
 from server import PromptServer
 
-from ..diffusion.sockets import TrajectoryIO
 from ..display.feedback import RESENDS_RESULT, result, temporary_pictures
 from ..display.heatmap import heatmap
 from ..text.tokens import tokenize
-from .attention_mask import enlarged, mask_of, require_picture, stretched, word_maps, words_of
+from .attention_mask import enlarged, found_words, mask_of, require_picture, stretched, words_of
 from .control import prompt_to_prompt, require_prompt
 from .live_edit import ROUTE, answer
 from .on_the_node import described_edit, word_heat
-from .prompt_edit import MODES, PROMPT, PromptEdit, prompt_edit
+from .prompt_edit import MODES, PROMPT, prompt_edit
 from .settings import Settings, window
+from .sockets import PromptEditIO, trajectory_input, window_inputs
+from .word_sites import word_sites_of
 
 CATEGORY = "palimpsest/prompt_to_prompt"
 ALIASES = ["p2p", "prompt to prompt", "hertz", "cross attention control", "word swap"]
 PAPER = "Prompt-to-Prompt (Hertz 2022, arXiv 2208.01626)"
-
-
-@io.comfytype(io_type="PAL_PROMPT_EDIT")
-class PromptEditIO(io.ComfyTypeIO):
-    Type = PromptEdit
-
-
-def _trajectory_input() -> io.Input:
-    return TrajectoryIO.Input(
-        "trajectory",
-        tooltip="The source picture, from DDIM Invert or Sample Trajectory. The sampler must use the same scheduler, steps and denoise.",
-    )
 
 
 class EncodePromptEdit(io.ComfyNode):
@@ -45,7 +34,7 @@ class EncodePromptEdit(io.ComfyNode):
             f"pixels may change. {PAPER}.",
             search_aliases=[*ALIASES, "reweight", "attention refine", "attention replace", "local blend"],
             inputs=[
-                io.Clip.Input("clip", tooltip="The checkpoint's CLIP: SD1.x, SD2.x or SDXL."),
+                io.Clip.Input("clip", tooltip="The text encoders that the model is used with."),
                 io.String.Input(
                     "source_text",
                     multiline=True,
@@ -135,47 +124,13 @@ class PromptToPrompt(io.ComfyNode):
             search_aliases=[*ALIASES, "edit by words", "local blend", "cross_replace_steps", "self_replace_steps"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="SD1.x, SD2.x or SDXL: the kind of model that the trajectory was made with."
+                    "model",
+                    tooltip="The kind of model the trajectory was made with: SD1.x, SD2.x, SDXL, or a transformer such as Flux, SD3.5, "
+                    "Qwen-Image or Z-Image.",
                 ),
-                _trajectory_input(),
+                trajectory_input(),
                 PromptEditIO.Input("edit", tooltip="`edit` of Encode Prompt Edit."),
-                io.Float.Input(
-                    "cross_end",
-                    default=0.8,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the steps, from the first on, in which words use the source's cross-attention: 0.8 of 50 steps "
-                    "is the first 40. Higher keeps more of the composition. 0 turns it off, and reweighting too. Published as "
-                    "cross_replace_steps.",
-                ),
-                io.Float.Input(
-                    "self_end",
-                    default=0.4,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Fraction of the steps, from the first on, that use the source's self-attention. Higher keeps more of the "
-                    "shapes; lower it to change a shape. 0 turns it off. Published as self_replace_steps.",
-                ),
-                io.Float.Input(
-                    "blend_start",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Only with blend_words: the fraction of the steps after which everything outside the area of those words is "
-                    "taken from the source.",
-                ),
-                io.Float.Input(
-                    "blend_threshold",
-                    default=0.3,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    tooltip="Only with blend_words: how strong the attention to them must be, as a fraction of its maximum, for a pixel "
-                    "to count as their area. Higher makes the area smaller.",
-                ),
+                *window_inputs(),
                 io.Float.Input(
                     "self_start",
                     default=0.0,
@@ -225,6 +180,9 @@ class PromptToPrompt(io.ComfyNode):
         exact_retracing=False,
         source=None,
     ) -> io.NodeOutput:
+        sites = word_sites_of(model, trajectory.latents.shape[2:])
+        cross_end = sites.cross_end if cross_end < 0 else cross_end
+        self_end = sites.self_end if self_end < 0 else self_end
         settings = Settings.of(edit, trajectory.steps, cross_end, self_end, blend_start, blend_threshold, self_start)
         patched = prompt_to_prompt(model, trajectory, source, settings, exact_retracing)
         return io.NodeOutput(patched, ui=result(f"{settings}, of {trajectory.steps} in all"))
@@ -241,10 +199,12 @@ class AttentionMask(io.ComfyNode):
             search_aliases=[*ALIASES, "mask by text", "segment by words", "attention map", "heatmap", "daam"],
             inputs=[
                 io.Model.Input(
-                    "model", tooltip="SD1.x, SD2.x or SDXL: the kind of model that the trajectory was made with."
+                    "model",
+                    tooltip="The kind of model the trajectory was made with: SD1.x, SD2.x, SDXL, or a transformer such as Flux, SD3.5, "
+                    "Qwen-Image or Z-Image.",
                 ),
-                io.Clip.Input("clip", tooltip="The checkpoint's CLIP."),
-                _trajectory_input(),
+                io.Clip.Input("clip", tooltip="The text encoders that the model is used with."),
+                trajectory_input(),
                 io.String.Input(
                     "text",
                     multiline=True,
@@ -295,6 +255,14 @@ class AttentionMask(io.ComfyNode):
                     optional=True,
                     tooltip="The inverted picture, shown under the heatmap. Another size is fine, another crop is not. The mask gets its size.",
                 ),
+                io.String.Input(
+                    "blocks",
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Which blocks of a transformer are read. auto: those published to see words best, such as 11, 12, 14, 17, 18 of "
+                    "Flux.1, or where nothing is published those whose maps are clearest. all, or numbers: '11, 14-18'. For UNets auto.",
+                ),
             ],
             outputs=[
                 io.Mask.Output(
@@ -305,13 +273,30 @@ class AttentionMask(io.ComfyNode):
                     display_name="heatmap",
                     tooltip="The attention as colours, drawn over the image if one is connected.",
                 ),
+                io.String.Output(
+                    display_name="report",
+                    tooltip="For transformers, block by block: the text's attention, the words' share of it, and how much their map varies "
+                    "over the picture. Connect Preview Any to find the blocks of a new model.",
+                ),
             ],
             **RESENDS_RESULT,
         )
 
     @classmethod
     def execute(
-        cls, model, clip, trajectory, text, words, start, end, threshold, positive=None, edit=None, image=None
+        cls,
+        model,
+        clip,
+        trajectory,
+        text,
+        words,
+        start,
+        end,
+        threshold,
+        positive=None,
+        edit=None,
+        image=None,
+        blocks="auto",
     ) -> io.NodeOutput:
         prompt, columns = words_of(partial(tokenize, clip), text, words, edit)
         steps = window(start, end, trajectory.steps)
@@ -329,13 +314,14 @@ class AttentionMask(io.ComfyNode):
             positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text))
         else:
             require_prompt(positive, prompt, "positive", "an encoding of the text")
-        found = word_maps(model, trajectory, positive, [columns, *prompt.words], len(prompt.ids), steps)
+        words_found = [columns, *prompt.words]
+        found, report = found_words(model, trajectory, positive, words_found, prompt, steps, blocks)
         maps = enlarged(stretched(found[:, 0]), size)
         mask = mask_of(maps, threshold)
         share = f"{100 * float(mask.mean()):.1f} % of the picture, {len(steps)} steps read"
         [picture] = temporary_pictures(image[:1], cls) if image is not None else [None]
         words_shown = word_heat(prompt, found[0, 1:], picture, chosen_by="words" if edit is None else "edit")
-        return io.NodeOutput(mask, heatmap(maps, image), ui={**result(share), **words_shown})
+        return io.NodeOutput(mask, heatmap(maps, image), report, ui={**result(share), **words_shown})
 
 
 NODES = [EncodePromptEdit, PromptToPrompt, AttentionMask]

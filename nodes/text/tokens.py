@@ -1,14 +1,17 @@
-"""ComfyUI's tokens as columns of cross-attention."""
+"""ComfyUI's tokens as columns of a model's attention to text."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import comfy.sd1_clip
+import torch
 
+from .columns import Chunks, Content, content_of, identity
+from .other_encoders import other_prompt, reads_weights
 from .prompt_tokens import PromptTokens
 
 if TYPE_CHECKING:
@@ -18,29 +21,77 @@ if TYPE_CHECKING:
 SPACES = re.compile(r"(?<!embedding:)(?<!\s)[^\S\x1c-\x1f]+")
 SEPARATORS = "\u241f\u241e\u241d\u241c"  # symbols that hardly any prompt has
 BEGIN = 49406  # CLIP's begin token
-Token = Any  # a number, or a textual inversion's vector
-Content = list[tuple[str, int | None]]  # tokens of the text, each with its column; None where core leaves a vector out
 
 
 def tokenize(clip: CLIP, text: str) -> PromptTokens:
     """The prompt that clip.tokenize(text) makes, in the columns that clip encodes it to.
 
-    Weights such as (word:1.2) are no part of its words. SDXL's two encoders share one layout.
+    Weights such as (word:1.2) are no part of its words where the encoder reads them as weights. SDXL's two encoders share one
+    layout. Where a model reads several encoders one behind the other, a word has columns in each.
     """
     encoders = clip.tokenize(text, return_word_ids=True)
-    firsts = {name: [chunk[0][0] for chunk in chunks if chunk] for name, chunks in encoders.items()}
-    other = [name for name, tokens in firsts.items() if any(type(t) is not int or t != BEGIN for t in tokens)]
-    if other:
-        raise ValueError(
-            f"clip: expected CLIP text encoders (SD1.x, SD2.x, SDXL), got one of another kind, {', '.join(other)}. Connect the CLIP "
-            "of a UNet checkpoint."
-        )
-    spelled, pieces = _cut_at_spaces(clip, text)
+    clips = {name: chunks for name, chunks in encoders.items() if _is_clip(chunks)}
+    if len(clips) == len(encoders):
+        return _of_words(_clip_prompt(clip, text, clips), lambda columns, word: columns)
+    others = _others(clip, set(encoders), set(clips))
+    weighted = reads_weights(clip, others[0])
+    words = [word for word in (_spelled(text) if weighted else SPACES.split(text.lower())) if word]
+    parts = [other_prompt(clip, name, text, words) for name in others]
+    if _has_clip_columns(clip, encoders):
+        parts.insert(0, _of_words(_clip_prompt(clip, text, clips), lambda columns, word: word))
+    return PromptTokens.joined(parts)
+
+
+def columns_of_conditioning(embedding: torch.Tensor, options: dict[str, Any]) -> int:
+    """How many columns of text a model's attention has for an entry of a CONDITIONING."""
+    if "conditioning_llama3" in options:  # HiDream: T5, llama's last layer and one of its others
+        return embedding.shape[1] + 2 * options["conditioning_llama3"].shape[-2]
+    if "t5xxl_ids" in options:  # Anima: its adapter turns Qwen's states into one for each token of T5
+        return len(options["t5xxl_ids"])
+    return embedding.shape[1]
+
+
+def _is_clip(chunks: Chunks) -> bool:
+    return all(type(chunk[0][0]) is int and chunk[0][0] == BEGIN for chunk in chunks if chunk)
+
+
+def _others(clip: CLIP, names: set[str], clips: set[str]) -> list[str]:
+    """Encoders that are no CLIPs, in the order of their columns."""
+    model = getattr(clip, "cond_stage_model", None)
+    if names - clips == {"t5xxl", "llama"}:
+        return ["t5xxl", "llama", "llama"]
+    if "t5xxl" in names and (model is None or getattr(model, "t5xxl", True) is not None):
+        return ["t5xxl"]
+    if len(names) == 1:
+        return [*names]
+    raise ValueError(
+        f"clip: expected the text encoders of a model that this node knows, got {', '.join(sorted(names))}. Connect the CLIP that the "
+        "model is loaded with."
+    )
+
+
+def _has_clip_columns(clip: CLIP, names: Sequence[str]) -> bool:
+    """SD3's attention reads CLIP's states before T5's; other models of several encoders read only their pooled ones."""
+    if not {"g", "t5xxl"} <= set(names) or "llama" in names:
+        return False
+    model = getattr(clip, "cond_stage_model", None)
+    return model is None or any(getattr(model, name, True) is not None for name in ("clip_l", "clip_g"))
+
+
+def _of_words(prompt: PromptTokens, wanted: Callable[[tuple[int, ...], str], object]) -> PromptTokens:
+    kept = [pair for pair in zip(prompt.words, prompt.spelled_words, strict=True) if wanted(*pair)]
+    words, spelled = zip(*kept, strict=True) if kept else ((), ())
+    return replace(prompt, words=words, spelled_words=spelled)
+
+
+def _clip_prompt(clip: CLIP, text: str, encoders: dict[str, Chunks]) -> PromptTokens:
+    """A word that the encoders do not see has no columns."""
+    spelled, pieces = _cut_at_spaces(clip, text, encoders)
     sizes = {tuple(map(len, chunks)) for chunks in encoders.values()}
-    layouts = [_words(pieces[name], _content(clip, name, chunks)) for name, chunks in encoders.items()]
-    words: dict[tuple[int, ...], str] = {}
+    layouts = [_words(pieces[name], content_of(clip, name, chunks)) for name, chunks in encoders.items()]
+    words: list[tuple[int, ...]] = []
     ids = [""] * sum(max(sizes))
-    for word, *parts in zip(spelled, *layouts, strict=True):
+    for parts in zip(*layouts, strict=True):
         places = {tuple(column for _, column in part if column is not None) for part in parts} - {()}
         if len(places) > 1 or len(sizes) > 1:
             raise ValueError(
@@ -48,39 +99,23 @@ def tokenize(clip: CLIP, text: str) -> PromptTokens:
                 f"{text!r} with a textual inversion that only one of them reads: the other leaves it out and moves what follows. "
                 "Write it at the very end, or use one that was made for both."
             )
-        words.update(dict.fromkeys(places, word))
+        words.append(places.pop() if places else ())
         for token, column in (entry for part in parts for entry in part if entry[1] is not None):
             ids[column] = token
-    return PromptTokens(text, tuple(ids), tuple(words), max(sizes)[0], tuple(words.values()))
+    return PromptTokens(text, tuple(ids), tuple(words), max(sizes)[0], tuple(spelled))
 
 
-def _content(clip: CLIP, name: str, chunks: list[list[tuple[Token, float, int]]]) -> Content:
-    """A vector of another width than the encoder's is left out, and what follows in its chunk moves to the left."""
-    content: Content = []
-    for number, chunk in enumerate(chunks):
-        column = number * len(chunk)
-        for token, _, of_text in chunk:
-            read = _is_read(clip, name, token)
-            if of_text:
-                content.append((_identity(clip, token), column if read else None))
-            column += read
-    return content
+def _spelled(text: str) -> list[str]:
+    """The words between spaces of the text without its weights."""
+    spelled = [""]
+    for piece, _ in comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0):
+        first, *others = (word.lower() for word in SPACES.split(comfy.sd1_clip.unescape_important(piece)))
+        spelled[-1] += first
+        spelled += others
+    return spelled
 
 
-def _is_read(clip: CLIP, name: str, token: Token) -> bool:
-    if isinstance(token, int):
-        return True
-    embedding = getattr(clip.cond_stage_model, f"clip_{name}").transformer.get_input_embeddings()
-    return token.shape[-1] == embedding.weight.shape[-1]
-
-
-def _identity(clip: CLIP, token: Token) -> str:
-    if isinstance(token, int):
-        return clip.tokenizer.untokenize([(token, 1.0)])[0][1]
-    return f"vector {hashlib.sha256(token.detach().cpu().float().numpy().tobytes()).hexdigest()}"
-
-
-def _cut_at_spaces(clip: CLIP, text: str) -> tuple[list[str], dict[str, list[list[str]]]]:
+def _cut_at_spaces(clip: CLIP, text: str, names: Sequence[str]) -> tuple[list[str], dict[str, list[list[str]]]]:
     """The words between spaces of the text without its weights, and for each encoder the tokens of each.
 
     Tokens do not say where spaces were. Each piece of the text that core tokenises by itself is tokenised once more with a
@@ -91,25 +126,23 @@ def _cut_at_spaces(clip: CLIP, text: str) -> tuple[list[str], dict[str, list[lis
         raise ValueError(
             f"clip: expected text without one of the symbols {' '.join(SEPARATORS)}, got all of them. Leave one out."
         )
-    marks = {name: _tokens(clip, chunks) for name, chunks in clip.tokenize(separator, return_word_ids=True).items()}
-    spelled = [""]
-    words: dict[str, list[list[str]]] = {name: [[]] for name in marks}
+    tokens = clip.tokenize(separator, return_word_ids=True)
+    marks = {name: _tokens(clip, name, tokens[name]) for name in names}
+    words: dict[str, list[list[str]]] = {name: [[]] for name in names}
     for piece, _ in comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0):
-        first, *others = (word.lower() for word in SPACES.split(comfy.sd1_clip.unescape_important(piece)))
-        spelled[-1] += first
-        spelled += others
         marked = SPACES.sub(lambda space: f"{space[0]}{separator}{space[0]}", piece)
-        for name, chunks in clip.tokenize(marked, return_word_ids=True, disable_weights=True).items():
-            for token in _tokens(clip, chunks):
+        encoders = clip.tokenize(marked, return_word_ids=True, disable_weights=True)
+        for name in names:
+            for token in _tokens(clip, name, encoders[name]):
                 words[name][-1].append(token)
                 if words[name][-1][-len(marks[name]) :] == marks[name]:
                     del words[name][-1][-len(marks[name]) :]
                     words[name].append([])
-    return spelled, words
+    return _spelled(text), words
 
 
-def _tokens(clip: CLIP, chunks: list[list[tuple[Token, float, int]]]) -> list[str]:
-    return [_identity(clip, token) for chunk in chunks for token, _, of_text in chunk if of_text]
+def _tokens(clip: CLIP, name: str, chunks: Chunks) -> list[str]:
+    return [identity(clip, name, token) for chunk in chunks for token, _, of_text in chunk if of_text]
 
 
 def _words(pieces: list[list[str]], content: Content) -> Iterator[Content]:

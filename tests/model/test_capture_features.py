@@ -107,6 +107,22 @@ def test_refuses_what_was_not_captured(model, trajectory):
         edit(model, trajectory, features=features, source=conditioning(model, 1))
 
 
+def test_the_memory_of_all_steps_is_known_after_the_first_and_refused_where_there_is_none(
+    model, trajectory, monkeypatch
+):
+    windows = Windows.of(parse_sites("auto", decoder_depths(model)), 0.8, 0.4, trajectory.steps)
+    told = []
+    features = capture(model, trajectory, windows, torch.float32, tell=told.append)
+    assert told == [features.nbytes]
+
+    def little(device=None, torch_free_too=False):
+        return (2**40, 2**40) if torch_free_too else features.nbytes // 10  # kernels ask for both
+
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", little)
+    with pytest.raises(ValueError, match=r"^features: expected memory for .* GB of captured values, got .* GB free"):
+        capture(model, trajectory, windows, torch.float32)
+
+
 def test_areas_are_read_from_the_source_itself(model, trajectory):
     """What was captured is of the whole picture."""
     corner = [[conditioning(model, 4)[0][0], {"area": (8, 8, 4, 2), "strength": 1.0}]]

@@ -5,61 +5,19 @@ from __future__ import annotations
 from itertools import cycle, product
 
 import comfy.ldm.modules.attention as kernels
-import comfy.model_management
 import comfy.model_patcher
-import comfy.sampler_helpers
-import comfy.samplers
 import pytest
 import torch
-from palimpsest.nodes.attention.calls import AllSeen
-from palimpsest.nodes.attention.families import family_of
-from palimpsest.nodes.attention.joint_attention import Attention, inject_values, on_attention, record_values
+from palimpsest.nodes.attention.calls import AllSeen, Columns
+from palimpsest.nodes.attention.joint_attention import Attention, on_attention, text_groups
+from palimpsest.nodes.attention.joint_text import TextCall, change_text, record_text
 from support.cases import cases
-from support.fixtures.tiny_transformers import KINDS, Kind
+from support.fixtures.evaluated import Evaluated
+from support.fixtures.tiny_transformers import KINDS
 
 pytestmark = pytest.mark.model
 
-SIGMA = 0.6
-ALL = {name: frozenset(range(9)) for name in ("query", "key", "value")}
 FAMILIES = pytest.mark.parametrize("name", KINDS)
-
-
-class Evaluated:
-    """A model and prompts as core hands them to the network."""
-
-    def __init__(self, kind: Kind, *prompts, dtype: torch.dtype = torch.float32):
-        self.model = kind.model(dtype=dtype)
-        self.family = family_of(self.model)
-        comfy.model_management.load_models_gpu([self.model])
-        self.model.pre_run()
-        named = {str(i): comfy.sampler_helpers.convert_cond(prompt) for i, prompt in enumerate(prompts)}
-        x = kind.latent(1)
-        self.conds = list(comfy.samplers.process_conds(self.model.model, x, named, x.device, x).values())
-
-    def options(self):
-        return comfy.model_patcher.create_model_options_clone(self.model.model_options)
-
-    def chunks(self):
-        return [(i, cond["uuid"]) for i, rows in enumerate(self.conds) for cond in rows]
-
-    def predict(self, x, options=None):
-        sigma = x.new_full((len(x),), SIGMA)
-        return comfy.samplers.calc_cond_batch(self.model.model, self.conds, x, sigma, options or self.options())
-
-    def recorded(self, x, sites=ALL):
-        record = {}
-        options = self.options()
-        record_values(options, self.family, sites, record)
-        with pytest.raises(AllSeen):
-            self.predict(x, options)
-        return record
-
-    def injected(self, x, record, chunks, before=lambda options: None, after=lambda options: None):
-        options = self.options()
-        before(options)
-        inject_values(options, self.family, ALL, {chunk: record for chunk in chunks})
-        after(options)
-        return self.predict(x, options)
 
 
 @FAMILIES
@@ -195,7 +153,7 @@ def test_shares_are_right_in_every_kernel_of_core(kernel):
     def run(q, k, v):
         return getattr(kernels, kernel)(q, k, v, 4, skip_reshape=True, skip_output_reshape=True)
 
-    call = Attention((0, 0), q, k, v, slice(0, 8), slice(8, 40), {}, run, run, None)
+    call = Attention((0, 0), q, k, v, slice(0, 8), slice(8, 40), {}, run, run, None, (1, 4, 8))
     explicit = (q[:, :, 8:] @ k.mT / 4.0).softmax(-1)
     torch.testing.assert_close(call.shares([[1, 3]])[..., 0], explicit[..., [1, 3]].sum(-1), rtol=0, atol=1e-6)
 
@@ -214,3 +172,54 @@ def test_positions_that_follow_the_captions_length_are_put_right(name):
     assert float((q - wanted).norm() / wanted.norm()) > 0.1
     assert float((short.family.turned(q, more) - wanted).norm() / wanted.norm()) < 2e-6
     assert torch.equal(short.family.turned(q, 0), q)
+
+
+@FAMILIES
+@torch.inference_mode()
+def test_words_are_exchanged_as_in_an_explicit_matrix(name):
+    """Source and target of unequal length; one column of the target has no counterpart, and one a factor."""
+    kind = KINDS[name]
+    texts = 3 if kind.llama else 1
+    old, new = Columns(20 * texts, (4, 6, 9)), Columns(23 * texts, (5, 7, 8, 12))
+    mapper = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0.5, 0], [0, 0, 0, 2.0]])
+    kept = torch.tensor([-1.0, 0.0, -1.0, -1.0])
+    source, target = Evaluated(kind, kind.conditioning(2)), Evaluated(kind, kind.conditioning(3, 23))
+    blocks, record, options = set(range(1, kind.blocks)), {}, source.options()
+    record_text(options, source.family, {}, blocks, old, record)
+    with pytest.raises(AllSeen):
+        source.predict(kind.latent(5), options)
+    x, chunks = kind.latent(1), {chunk: record for chunk in target.chunks()}
+    plain = target.predict(x)[0]
+
+    def edited(call: TextCall) -> torch.Tensor:
+        change = record[("cross", *call.layer)] @ mapper + call.probabilities(slice(None)) * kept
+        output = call.output.clone()
+        call.picture(output)[:] += call.applied(change, slice(None))
+        return output
+
+    def explicit(call: Attention) -> torch.Tensor | None:
+        if not call.has_text or call.place[0] not in blocks:
+            return None
+        scores = call.q @ call.k.mT * call.q.shape[-1] ** -0.5
+        attention = (scores if call.mask is None else scores + call.mask).softmax(-1)
+        groups = [group for (group,) in text_groups(call, target.family, new)[:-1]]
+        columns = torch.tensor(groups) + call.text.start
+        own = attention[:, :, call.image][..., columns]
+        rows = torch.arange(call.image.start, call.image.stop)[:, None]
+        attention[:, :, rows, columns] = record["cross", call.place[0]] @ mapper + own * (1.0 + kept)
+        return attention @ call.v
+
+    def result(add) -> torch.Tensor:
+        options = target.options()
+        add(options)
+        return target.predict(x, options)[0]
+
+    ours = result(lambda options: change_text(options, target.family, {}, blocks, new, chunks, edited))
+    wanted = result(lambda options: on_attention(options, target.family, explicit))
+    assert float((ours - wanted).norm() / wanted.norm()) < 2e-6
+    assert float((ours - plain).norm() / plain.norm()) > 1e-4
+    same = result(
+        lambda options: change_text(options, target.family, {}, blocks, new, chunks, lambda call: call.output)
+    )
+    assert torch.equal(same, plain)
+    assert all(float(record["text", block].float().max()) <= 1.0 + 1e-6 for block in blocks)

@@ -1,5 +1,11 @@
 import pytest
-from palimpsest.nodes.attention.transformer_sites import parse_transformer_sites
+from palimpsest.nodes.attention.families import CROSS, TEXT_FIRST, Family
+from palimpsest.nodes.attention.transformer_sites import (
+    exchange_blocks,
+    parse_blocks,
+    parse_transformer_sites,
+    word_blocks,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -47,3 +53,19 @@ def test_blocks_are_counted_through_or_by_kind():
 def test_a_wrong_block_is_named(blocks, words):
     with pytest.raises(ValueError, match=words):
         parse_transformer_sites(blocks, "Flux.1", FLUX)
+
+
+def test_blocks_that_see_words_are_the_published_ones_of_that_depth():
+    assert word_blocks("Flux.1", (19, 38)) == (11, 12, 14, 17, 18)
+    assert word_blocks("SD3", (24, 0)) == (4, 5, 7, 8, 9) and word_blocks("SD3", (38, 0)) == (16, 18, 20, 21, 24)
+    assert word_blocks("Flux.1", (8, 38)) is None and word_blocks("Z-Image", (30, 0)) is None
+    assert parse_blocks(" All", "Flux.1", (2, 3)) == (0, 1, 2, 3, 4) and parse_blocks("auto", "Flux.1", (2, 3)) is None
+    assert parse_blocks("double 1, single 0-1", "Flux.1", (2, 3)) == (1, 2, 3)
+    with pytest.raises(ValueError, match=r"^blocks: expected block numbers 0-4 of this Flux\.1"):
+        parse_blocks("features 3", "Flux.1", (2, 3))
+
+
+def test_words_are_exchanged_in_the_published_share_of_the_blocks():
+    assert exchange_blocks(Family("Flux.1", TEXT_FIRST), (19, 38)) == range(13, 45)
+    assert exchange_blocks(Family("any", TEXT_FIRST), (1, 0)) == range(0, 1)
+    assert exchange_blocks(Family("Wan", CROSS), (30, 0)) == range(30)

@@ -61,7 +61,7 @@ class Source:
     def read(self, world: World, words: Words, start: float = 0.0, end: float = 1.0) -> tuple[Tensor, Tensor]:
         """Masks [B, H, W] and heatmaps [B, 3, H, W]."""
         text, wanted = caption(self.scenes[0]), words(self.scenes[0])
-        mask, heat = AttentionMask.execute(
+        mask, heat, _ = AttentionMask.execute(
             world.model, world.clip, self.trajectory, text, wanted, start, end, 0.0, positive=self.positive
         ).args
         return mask, heat.movedim(-1, 1)

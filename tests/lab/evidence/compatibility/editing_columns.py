@@ -31,8 +31,8 @@ from palimpsest.nodes.null_text.optimize import optimize
 from palimpsest.nodes.null_text.solvers import Effort
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
 from palimpsest.nodes.prompt_to_prompt.attention_mask import enlarged
-from palimpsest.nodes.prompt_to_prompt.local_blend import blend_layers
 from palimpsest.nodes.prompt_to_prompt.nodes import AttentionMask, EncodePromptEdit, PromptToPrompt
+from palimpsest.nodes.prompt_to_prompt.word_layers import blend_layers
 from palimpsest.nodes.retracing.nodes import ExactRetracing
 
 WINDOW = {"feature_end": 0.8, "attention_end": 0.5}
