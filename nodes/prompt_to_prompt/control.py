@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import comfy.model_patcher
 import torch
-from comfy.patcher_extension import WrappersMP
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..attention.calls import Chunk, ModelOptions, Record, chunks_of, is_source_pass
 from ..diffusion.conditioning import Conditioning
@@ -85,7 +84,8 @@ def prompt_to_prompt(
                 "Leave blend_words empty, or remove the area."
             )
         blend = LocalBlend.of(run, trajectory, settings, sites)
-        comfy.model_patcher.set_model_options_post_cfg_function(run.model_options, blend.post_cfg)
+        options = run.guider.model_options
+        add_wrapper_with_key(WrappersMP.PREDICT_NOISE, KEY, blend.predict_noise, options, is_model_options=True)
         return _Edit(settings, sites, whole, blend)
 
     return SourceRuns(KEY, trajectory, source, begin, exact).patched(model)

@@ -88,8 +88,9 @@ class LocalBlend:
         self.evaluated.append((step, maps))
         return maps
 
-    def post_cfg(self, args: dict) -> torch.Tensor:
-        denoised, x = args["denoised"], args["input"]
+    def predict_noise(self, executor, x: torch.Tensor, timestep: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """A wrapper around the guider's prediction, which may guide in several rounds."""
+        denoised = executor(x, timestep, *args, **kwargs)
         if not self.evaluated:
             return denoised
         step, maps = self._read(x)
@@ -97,7 +98,7 @@ class LocalBlend:
             self.before = _sum(self.before, self.latest[1])
         self.latest = step, maps
         maps = _sum(self.before, maps)
-        i = int((self.sigmas - args["sigma"][0].cpu()).abs().argmin())
+        i = int((self.sigmas - timestep[0].cpu()).abs().argmin())
         # The positive may rest at these levels (a time range of its own), and a schedule may stop early.
         if step not in self.settings.blend or maps is None or i == len(self.sigmas) - 1:
             return denoised

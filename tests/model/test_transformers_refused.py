@@ -38,9 +38,7 @@ def test_a_trial_call_counts_no_attention_and_every_node_refuses_by_name(name):
     assert bool(torch.isfinite(evaluated.predict(x)[0]).all())
     options = evaluated.options()
     on_attention(options, Family(name, TEXT_FIRST, patch=patch), lambda call: None)
-    with pytest.raises(
-        ValueError, match=rf"^model: expected a transformer whose attention can be read, got {name}"
-    ):
+    with pytest.raises(ValueError, match=rf"^model: expected a transformer whose attention can be read, got {name}"):
         evaluated.predict(x, options)
     model = evaluated.model
     assert family_of(model) is None
