@@ -307,10 +307,9 @@ class TestHooks:
     def test_an_inversion_climbs_their_schedule(self, model):
         """Core's schedules go down only: every level of the way up had the strength of the last one."""
         source = self.hooked(model, conditioning(model, 1))
-        latent = random_trajectory(model, source, STEPS, size=SIZE).latents[-1]
-        sigmas = random_trajectory(model, source, STEPS, size=SIZE).sigmas
-        trajectory = invert(model, source, model.model.process_latent_out(latent), sigmas, "ddim")
-        back = sample(exact_retracing(model, trajectory), trajectory.start, source, source, 1.0, sigmas)[-1]
+        grid = random_trajectory(model, source, STEPS, size=SIZE)
+        trajectory = invert(model, source, model.model.process_latent_out(grid.latents[-1]), grid.sigmas, "ddim")
+        back = sample(exact_retracing(model, trajectory), trajectory.start, source, source, 1.0, grid.sigmas)[-1]
         assert same(back, trajectory.latents[-1], 1e-4)
 
     def test_nothing_of_them_stays(self, model):

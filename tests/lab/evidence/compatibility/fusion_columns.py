@@ -8,6 +8,7 @@ from lab.evidence.compatibility.graph import NEGATIVE, SOURCE, TARGET, Graph, cf
 from palimpsest.nodes.saliency_fusion.nodes import SaliencyFusionGuider, SubjectFusion
 
 EXPERT_CFG = 6.0
+SCENE_END = 0.3
 
 
 def _fused(graph: Graph, mask: float | None) -> torch.Tensor:
@@ -48,8 +49,10 @@ def subject_fusion(graph: Graph) -> torch.Tensor:
     alone = sample(graph, graph.expert, subject, plain, guide=cfg_guider).latent
     near("scene alone", fused(1.0, 1.0), scene, graph.tolerance)
     near("subject alone", fused(0.0, 0.0), alone, graph.tolerance)
-    made = fused(0.3, 0.6)
-    apart("fusion beside the scene", made, scene)
+    made = fused(SCENE_END, 0.6)
+    border = float(graph.model.get_model_object("model_sampling").percent_to_sigma(SCENE_END))
+    if float(graph.sigmas[:-1].min()) < border:  # else every step is the scene's
+        apart("fusion beside the scene", made, scene)
     return made
 
 
