@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.fixtures.server_runs import dit_file, pixels, require_refusal
+from support.fixtures.server_runs import all_pixels, dit_file, pixels, require_refusal
 from support.host.client import Client, Graph, Node, PromptRejected, Run
 from support.host.graphs import SOURCE_TEXT, WordEdit, add_preview, add_word_edit
 from support.host.server import Server
@@ -242,6 +242,26 @@ def test_prompts_beyond_77_tokens_edit_and_blend(client: Client, sd15: str, phot
     run = client.run(made.graph)
     assert pixels(client, run, shown).std() > 0
     assert run.results(made.words) == ["84 source words, 84 target words, 0 of them new"]
+
+
+def test_several_targets_are_edits_of_one_inversion_P4(client: Client, sd15: str, photo: Path):
+    """ComfyUI's own list of texts: the edit and all behind it run once for each."""
+    texts = ["a red dog on a wall", "a blue dog on a wall"]
+    image = client.upload_image(photo)
+
+    def shown(made: WordEdit) -> Node:
+        return add_preview(made.graph, made.stock, made.sample(made.guider(model=made.prompt_to_prompt()[0]))[0])
+
+    made = add_word_edit(Graph(), sd15, image, STEPS)
+    each = {f"inputs.input{i}": made.graph.add("PrimitiveString", value=text)[0] for i, text in enumerate(texts)}
+    made.graph[made.words.id]["inputs"]["target_text"] = made.graph.add("CreateList", **each)[0]
+    together = shown(made)
+    run = client.run(made.graph)
+    assert run.executed.count(made.invert.id) == 1
+    for text, picture in zip(texts, all_pixels(client, run, together), strict=True):
+        alone = add_word_edit(Graph(), sd15, image, STEPS, target_text=text)
+        node = shown(alone)
+        assert (picture == pixels(client, client.run(alone.graph), node)).all()
 
 
 def test_the_mask_takes_the_size_of_an_image_of_another_one(client: Client, sd15: str, photo: Path):
