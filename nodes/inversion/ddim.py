@@ -43,6 +43,7 @@ def invert(
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
     require_descending_to_zero(sigmas)
     require_unedited(model)
+    _require_noise(model, float(sigmas[0]))
     latent = comfy.sample.fix_empty_latent_channels(model, latent)  # video models take one picture as a frame
     require_invertible_latent(model, latent)
     guider = comfy.samplers.CFGGuider(without_step_caches(model))
@@ -125,6 +126,16 @@ def climb(inside: Inside, method: str, iterations: int = 1) -> Climb:
         residuals.append(residual)
         inside.show(i, x / (level.high**2 + 1) ** 0.5, x)
     return path, residuals
+
+
+def _require_noise(model: ModelPatcher, sigma: float) -> None:
+    """Raise ValueError for models that turn one picture into another, as those that see depth: they start from no noise."""
+    sampling = model.get_model_object("model_sampling")
+    zero = torch.zeros(())
+    if float(sampling.noise_scaling(torch.tensor(sigma), zero + 1, zero, True)) == 0.0:
+        raise ValueError(
+            "model: expected one that draws a picture from noise, got one that turns one picture into another. Connect an image model."
+        )
 
 
 def require_invertible_latent(model: ModelPatcher, latent: torch.Tensor) -> None:

@@ -6,6 +6,7 @@ import comfy_extras.nodes_model_advanced as core_advanced
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import IMG_TO_IMG_FLOW, ModelSamplingDiscreteFlow
 from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_apg import APG
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
@@ -156,6 +157,17 @@ def test_a_network_that_draws_at_random_is_refused(other):
         optimize(other(model), prompt, negative, trajectory, 7.5, NullTextEffort(), "fast")
     still = other_packs.sharpened_attention(other_packs.free_u(model))
     assert torch.isfinite(invert(still, prompt, latent, sigmas, "ddim").latents).all()
+
+
+@torch.inference_mode()
+def test_a_model_that_starts_from_no_noise_is_refused():
+    class Sampling(IMG_TO_IMG_FLOW, ModelSamplingDiscreteFlow):
+        pass
+
+    model = tiny_models.two_level()
+    model.add_object_patch("model_sampling", Sampling())
+    with pytest.raises(ValueError, match="model: expected one that draws a picture from noise"):
+        invert(model, tiny_models.conditioning(model, 1), picture(model, 16), torch.tensor([1.0, 0.5, 0.0]), "ddim")
 
 
 @torch.inference_mode()
