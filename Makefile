@@ -9,7 +9,7 @@ OLDEST = 0.16.3
 DAILY = not slow and not long
 
 .PHONY: test test-all test-unit test-model test-server test-browser test-hosted test-hosted-all test-oldest test-oldest-all
-.PHONY: test-slow lint demo toy evidence bench golden workflows clean
+.PHONY: test-slow lint demo toy evidence bench golden locales workflows clean
 
 # Half an hour on two cores, installation apart. What it leaves out runs in `make test-all`.
 test: test-unit test-hosted test-oldest
@@ -69,6 +69,10 @@ bench:
 # Rewrite tests/server/object_info.json after a change of the nodes' sockets that is meant.
 golden:
 	PYTHONPATH=tests $(RUN) -m support.host.golden
+
+# Rewrite locales/en from the recorded nodes, and drop translations of what has changed; then translate what it says is missing.
+locales:
+	PYTHONPATH=tests $(RUN) -m support.locales
 
 # Rewrite example_workflows/ and subgraphs/ in the real frontend after a change of tests/workflows or of the nodes.
 workflows:
