@@ -67,7 +67,7 @@ def widget(frontend: Frontend, type: str, name: str):
 def test_results_stay_when_the_job_has_ended_N3(drawn: Frontend):
     expect(line(drawn, "PSNR")).to_have_text(re.compile(r"^PSNR \d+\.\d\d dB   SSIM -?0\.\d{4}$"))
     expect(line(drawn, "of the picture")).to_have_text(re.compile(rf"^\d+\.\d % of the picture, {STEPS} steps read$"))
-    expect(line(drawn, "and 7 words")).to_be_visible()
+    expect(line(drawn, "7 target words")).to_be_visible()
     expect(drawn.page.locator(".palimpsest-result:not(:empty)")).to_have_count(3)
 
 

@@ -51,7 +51,6 @@ def test_a_spread_of_the_table_is_right(row, column):
 def test_what_cannot_be_is_refused_in_words():
     assert found("dpm_2", "Plug-and-Play").kind == "refused"
     assert found("euler_ancestral", "Sample Trajectory").kind == "refused"
-    assert found("SD3, flow", "Prompt-to-Prompt").kind == "refused"
 
 
 def drifting(model):

@@ -146,7 +146,7 @@ class TestCompiled:
     def test_an_older_torch_is_refused(self, model, trajectory, monkeypatch):
         monkeypatch.delattr(torch.compiler, "set_stance")
         run(plug_and_play(model, trajectory), trajectory)
-        with pytest.raises(ValueError, match=r"^model: expected one that is not compiled"):
+        with pytest.raises(ValueError, match=r"^model: expected a model that is not compiled"):
             run(plug_and_play(self.compiled(model, "core's node")(model), trajectory), trajectory)
 
 

@@ -105,7 +105,7 @@ def test_an_edit_with_fewer_steps_than_the_inversion_starts_on_its_path_or_not_a
     ]
     with pytest.raises(
         ValueError,
-        match=r"expected a start on the trajectory, .* number 1 of 10\), got one that differs from it by .* %",
+        match=r"expected a start on the trajectory, .*\(number 1 of 10\), got one that differs from it by .* %",
     ):
         first_x(trajectory_noise(model, trajectory), guider, few, picture)
     noise, latent, _ = TrajectoryStart.execute(model, trajectory, few).args

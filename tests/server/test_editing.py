@@ -306,4 +306,4 @@ def test_flipped_or_cut_sigmas_and_an_empty_latent_are_refused_by_the_inversion(
     made = inversion(client, sd15, photo)
     made.graph[made.invert.id]["inputs"]["latent_image"] = made.stock.latent[0]
     made.graph.add("PAL_PreviewTrajectory", trajectory=made.invert[0], frames=4)
-    expect_error(client, made.graph, made.invert, "latent_image: expected the latent of a picture, got an empty one")
+    expect_error(client, made.graph, made.invert, "latent_image: expected the latent of a picture, got an empty latent")

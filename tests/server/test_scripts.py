@@ -144,10 +144,10 @@ def test_servers_share_the_edits_and_one_that_is_gone_loses_none(
 def test_a_column_that_the_workflow_lacks_is_said(tmp_path: Path, server: Server, client: Client, sd15: str):
     job = prepare(tmp_path, server, client, sd15, 1, 0, "any")
     table = job.folder / "photos" / "edits.csv"
-    table.write_text(table.read_text().replace(COLUMNS[1], "What it shows.text"))
+    table.write_text(table.read_text().replace(COLUMNS[1], "What it shows.value"))
     status, _, complained = job.run()
     assert status == 1
-    assert 'Column "What it shows.text": the workflow has no such input.' in complained and COLUMNS[1] in complained
+    assert 'Column "What it shows.value": the workflow has no such input.' in complained and COLUMNS[1] in complained
 
 
 def comfy(server: Server, *arguments: str | Path, folder: Path, output: str = "") -> subprocess.CompletedProcess:
