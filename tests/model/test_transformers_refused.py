@@ -24,15 +24,16 @@ PIXART = {
     "caption_channels": TEXT, "micro_condition": False,
 }  # fmt: skip
 KINDS = {
-    "ErnieImage": (Kind(comfy.supported_models.ErnieImage, ERNIE, 2, channels=128), 1, 16),
-    "PixArt": (Kind(comfy.supported_models.PixArtAlpha, PIXART, 2, channels=4), 2, 64),
+    "ErnieImage": ("ErnieImage", ERNIE, 128, 1, 16),
+    "PixArt": ("PixArtAlpha", PIXART, 4, 2, 64),
 }
 
 
 @pytest.mark.parametrize("name", KINDS)
 @torch.inference_mode()
 def test_a_trial_call_counts_no_attention_and_every_node_refuses_by_name(name):
-    kind, patch, side = KINDS[name]
+    config, unet, channels, patch, side = KINDS[name]
+    kind = Kind(getattr(comfy.supported_models, config), unet, 2, channels=channels)
     evaluated = Evaluated(kind, kind.conditioning(2))
     x = kind.latent(1, height=side, width=side)
     assert bool(torch.isfinite(evaluated.predict(x)[0]).all())
