@@ -55,7 +55,8 @@ def ddim_invert(graph: Graph) -> torch.Tensor:
     graph = replace(graph, sigmas=graph.sigmas[1:] if len(graph.sigmas) > 3 else graph.sigmas)
     made = invert(graph, method="fixed_point", iterations=40)
     trajectory = made["trajectory"]
-    back = sample(graph.unmasked, _unguided(graph.model), graph.source(), graph.source(), 1.0, noise=made["noise"])
+    model = _unguided(graph.uncached or graph.model)
+    back = sample(graph.unmasked, model, graph.source(), graph.source(), 1.0, noise=made["noise"])
     near("start", back.calls[0].x, trajectory.start, graph.tolerance)
     sizes = [float(latent.norm()) for latent in trajectory.latents]
     # A residual is a share of the upper latent.
