@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 DOCS = ROOT / "docs"
 sys.path[0] = str(ROOT / "tests")
 
-from support.host.in_process import enter_comfyui, enter_pack  # noqa: E402
+from support.host.in_process import enter  # noqa: E402
 
 PARTS = (
     "toy",
@@ -48,8 +48,7 @@ def main() -> None:
     if "toy" in parts and subprocess.run([sys.executable, ROOT / "tests" / "lab" / "toy" / "evaluate.py"]).returncode:
         missed.append("toy: see above")
     with tempfile.TemporaryDirectory(prefix="palimpsest-evidence-") as base:
-        enter_pack()
-        enter_comfyui(base, use_pytorch_cross_attention=True)
+        enter(base)
         import torch  # once ComfyUI has been told how to set it up
 
         torch.set_flush_denormal(True)  # of the whole process, so not where a test loads the toy

@@ -39,3 +39,9 @@ def enter_comfyui(base: str, **options: object) -> Path:
     for name, value in {"cpu": True, "base_directory": base, **options}.items():
         setattr(args, name, value)
     return comfyui
+
+
+def enter(base: str) -> None:
+    """Both, as a process of its own has them that measures beside others."""
+    enter_pack()
+    enter_comfyui(base, use_pytorch_cross_attention=True)

@@ -55,7 +55,7 @@ def ddim_invert(graph: Graph) -> torch.Tensor:
     graph = replace(graph, sigmas=graph.sigmas[1:] if len(graph.sigmas) > 3 else graph.sigmas)
     made = invert(graph, method="fixed_point", iterations=40)
     trajectory = made["trajectory"]
-    model = _unguided(graph.uncached or graph.model)
+    model = _unguided(graph.whole or graph.model)
     back = sample(graph.unmasked, model, graph.source(), graph.source(), 1.0, noise=made["noise"])
     near("start", back.calls[0].x, trajectory.start, graph.tolerance)
     sizes = [float(latent.norm()) for latent in trajectory.latents]
@@ -253,7 +253,7 @@ def _definition(graph: Graph, trajectory: Trajectory, column: int) -> torch.Tens
                 maps.append(_map(q, k, column, size, factors[layer], heads[layer]))
         return x
 
-    guider = core("nodes_custom_sampler.BasicGuider", watch(graph.uncached or graph.model), graph.source())
+    guider = core("nodes_custom_sampler.BasicGuider", watch(graph.whole or graph.model), graph.source())
     try:
         with torch.compiler.set_stance("force_eager"):  # a compiled network does not call hooks
             sample_guided(replace(graph.unmasked, sampler=comfy.samplers.KSAMPLER(ask)), guider)

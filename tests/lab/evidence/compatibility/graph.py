@@ -88,7 +88,7 @@ class Graph:
     Sources get the prompt undressed where `plain_source` is set, as an artist has to wire them beside regional prompts.
     behind: what is patched after the pack's node. seed: of patches that draw at random in each call.
     positive_only: what is patched acts on the positive alone, so that a negative of the same words is another prompt.
-    uncached: the model without a step cache, where it has one.
+    whole: the model without what skips its calls or shows it the latent in parts, where it has that.
     retraces: Euler's steps, so that an inversion leads back to its picture.
     """
 
@@ -107,7 +107,7 @@ class Graph:
     blocks: str = "features 0; attention 0-3"
     prompts: Callable[[str], Conditioning] = encoded
     seed: int = 0
-    uncached: ModelPatcher | None = None
+    whole: ModelPatcher | None = None
     positive_only: bool = False
     behind: Callable[[ModelPatcher], ModelPatcher] = lambda model: model
 

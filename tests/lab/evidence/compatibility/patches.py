@@ -39,7 +39,7 @@ def caching(name: str, patch: Patch) -> Row:
     def change(graph: Graph) -> Graph:
         prompts = graph.prompt(SOURCE), graph.prompt(NEGATIVE)
         plain = sample(graph, graph.model, *prompts).latent
-        graph = replace(graph, uncached=graph.model, **graph.patched(patch))
+        graph = replace(graph, whole=graph.model, **graph.patched(patch))
         return replace(graph, tolerance=2.0 * relative(sample(graph, graph.model, *prompts).latent, plain))
 
     return Row(GROUP, name, change)
@@ -136,9 +136,8 @@ def three_frames(graph: Graph) -> Graph:
     models = graph.patched(
         lambda model: core("nodes_context_windows.ContextWindowsManualNode", model, freenoise=False, **WINDOWS)
     )
-    return replace(
-        graph, picture=picture, noise=torch.cat([graph.noise, graph.noise.flip(2), graph.noise.flip(3)]), **models
-    )
+    noise = torch.cat([graph.noise, graph.noise.flip(2), graph.noise.flip(3)])
+    return replace(graph, picture=picture, noise=noise, whole=graph.model, **models)
 
 
 ROWS = [

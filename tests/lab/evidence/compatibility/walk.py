@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from comfy.cli_args import args
 from lab.evidence.compatibility import conditioning, hosts, latents, patches, peers, samplers
 from lab.evidence.compatibility.checks import Idle, Senseless, Wrong, near
 from lab.evidence.compatibility.columns import COLUMNS, SENSELESS, Column
 from lab.evidence.compatibility.graph import NEGATIVE, SOURCE, Graph, sample
 from lab.evidence.compatibility.rows import Row
+from support.host.in_process import enter
 
 ROWS: list[Row] = [
     *patches.ROWS, *peers.ROWS, *samplers.ROWS, *conditioning.ROWS, *latents.ROWS, *hosts.ROWS,
@@ -45,10 +47,9 @@ class Cell:
 
 def walk() -> Iterator[Cell]:
     """Every cell, row by row, on all cores."""
-    processes = multiprocessing.get_context("fork").Pool(
-        os.cpu_count(), torch.set_num_threads, (1,), maxtasksperchild=8
-    )
-    with processes as pool:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # Not forked: a compiler that has begun in this process does not end in a copy of it.
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), enter, (args.base_directory,)) as pool:
         for row, cells in zip(ROWS, pool.imap(_of_row, range(len(ROWS))), strict=True):
             for column, found in zip(COLUMNS, cells, strict=True):
                 yield Cell(row, column.name, *found)
