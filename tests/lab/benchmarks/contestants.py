@@ -52,6 +52,7 @@ BARS = (
     (BLENDED, PLAIN, 1.6),
     (CAPTURED, PLAIN, 1.15),
 )
+BARRED = {name for above, below, _ in BARS for name in (above, below)}
 
 Run = Callable[[], float]  # does the work and returns the seconds that count
 
@@ -93,10 +94,11 @@ class _BareCalls(comfy.samplers.Sampler):
         self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None, denoise_mask=None, disable_pbar=False
     ) -> torch.Tensor:
         conds, options = [model_wrap.conds["positive"]], extra_args["model_options"]
-        start = time.perf_counter()
-        for x, sigma in zip(self.trajectory.latents[:-1], sigmas[:-1, None], strict=True):
+        latents = self.trajectory.latents.to(noise)
+        start = _now()
+        for x, sigma in zip(latents[:-1], sigmas[:-1, None], strict=True):
             comfy.samplers.calc_cond_batch(model_wrap.inner_model, conds, x, sigma, options)
-        self.seconds = time.perf_counter() - start
+        self.seconds = _now() - start
         return latent_image
 
 
@@ -110,12 +112,11 @@ def contestants(subject: Subject) -> dict[str, Run]:
     words = partial(tokenize, tiny_clip.tokenizer_only(comfy.sd1_clip.SD1Tokenizer))
     word_edit = prompt_edit(words, "a cat on a mat", "a dog on a mat", "auto", "", "cat, dog")
     settings = Settings.of(word_edit, subject.steps, CROSS_END, SELF_END, 0.2, 0.3)
-    published = PublishedRecipe(model, subject.source, subject.positive, subject.negative)
 
     def edit(features: Features | None) -> torch.Tensor:
         return _cfg_sampling(plug_and_play(model, trajectory, windows, features), subject, trajectory)
 
-    return {
+    runs = {
         FIXED_POINT: _timed(lambda: invert(model, subject.source, subject.latent, sigmas, "fixed_point", 5)),
         DDIM: _timed(lambda: invert(model, subject.source, subject.latent, sigmas, "ddim")),
         BARE: lambda: _bare_calls(subject, trajectory),
@@ -127,9 +128,13 @@ def contestants(subject: Subject) -> dict[str, Run]:
         BLENDED: _timed(
             lambda: _cfg_sampling(prompt_to_prompt(model, trajectory, subject.source, settings), subject, trajectory)
         ),
-        PUBLISHED_EDIT: _timed(lambda: published.edit(trajectory, windows, CFG)),
-        PUBLISHED_INVERSION: _timed(lambda: published.invert(subject.latent, subject.published_inversion_steps)),
     }
+    if not subject.published_inversion_steps:
+        return {name: run for name, run in runs.items() if name in BARRED}
+    published = PublishedRecipe(model, subject.source, subject.positive, subject.negative)
+    runs[PUBLISHED_EDIT] = _timed(lambda: published.edit(trajectory, windows, CFG))
+    runs[PUBLISHED_INVERSION] = _timed(lambda: published.invert(subject.latent, subject.published_inversion_steps))
+    return runs
 
 
 def measure(
@@ -139,10 +144,9 @@ def measure(
 
     They take turns, every other repetition in reverse, so that a drift of the machine meets all of them alike.
     """
-    barred = {name for above, below, _ in BARS for name in (above, below)}
     measured: dict[str, Measurement] = {}
     for repetition in range(repetitions):
-        names = [name for name in runs if repetition == 0 or name in barred]
+        names = [name for name in runs if repetition == 0 or name in BARRED]
         for name in names[:: -1 if repetition % 2 else 1]:
             gc.collect()
             with UNetCounter(subject.model) as counter:
@@ -154,11 +158,17 @@ def measure(
 
 def _timed(work: Callable[[], object]) -> Run:
     def run() -> float:
-        start = time.perf_counter()
+        start = _now()
         work()
-        return time.perf_counter() - start
+        return _now() - start
 
     return run
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _bare_calls(subject: Subject, trajectory: Trajectory) -> float:

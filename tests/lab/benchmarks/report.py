@@ -96,11 +96,10 @@ def fusion_section(measured: list[dict[str, FusionCost]]) -> str:
 
 
 FUSION = f"""\
-Two SD1.5 UNets of 859.5 M random parameters in fp32, {STEPS} steps of euler; or one of them and a LoRA of all its attention, whose rows are
-counted with its checkpoint's, because they share one UNet. A fusion runs between the two models' own sampling, {FUSION_REPETITIONS} times. Every
-run starts with no model loaded, so that the LoRA's calculation is on both sides of its ratio. What a LoRA variant costs more does not grow
-with the latent: weights are patched once, and exchanged at every step. Of smaller latents, or of two steps as here, it is a larger share
-than of a picture's. Seconds are processor time."""
+Two SD1.5 UNets of 859.5 M random parameters in fp32, {STEPS} steps of euler; or one of them and a LoRA of all its attention. A LoRA
+variant alone is sampled in its checkpoint's UNet, and its rows are counted there; in a fusion it has a UNet of its own. A fusion runs
+between the two models' own sampling, {FUSION_REPETITIONS} times. Every run starts with no model loaded, so that the LoRA's calculation is on both
+sides of its ratio. Seconds are processor time."""
 
 
 def captures_one_tensor_a_site(memory: dict[str, float]) -> bool:
@@ -262,7 +261,11 @@ Where no GPU is at hand the figures at full size are such counts, not measuremen
 
 def published_section(results: Results) -> str:
     """The whole way from a picture to one edit of it in 50 steps; and a further edit of the same picture."""
-    return "\n\n".join(f"{subject.name}\n\n{_published_table(subject, measured)}" for subject, measured in results)
+    return "\n\n".join(
+        f"{subject.name}\n\n{_published_table(subject, measured)}"
+        for subject, measured in results
+        if subject.published_inversion_steps
+    )
 
 
 def _published_table(subject: Subject, measured: Measurements) -> str:

@@ -18,7 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,6 @@ from support.host.provision import ROOT, Missing  # noqa: E402
 
 REPORT = ROOT / "docs" / "speed.md"
 PARTS = ("edits", "fusion", "capture_memory", "null_text_memory", "prior")
-REPETITIONS = 5
 QUICK_INVERSION_STEPS = 5
 STARTED = time.monotonic()
 
@@ -45,8 +45,10 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one repetition, no report file; for development")
     options = parser.parse_args()
     enter_pack()
+    import torch
+
     with tempfile.TemporaryDirectory() as base:
-        enter_comfyui(base)
+        enter_comfyui(base, cpu=not torch.cuda.is_available())
         return benchmark(options.quick, options.parts or PARTS)
 
 
@@ -105,12 +107,18 @@ def edits(quick: bool) -> report.Results:
     from lab.benchmarks import subjects
     from lab.benchmarks.contestants import contestants, measure
 
+    builds: list[Callable[[], subjects.Subject]] = [
+        partial(build, QUICK_INVERSION_STEPS) if quick else build for build in (subjects.toy, subjects.sd15)
+    ]
+    if torch.cuda.is_available():
+        builds += [partial(subjects.on_gpu, "SD1.5", 64), partial(subjects.on_gpu, "SDXL", 128)]
     results = []
     with torch.inference_mode():
-        for name, build in (("toy", subjects.toy), ("SD1.5", subjects.sd15)):
-            progress(f"{name}: building")
-            subject = build(QUICK_INVERSION_STEPS) if quick else build()
-            results.append((subject, measure(subject, contestants(subject), 1 if quick else REPETITIONS, progress)))
+        for build in builds:
+            subject = build()
+            progress(str(subject))
+            repetitions = 1 if quick else subject.repetitions
+            results.append((subject, measure(subject, contestants(subject), repetitions, progress)))
     return results
 
 
@@ -166,8 +174,8 @@ SECTIONS = (
 )
 
 INTRODUCTION = """\
-Printed by `make bench`. What a bar compares runs once in each of five repetitions, in turns, every other one in reverse order; a
-ratio divides two runs of one repetition, and the median of the five is held against the bar. The other contestants run once.
+Printed by `make bench`. What a bar compares runs once in each of five repetitions (three of SD1.5 on the CPU), in turns, every other
+one in reverse order; a ratio divides two runs of one repetition, and the median is held against the bar. The other contestants run once.
 Bare UNet calls are `calc_cond_batch` calls alone; everything else is timed as a whole: guider, conditions, sampler, callbacks.
 Plug-and-Play has its default windows, features for 0.8 and self-attention for 0.5 of the steps; so has Prompt-to-Prompt, words for
 0.8 and self-attention for 0.4, and blend words besides. Attention Mask reads every step. A call is one forward of the

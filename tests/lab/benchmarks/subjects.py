@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+import comfy.model_management
 import comfy.supported_models
 import torch
 from comfy.model_base import BaseModel
@@ -29,12 +30,13 @@ class Subject:
 
     name: str
     model: ModelPatcher
+    repetitions: int
     source: Conditioning
     positive: Conditioning
     negative: Conditioning
     latent: torch.Tensor  # [1, C, H, W] as a VAE gives it
     steps: int
-    published_inversion_steps: int  # of its 999; the rest is multiplied
+    published_inversion_steps: int = 0  # of its 999; the rest is multiplied. 0: nothing but what a bar compares is run
 
     @property
     def parameters(self) -> int:
@@ -56,15 +58,23 @@ def toy(published_inversion_steps: int = 999) -> Subject:
         for text in ("", caption(edited(scene, "colour", random.Random(0))), "")
     )
     latent = vae.encode(pictures.movedim(1, -1))
-    return Subject("toy", model, source, positive, negative, latent, 50, published_inversion_steps)
+    return Subject("toy", model, 5, source, positive, negative, latent, 50, published_inversion_steps)
 
 
-def sd15(published_inversion_steps: int = 5) -> Subject:
-    """Ten steps keep the default windows' shares exact: 8 with features, 5 with attention."""
+def sd15(published_inversion_steps: int = 2) -> Subject:
+    """On the CPU. Five steps keep the default windows' shares exact where the cost hangs on them: 4 with a source, of 5."""
     model = full_size_sd15()
     source, positive, negative = (tiny_models.conditioning(model, seed) for seed in (1, 2, 3))
-    latent = tiny_models.latent(model, 4)["samples"]
-    return Subject("SD1.5", model, source, positive, negative, latent, 10, published_inversion_steps)
+    latent = tiny_models.latent(model, 4, height=64, width=64)["samples"]
+    return Subject("SD1.5", model, 3, source, positive, negative, latent, 5, published_inversion_steps)
+
+
+def on_gpu(name: str, size: int) -> Subject:
+    """SD1.5 or SDXL in fp16 on the GPU."""
+    model = full_size(name, torch.float16, None, comfy.model_management.get_torch_device())
+    source, positive, negative = (full_size_conditioning(model.model, seed) for seed in (1, 2, 3))
+    latent = tiny_models.latent(model, 4, height=size, width=size)["samples"]
+    return Subject(f"{name}, fp16, GPU", model, 5, source, positive, negative, latent, 10)
 
 
 def full_size_sd15(seed: int = 0) -> ModelPatcher:
