@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 from lab.evidence.bars import Bars
+from lab.evidence.processes import spread
 from lab.evidence.prompt_to_prompt import CFG, CHOSEN, SCENES, STEPS
 from lab.evidence.prompt_to_prompt_edits import Edits, Group, Score, held_out_edits
 from lab.evidence.world import World, psnr_each
 from palimpsest.nodes.retracing.nodes import ExactRetracing
 from scipy.stats import binomtest
 from torch import Tensor
-from tqdm import tqdm
 
 PLUG_AND_PLAY = (0.8, 0.5)
 
@@ -58,23 +58,20 @@ class Result:
     scores: dict[str, Score]
 
 
-def compare(world: World, scenes: int = SCENES) -> dict[Way, Result]:
-    found = {}
-    for way in tqdm(WAYS, desc="ways"):
-        edits = Edits.open(world, held_out_edits(scenes, 600), STEPS, way.method)
-        again = edits.each(lambda group, way=way: group.sample(retraced(group, way.exact), 1.0, group.source))
-        scores = {
-            name: edits.each(lambda group, way=way, edited=edited: group.sample(edited(group, way.exact), CFG))
-            for name, edited in EDITS.items()
-        }
-        found[way] = Result(psnr_each(again.images, edits.unedited), scores)
-    return found
-
-
 @torch.inference_mode()
+def measured(way: Way) -> Result:
+    edits = Edits.open(World.load(), held_out_edits(SCENES, 600), STEPS, way.method)
+    again = edits.each(lambda group: group.sample(retraced(group, way.exact), 1.0, group.source))
+    scores = {
+        name: edits.each(lambda group, edited=edited: group.sample(edited(group, way.exact), CFG))
+        for name, edited in EDITS.items()
+    }
+    return Result(psnr_each(again.images, edits.unedited), scores)
+
+
 def write(docs: Path) -> list[str]:
     """Write the page; returns the bars that were missed."""
-    found = compare(World.load())
+    found = dict(zip(WAYS, spread(measured, WAYS), strict=True))
     bars = Bars("retracing")
     worst = float(found[WAYS[2]].returned.min())
     bars.add("worst source retraced exactly at guidance 1", "at least 60 dB", f"{worst:.1f} dB", worst >= 60.0)

@@ -5,21 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import multiprocessing
-import os
 import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from comfy.cli_args import args
 from lab.evidence.compatibility import conditioning, hosts, latents, patches, peers, samplers
 from lab.evidence.compatibility.checks import Idle, Senseless, Wrong, near
 from lab.evidence.compatibility.columns import COLUMNS, SENSELESS, Column
 from lab.evidence.compatibility.graph import NEGATIVE, SOURCE, Graph, sample
 from lab.evidence.compatibility.rows import Row
-from support.host.in_process import enter
+from lab.evidence.processes import spread
 
 ROWS: list[Row] = [
     *patches.ROWS, *peers.ROWS, *samplers.ROWS, *conditioning.ROWS, *latents.ROWS, *hosts.ROWS,
@@ -47,12 +44,9 @@ class Cell:
 
 def walk() -> Iterator[Cell]:
     """Every cell, row by row, on all cores."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    # Not forked: a compiler that has begun in this process does not end in a copy of it.
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), enter, (args.base_directory,)) as pool:
-        for row, cells in zip(ROWS, pool.imap(_of_row, range(len(ROWS))), strict=True):
-            for column, found in zip(COLUMNS, cells, strict=True):
-                yield Cell(row, column.name, *found)
+    for row, cells in zip(ROWS, spread(_of_row, range(len(ROWS))), strict=True):
+        for column, found in zip(COLUMNS, cells, strict=True):
+            yield Cell(row, column.name, *found)
 
 
 def _of_row(i: int) -> list[tuple[str, str, float]]:
