@@ -5,10 +5,11 @@ const PAUSE = 125; // milliseconds between frames that play
 
 const EMPTY = {
   PAL_PreviewTrajectory: "Run once to see the path, state by state.",
+  PAL_PreviewMorph: "Run once to see the morph, frame by frame.",
   PAL_SaliencyMap: "Run once with every_step on to see who draws where, step by step.",
 };
 
-/** Pictures one at a time, by a slider or playing: states of a path, steps of a fusion. */
+/** Pictures one at a time, by a slider or playing: states of a path, steps of a fusion, frames of a morph. */
 export class Frames {
   minHeight = 220;
   grows = true;

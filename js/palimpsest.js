@@ -15,6 +15,7 @@ const VIEWS = {
   PAL_EncodePromptEdit: EditWords,
   PAL_PreviewTrajectory: Frames,
   PAL_SaliencyMap: Frames,
+  PAL_PreviewMorph: Frames,
   PAL_CompareImages: CompareWipe,
   PAL_PlugAndPlay: StepWindows,
   PAL_PromptToPrompt: StepWindows,

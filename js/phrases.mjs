@@ -1,8 +1,8 @@
 // @ts-check
-/** Lists of words as the nodes read them: phrases between commas, semicolons or line ends. */
+/** Lists of words as the nodes read them: phrases between commas, semicolons (also those of Chinese and Japanese) or line ends. */
 
 export function phrasesIn(text) {
-  return String(text ?? "").split(/[,;\n]/).map((phrase) => phrase.trim()).filter(Boolean);
+  return String(text ?? "").split(/[,;\n，、；]/).map((phrase) => phrase.trim()).filter(Boolean);
 }
 
 /** A word of a prompt without the punctuation that its tokens may carry. */

@@ -107,15 +107,15 @@ def tokenize_prompt(tokenize: Tokenize, text: str, socket: str) -> PromptTokens:
 
 
 def phrases(text: str) -> list[str]:
-    """Words or groups of words between commas, semicolons or line ends."""
-    return [phrase for part in re.split(r"[,;\n]", text) if (phrase := part.strip())]
+    """Words or groups of words between commas, semicolons (also those of Chinese and Japanese) or line ends."""
+    return [phrase for part in re.split(r"[,;\n，、；]", text) if (phrase := part.strip())]
 
 
 def parse_reweight(text: str) -> list[tuple[str, float]]:
     """("fluffy", 2.0), ("red", -1.0) of "fluffy: 2, red: -1"."""
     parsed = []
     for entry in phrases(text):
-        words, colon, number = (part.strip() for part in entry.rpartition(":"))
+        words, colon, number = (part.strip() for part in entry.replace("：", ":").rpartition(":"))
         try:
             weight = float(number)
         except ValueError:
@@ -133,7 +133,7 @@ def parse_windows(text: str) -> list[tuple[str, float, float]]:
     """("fluffy", 0.2, 0.8), ("red", 0.0, 0.4) of "fluffy: 0.2-0.8, red: 0.4"."""
     parsed = []
     for entry in phrases(text):
-        form = re.fullmatch(r"(.+):\s*(?:([\d.]+)\s*-)?\s*([\d.]+)", entry, re.DOTALL)
+        form = re.fullmatch(r"(.+)[:：]\s*(?:([\d.]+)\s*-)?\s*([\d.]+)", entry, re.DOTALL)
         try:
             words, start, end = form[1].strip(), float(form[2] or 0.0), float(form[3])
         except (TypeError, ValueError):

@@ -7,7 +7,7 @@ pytestmark = pytest.mark.unit
 
 
 @settings(deadline=None)
-@given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.sampled_from([",", ", ", " ", "; ", "\n", " ,\t"]))
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1), st.sampled_from([",", ", ", " ", "; ", "\n", " ,\t", "，", "、"]))
 def test_a_list_is_read_as_it_was_written(values: list[float], between: str):
     assert numbers(f" {between.join(map(repr, values))} ", "thetas") == values
     assert numbers(between.join(map(repr, values)) + ",", "thetas") == values

@@ -1,7 +1,9 @@
 """Help pages: one order of headings, and no error message that the nodes do not give."""
 
 import ast
+import json
 import re
+from collections import Counter
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -22,6 +24,10 @@ HEADINGS = [
     "Cost",
     "Paper",
 ]
+TRANSLATED = {
+    "zh": ["输入", "输出", "节点上", "如何连接", "重要设置", "可能出现的问题", "开销", "论文"],
+    "ja": ["入力", "出力", "ノード上の表示", "接続方法", "重要な設定", "うまくいかないとき", "コスト", "論文"],
+}
 VALUE = "\0"  # where a message has a value of the run
 HOW_MUCH = 12  # letters of a message that a quotation must have beside the socket's name
 LONGEST_TOOLTIP = 300
@@ -81,6 +87,35 @@ def test_a_message_that_no_node_gives_is_found():
     assert is_given("sigmas: expected strictly descending values")
     assert not is_given("sigmas: expected strictly ascending values")
     assert not is_given("trajectory: ... which is")
+
+
+def structure(page: str) -> dict[str, object]:
+    """What a translation has in common with its page: rows, lists, wiring, pictures, and everything in backticks."""
+    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
+    return {
+        "rows": len(re.findall(r"^\|", prose, flags=re.MULTILINE)),
+        "items": len(re.findall(r"^(?:- |\d+\. )", prose, flags=re.MULTILINE)),
+        "wiring": page.count("```"),
+        "pictures": re.findall(r"!\[[^\]]+\]\(([^)]+)\)", prose),
+        "quoted": Counter(re.findall(r"`([^`\n]+)`", prose)),
+    }
+
+
+@pytest.mark.parametrize("language", TRANSLATED)
+@pytest.mark.parametrize("name", PAGES)
+def test_translated_pages_say_the_same(name: str, language: str):
+    english, page = PAGES[name], (ROOT / "js/docs" / name / f"{language}.md").read_text(encoding="utf-8")
+    headings = dict(zip(HEADINGS, TRANSLATED[language], strict=True))
+    wanted = [headings[heading] for heading in re.findall(r"^## (.*)$", english, flags=re.MULTILINE)]
+    assert re.findall(r"^## (.*)$", page, flags=re.MULTILINE) == wanted
+    assert structure(page) == structure(english)
+    names = json.loads((ROOT / f"locales/{language}/nodeDefs.json").read_text(encoding="utf-8"))
+    assert page.splitlines()[0] == f"# {names[name]['display_name']}"
+
+
+def test_translated_pages_are_of_nodes_and_languages_that_exist():
+    found = {file.relative_to(ROOT / "js/docs").as_posix() for file in (ROOT / "js/docs").glob("*/*.md")}
+    assert found == {f"{name}/{language}.md" for name in PAGES for language in TRANSLATED}
 
 
 def test_pictures_of_pages_exist_and_are_small():

@@ -53,6 +53,12 @@ def test_parses_weights_and_phrases():
     assert parse_reweight("") == [] and phrases(" , ;\n") == []
 
 
+def test_punctuation_of_chinese_and_japanese_parts_phrases_too():
+    assert phrases("红色的猫，狗、鸟；鱼") == ["红色的猫", "狗", "鸟", "鱼"]
+    assert parse_reweight("猫：2，狗:-1") == [("猫", 2.0), ("狗", -1.0)]
+    assert parse_windows("猫：0.2-0.8、狗： 0.4") == [("猫", 0.2, 0.8), ("狗", 0.0, 0.4)]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

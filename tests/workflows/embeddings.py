@@ -112,7 +112,7 @@ def morph() -> Workflow:
                 size=(280, 450),
                 title="The morph",
             ),
-            NodeSpec("frames_shown", "PreviewImage", (2260, 530), size=(280, 450), title="Its frames"),
+            NodeSpec("frames_shown", "PAL_PreviewMorph", (2260, 530), size=(280, 560), title="Its frames"),
             NodeSpec("mix", "PAL_EmbeddingMix", (1180, 1150), {"weights": "1, 1", "norm": "keep"}, size=(320, 150)),
             *mixed,
             *mixed_larger,

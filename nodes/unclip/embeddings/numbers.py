@@ -11,9 +11,9 @@ MAX_FRAMES = 4096
 
 
 def numbers(text: str, socket: str) -> list[float]:
-    """Numbers between commas, semicolons, spaces or line ends."""
+    """Numbers between commas, semicolons (also those of Chinese and Japanese), spaces or line ends."""
     values = []
-    for word in re.split(r"[,;\s]+", text.strip(" ,;\t\r\n")):
+    for word in re.split(r"[,;\s，、；]+", text.strip(" ,;\t\r\n，、；")):
         try:
             values.append(float(word))
         except ValueError:
