@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
+from support.cases import cases
 from support.host.client import Client
 from support.host.frontend import Frontend, open_frontend
 from support.host.server import Server
@@ -25,13 +26,17 @@ PLACE = """type => {
 }"""
 
 
-def test_the_help_of_a_node_is_its_page(browser: Browser, server: Server, screenshots: Path):
-    page = (ROOT / "js" / "docs" / "PAL_DDIMInvert.md").read_text(encoding="utf-8")
-    _title, opening, *_ = page.split("\n\n")
+@pytest.mark.parametrize("language", cases(["en", "zh", "ja"], "en", "zh"))
+def test_the_help_of_a_node_is_its_page(browser: Browser, server: Server, screenshots: Path, language: str):
+    pages = ROOT / "js" / "docs"
+    file = pages / "PAL_DDIMInvert.md" if language == "en" else pages / "PAL_DDIMInvert" / f"{language}.md"
+    page = file.read_text(encoding="utf-8")
+    title, opening, *_ = page.split("\n\n")
     missing: list[str] = []
-    with open_frontend(browser, server.address) as frontend:
+    with open_frontend(browser, server.address, language=language) as frontend:
         frontend.page.on("response", lambda answer: missing.append(answer.url) if answer.status == 404 else None)
         frontend.page.evaluate(PLACE, "PAL_DDIMInvert")
+        assert frontend.page.evaluate("() => app.graph.nodes[0].title") == title.removeprefix("# ")
         info = select_until_it_has_buttons(frontend.page)
         frontend.toggle_focus_mode()  # which would hide the panel
         info.click(timeout=60_000)
@@ -39,10 +44,10 @@ def test_the_help_of_a_node_is_its_page(browser: Browser, server: Server, screen
         expect(shown).to_contain_text(opening, timeout=120_000)
         expect(shown.locator("table")).to_have_count(page.count("|---|---|\n"))
         assert shown.locator("img").evaluate("picture => picture.decode().then(() => picture.naturalWidth)") > 0
-        frontend.page.screenshot(path=screenshots / "help.png")
-    # The frontend looks for a page in the artist's language first, and its console says that there is none.
-    translated = [url for url in missing if url.endswith("/docs/PAL_DDIMInvert/en.md")]
-    assert len(frontend.errors) == len(translated) == 1
+        frontend.page.screenshot(path=screenshots / f"help {language}.png")
+    # The frontend looks for a page in the artist's language first, and its console says where there is none.
+    translated = [url for url in missing if url.endswith(f"/docs/PAL_DDIMInvert/{language}.md")]
+    assert len(frontend.errors) == len(translated) == (language == "en")
 
 
 def select_until_it_has_buttons(page: Page, attempts: int = 10) -> Locator:

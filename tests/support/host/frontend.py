@@ -126,12 +126,13 @@ def launch() -> Iterator[Browser]:
 
 
 @contextmanager
-def open_frontend(browser: Browser, address: str, vue_nodes: bool = False) -> Iterator[Frontend]:
+def open_frontend(browser: Browser, address: str, vue_nodes: bool = False, language: str = "en") -> Iterator[Frontend]:
     """A new profile at the frontend of the server at `address`, classic canvas or Nodes 2.0, alone on the screen."""
     store_settings(
         address,
         {
             "Comfy.TutorialCompleted": True,
+            "Comfy.Locale": language,
             "Comfy.VueNodes.Enabled": vue_nodes,
             "Comfy.VueNodes.AutoScaleLayout": False,
             "Comfy.Graph.CanvasInfo": False,
