@@ -19,6 +19,7 @@ SLICES = (
     "unclip.prior",
     "unclip.decoder",
     "unclip.embeddings",
+    "unclip.morph",
 )
 
 

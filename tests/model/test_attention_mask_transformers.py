@@ -11,6 +11,7 @@ from palimpsest.nodes.diffusion.trajectory import ModelFingerprint, Trajectory
 from palimpsest.nodes.prompt_to_prompt.attention_mask import found_words
 from palimpsest.nodes.prompt_to_prompt.nodes import AttentionMask
 from palimpsest.nodes.text.tokens import tokenize
+from support.fixtures.explicit_attention import Explicit
 from support.fixtures.plain_words import in_template
 from support.fixtures.sampling import random_trajectory
 from support.fixtures.tiny_clip import sd1, tokenizer_only
@@ -28,26 +29,6 @@ def path(kind, model, source, steps=2, batch=1, **size):
     x0, noise = (kind.latent(seed, batch, **size) for seed in (1, 9))
     latents = torch.stack([(1.0 - sigma) * x0 + sigma * noise for sigma in sigmas])
     return Trajectory(latents, sigmas, source, ModelFingerprint.of(model), "sampled", torch.full((steps,), torch.nan))
-
-
-class Explicit:
-    """softmax(q k^T / sqrt(d)) in plain PyTorch in the place of every attention, and each block's shares of the text."""
-
-    def __init__(self, image: int, text: int):
-        self.image, self.text = image, text
-        self.shares: list[torch.Tensor] = []
-
-    def __call__(self, func, q, k, v, *args, **kwargs):
-        heads = args[0] if args else kwargs["heads"]
-        if not kwargs.get("skip_reshape"):
-            split = [t if t.ndim == 4 else t.unflatten(-1, (heads, -1)) for t in (q, k, v)]
-            own_q, own_k = (t.transpose(1, 2) for t in split[:2])
-        else:
-            own_q, own_k = q, k
-        if own_q.shape[2] == self.image + self.text:
-            attention = (own_q @ own_k.mT * own_q.shape[-1] ** -0.5).softmax(-1)[:, :, self.text :, : self.text]
-            self.shares.append(attention / attention.sum(-1, keepdim=True))
-        return func(q, k, v, *args, **kwargs)
 
 
 @pytest.mark.parametrize("name", ["flux", "sd35_medium", "qwen_image"])

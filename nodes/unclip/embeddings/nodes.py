@@ -8,7 +8,6 @@ from ...text.text_states import TextStates, text_states
 from . import sphere
 from .embedding_io import SUFFIX, load_embedding, save_embedding
 from .numbers import MAX_FRAMES, mixing_weights, thetas
-from .preview_morph import PreviewMorph
 from .sockets import IPAdapterEmbedsIO
 
 CATEGORY = "palimpsest/unclip"
@@ -347,13 +346,4 @@ def _unread(read: TextStates) -> str:
     return f"{' and '.join(map(str, read.unread))} tokens beyond the 75 that CLIP reads"
 
 
-NODES = [
-    EmbeddingSlerp,
-    LatentSlerp,
-    PreviewMorph,
-    EmbeddingMix,
-    EmbeddingTextDiff,
-    EmbeddingScore,
-    SaveEmbedding,
-    LoadEmbedding,
-]
+NODES = [EmbeddingSlerp, LatentSlerp, EmbeddingMix, EmbeddingTextDiff, EmbeddingScore, SaveEmbedding, LoadEmbedding]

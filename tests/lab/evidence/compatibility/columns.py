@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from lab.evidence.compatibility import editing_columns, fusion_columns
+from lab.evidence.compatibility import editing_columns, fusion_columns, mask_column
 from lab.evidence.compatibility.graph import NEGATIVE, Graph, base, clip, schedule
 from palimpsest.nodes.diffusion.conditioning import Conditioning
 from palimpsest.nodes.unclip.decoder.conditioning import unclip_conditioning
@@ -55,7 +55,7 @@ COLUMNS = [
     Column("Plug-and-Play, captured", "PAL_CaptureFeatures, PAL_PlugAndPlay", editing_columns.captured),
     Column("Prompt-to-Prompt", "PAL_PromptToPrompt", editing_columns.prompt_to_prompt),
     Column("local blend", "PAL_PromptToPrompt", editing_columns.local_blend),
-    Column("Attention Mask", "PAL_AttentionMask", editing_columns.attention_mask),
+    Column("Attention Mask", "PAL_AttentionMask", mask_column.attention_mask),
     Column("Exact Retracing", "PAL_ExactRetracing", editing_columns.exact_retracing),
     Column("Saliency Fusion", "PAL_SaliencyFusionGuider", fusion_columns.saliency_fusion),
     Column("Subject Fusion", "PAL_SubjectFusionGuider", fusion_columns.subject_fusion),

@@ -89,9 +89,14 @@ def painted(conditioning: Conditioning) -> Conditioning:
     return [[text, {**options, "concat_latent_image": picture, "concat_mask": mask}] for text, options in conditioning]
 
 
+def two_blocks(seed: int) -> ModelPatcher:
+    """Of which guidance may skip one."""
+    return tiny_models.flow_dit(seed, depth=2)
+
+
 def flow(*patch) -> Callable[[Graph], Graph]:
     def change(graph: Graph) -> Graph:
-        graph = family(tiny_models.flow_dit, name="simple", dress=pooled(48))(graph)
+        graph = family(two_blocks, name="simple", dress=pooled(48))(graph)
         models = graph.patched(lambda model: core(patch[0], model, *patch[1:])) if patch else {}
         graph = replace(graph, **models)
         return replace(graph, sigmas=schedule(graph.model, 4, "simple"))
@@ -135,7 +140,7 @@ ROWS = [
     ),
     row(
         "SD3 with SkipLayerGuidanceDiT",
-        flow("nodes_slg.SkipLayerGuidanceDiT", "0", "", 3.0, 0.0, 1.0, 0.0),
+        flow("nodes_slg.SkipLayerGuidanceDiT", 3.0, 0.0, 1.0, "0", ""),
         group="models",
     ),
     precision("fp16", torch.float16, TOLERANCE[torch.float16]),

@@ -1,5 +1,3 @@
-"""A morph, watched frame by frame."""
-
 from comfy_api.latest import io, ui
 
 from ...display.feedback import FRAMES
@@ -27,3 +25,6 @@ class PreviewMorph(io.ComfyNode):
             for number, entry in enumerate(saved, 1)
         ]
         return io.NodeOutput(ui={"images": saved, FRAMES: frames})
+
+
+NODES = [PreviewMorph]
