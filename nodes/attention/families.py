@@ -26,6 +26,8 @@ class Family:
     caption_axis: channels of q and k, and the base of their frequencies, that turn with the number of text tokens, because the
     image's positions begin where the text's end.
     text_last: a prompt with fewer columns than the network reads stands at their end.
+    pictures: what core calls further pictures of a prompt whose tokens would stand before or between the image's. Those of other
+    families stand behind them.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Family:
     refiners: bool = False
     caption_axis: tuple[int, float] | None = None
     text_last: bool = False
+    pictures: str = ""
 
     def grid(self, x: torch.Tensor) -> tuple[int, int, int]:
         """Frames, rows and columns of image tokens for a latent [B, C, H, W] or [B, C, T, H, W]."""
@@ -68,16 +71,25 @@ FAMILIES = {
     "Chroma": Family("Chroma", TEXT_FIRST),
     "SD3": Family("SD3", TEXT_FIRST),
     "QwenImage": Family("Qwen-Image", TEXT_FIRST),
-    "Lumina2": Family("Lumina 2", TEXT_FIRST, refiners=True),
-    "WAN21": Family("Wan", CROSS),
+    "Lumina2": Family("Lumina 2", TEXT_FIRST, refiners=True, pictures="ref_latents"),
+    "WAN21": Family("Wan", CROSS, pictures="reference_latent"),
     "CosmosPredict2": Family("Cosmos Predict2", CROSS),
     "Anima": Family("Anima", CROSS),
-    "HiDream": Family("HiDream-I1", IMAGE_FIRST),
+    "HiDream": Family("HiDream-I1", IMAGE_FIRST, pictures="image_cond"),
 }
-Z_IMAGE = Family("Z-Image", TEXT_FIRST, multiple=32, refiners=True)
+Z_IMAGE = Family("Z-Image", TEXT_FIRST, multiple=32, refiners=True, pictures="ref_latents")
 # Their classes inherit from a family above, and their tokens are laid out in another way.
 OTHER_LAYOUTS = frozenset(
-    {"MageFlow", "ZImagePixelSpace", "ChromaRadiance", "WAN21_Vace", "WAN21_HuMo", "WAN22_S2V", "WAN22_Animate"}
+    {
+        "MageFlow",
+        "ZImagePixelSpace",
+        "ChromaRadiance",
+        "WAN21_Vace",
+        "WAN21_HuMo",
+        "WAN21_SCAIL",
+        "WAN22_S2V",
+        "WAN22_Animate",
+    }
 )
 
 
@@ -87,8 +99,10 @@ def family_of(model: ModelPatcher) -> Family | None:
     if names[0] in OTHER_LAYOUTS:
         return None
     name = next((name for name in names if name in FAMILIES), None)
+    network = model.get_model_object("diffusion_model")
+    if name == "WAN21" and getattr(network, "ref_conv", None) is None:
+        return replace(FAMILIES[name], pictures="")  # it reads none
     if name != "Lumina2":
         return FAMILIES.get(name)
-    network = model.get_model_object("diffusion_model")
     family = Z_IMAGE if getattr(network, "pad_tokens_multiple", None) else FAMILIES[name]
     return replace(family, caption_axis=(network.axes_dims[0], network.rope_embedder.theta))

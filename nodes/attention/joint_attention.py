@@ -188,6 +188,11 @@ class _Tap:
         transformer_options={},  # noqa: B006, as core declares it
         **kwargs,
     ):
+        if kwargs.get(self.family.pictures) is not None:
+            raise ValueError(
+                f"positive, negative, source: expected prompts without reference pictures, because {self.family.name} puts their tokens before or "
+                "between the picture's own, got one with some. Remove Set Reference Latent, or the node that adds them."
+            )
         text = 0 if c_crossattn is None else c_crossattn.shape[1]
         network = _Network(self.family.grid(x), text, transformer_options.get(OVERRIDE))
         options = {**transformer_options, OVERRIDE: self.override, self.key: network}

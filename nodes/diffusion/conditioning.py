@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 Conditioning = list[list[Any]]  # [[cross_attn tensor, dict], ...]
+REFERENCES = ("reference_latents", "reference_latents_method")
 OWN_TIMES = ("start_percent", "end_percent", "clip_start_percent", "timestep_start", "timestep_end")
 
 
@@ -24,6 +25,12 @@ def with_own_controls(conditioning: Conditioning) -> Conditioning:
         [text, {**options, "control": copied(options["control"])} if "control" in options else copy.copy(options)]
         for text, options in conditioning
     ]
+
+
+def references_of(conditioning: Conditioning) -> dict[str, Any]:
+    """The reference pictures that an edit model was given beside a prompt, where the prompt is one for the whole picture."""
+    options = conditioning[0][1] if len(conditioning) == 1 else {}
+    return {key: options[key] for key in REFERENCES if key in options}
 
 
 def require_timeless(conditioning: Conditioning, socket: str) -> None:

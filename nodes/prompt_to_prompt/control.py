@@ -15,6 +15,7 @@ import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
 from ..attention.calls import Chunk, ModelOptions, Record, chunks_of, is_source_pass
+from ..attention.families import family_of
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.context_window import Part
 from ..diffusion.source_run import Run, SourceRuns, exact_retracing
@@ -73,6 +74,8 @@ def prompt_to_prompt(
             "positive",
             "`target` of the connected Encode Prompt Edit",
         )
+        if family_of(model) is not None:
+            _require_references_of(source, positive)
         for cond in positive:
             cond[EDITED] = True
         whole = frozenset(cond["uuid"] for cond in positive if "area" not in cond)
@@ -89,6 +92,17 @@ def prompt_to_prompt(
         return _Edit(settings, sites, whole, blend)
 
     return SourceRuns(KEY, trajectory, source, begin, exact).patched(model)
+
+
+def _require_references_of(source: Conditioning, positive: list[dict[str, Any]]) -> None:
+    """Raise ValueError unless both prompts have as many reference pictures: they take attention that the words would have."""
+    wanted = max(len(options.get("reference_latents", ())) for _, options in source)
+    got = next((own for cond in positive if (own := len(cond.get("reference_latents", ()))) != wanted), wanted)
+    if got != wanted:
+        raise ValueError(
+            f"positive: expected as many reference latents as the source's prompt, {wanted}, got {got}. Use the same Set Reference Latent "
+            "nodes for the prompt of the trajectory, or `source`, and for the sampler's positive."
+        )
 
 
 def _require_prompts_apart(model_options: ModelOptions) -> None:

@@ -7,7 +7,7 @@ import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.sd3_clip
 import pytest
 import torch
-from palimpsest.nodes.diffusion.trajectory import ModelFingerprint, Trajectory
+from palimpsest.nodes.diffusion.trajectory import Trajectory
 from palimpsest.nodes.prompt_to_prompt.attention_mask import found_words
 from palimpsest.nodes.prompt_to_prompt.nodes import AttentionMask
 from palimpsest.nodes.text.tokens import tokenize
@@ -17,18 +17,11 @@ from support.fixtures.sampling import random_trajectory
 from support.fixtures.tiny_clip import sd1, tokenizer_only
 from support.fixtures.tiny_models import conditioning, two_level
 from support.fixtures.tiny_transformers import KINDS, families
+from support.fixtures.transformer_edits import path
 
 pytestmark = pytest.mark.model
 
 TEXT = "a red cat on the grass"
-
-
-def path(kind, model, source, steps=2, batch=1, **size):
-    """x0 + sigma noise for latents that have been through no inversion."""
-    sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
-    x0, noise = (kind.latent(seed, batch, **size) for seed in (1, 9))
-    latents = torch.stack([(1.0 - sigma) * x0 + sigma * noise for sigma in sigmas])
-    return Trajectory(latents, sigmas, source, ModelFingerprint.of(model), "sampled", torch.full((steps,), torch.nan))
 
 
 @pytest.mark.parametrize("name", ["flux", "sd35_medium", "qwen_image"])

@@ -10,7 +10,7 @@ from palimpsest.nodes.flow_edit.guider import FLOW_EDIT, VELOCITY_MASK, noise_of
 from palimpsest.nodes.flow_edit.nodes import FlowEdit
 from support.fixtures import tiny_models
 from support.fixtures.tiny_transformers import KINDS
-from support.fixtures.twin_transformers import flow_edit, flux_velocity, sd3_velocity, uni_edit
+from support.fixtures.twin_transformers import TWINS, flow_edit, uni_edit
 
 pytestmark = pytest.mark.model
 
@@ -48,12 +48,12 @@ def relative(a, b):
     return float((a - b).norm() / b.norm())
 
 
-@pytest.mark.parametrize("name, cfg, cfg_source", [("flux", 1.0, 1.0), ("sd3", 6.0, 3.5)])
+@pytest.mark.parametrize("name, cfg, cfg_source", [("flux", 1.0, 1.0), ("sd3", 6.0, 3.5), ("qwen_image", 4.0, 1.5)])
 @torch.inference_mode()
 def test_flow_edit_is_the_published_algorithm(name, cfg, cfg_source):
     kind = KINDS[name]
     model = kind.model()
-    velocity = {"flux": flux_velocity, "sd3": sd3_velocity}[name](model)
+    velocity = TWINS[name].velocity(model)
     picture = torch.cat([kind.latent(1, height=8, width=8), kind.latent(2, height=8, width=8)])
     positive, negative, source = (
         kind.conditioning(seed, **({"guidance": g} if name == "flux" else {}))
@@ -69,12 +69,12 @@ def test_flow_edit_is_the_published_algorithm(name, cfg, cfg_source):
     assert relative(result, picture) > 1e-2
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3"])
+@pytest.mark.parametrize("name", TWINS)
 @torch.inference_mode()
 def test_the_velocity_mask_is_the_published_algorithm(name):
     kind = KINDS[name]
     model = kind.model()
-    velocity = {"flux": flux_velocity, "sd3": sd3_velocity}[name](model)
+    velocity = TWINS[name].velocity(model)
     options = {"guidance": 1.0} if name == "flux" else {}
     positive, source = kind.conditioning(3, **options), kind.conditioning(5, **options)
     start = kind.latent(6, height=8, width=8)

@@ -14,6 +14,7 @@ from support.fixtures.fusion import expert, from_file, fuse, fuse_subject, gener
 from support.fixtures.other_packs import lora, perturbed_attention
 from support.fixtures.sampling import schedule
 from support.fixtures.tiny_models import conditioning, two_level
+from support.fixtures.two_gpus import two_gpus
 from support.fixtures.unet_probe import same
 
 pytestmark = pytest.mark.model
@@ -146,14 +147,6 @@ def test_another_guider_on_a_lora_variant_loads_nothing_F15(sigmas, x, who, monk
     assert (loading.loads, loading.unloads) == (0, 0)
 
 
-def split(model):
-    """As core's MultiGPU CFG Split leaves it, with the CPU for a second GPU."""
-    first, second = model.clone(), model.clone()
-    second.is_multigpu_base_clone = True
-    first.set_additional_models("multigpu", [second])
-    return first
-
-
 @pytest.mark.newest
 @pytest.mark.parametrize(
     ("who", "variant"), cases(product(("general", "expert", "both"), (False, True)), ("expert", False), ("both", True))
@@ -161,11 +154,12 @@ def split(model):
 def test_a_model_split_over_gpus_F5(sigmas, x, who, variant, monkeypatch):
     model = two_level(0)
     sides = model, lora(model) if variant else two_level(1)
+    monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "get_free_memory", lambda *args: 0)  # a call for each row
     expected = run(fuse(general(sides[0]), expert(sides[1])), x, sigmas).result
     copied = []
     monkeypatch.setattr(comfy.model_patcher.ModelPatcher, "deepclone_multigpu", lambda *a, **k: copied.append(a))
-    one = split(sides[0]) if who != "expert" else sides[0]
-    second = split(sides[1]) if who != "general" else sides[1]
+    one = two_gpus(sides[0]) if who != "expert" else sides[0]
+    second = two_gpus(sides[1]) if who != "general" else sides[1]
     made = run(fuse(general(one), expert(second)), x, sigmas).result
     assert same(made, expected, 1e-6)
     assert copied == [] and [len(m.get_additional_models_with_key("multigpu")) for m in (one, second)] == [

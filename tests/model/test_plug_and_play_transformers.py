@@ -5,14 +5,12 @@ from __future__ import annotations
 import comfy.model_patcher
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as core
-import diffusers.models.attention_processor as diffusers_attention
-import diffusers.models.transformers.transformer_flux as diffusers_flux
 import pytest
 import torch
 from palimpsest.nodes.inversion.nodes import DDIMInvert, SampleTrajectory
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
 from support.fixtures.tiny_transformers import KINDS
-from support.fixtures.twin_transformers import PublishedInjection, flux_velocity, plug_and_play, sd3_velocity
+from support.fixtures.twin_transformers import TWINS, PublishedInjection, plug_and_play
 
 pytestmark = pytest.mark.model
 
@@ -110,18 +108,12 @@ def test_auto_windows_are_short_on_transformers_and_at_least_one_step():
     assert (features.windows.feature, features.windows.attention) == (1, 1)
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3"])
+@pytest.mark.parametrize("name", TWINS)
 @torch.inference_mode()
 def test_it_is_the_published_injection_on_diffusers_transformers(name):
     kind = KINDS[name]
     model = kind.model()
-    tokens = 16
-    if name == "flux":
-        velocity = flux_velocity(model)
-        injection = PublishedInjection(diffusers_flux, "dispatch_attention_fn", False, False, tokens)
-    else:
-        velocity = sd3_velocity(model)
-        injection = PublishedInjection(diffusers_attention.F, "scaled_dot_product_attention", True, True, tokens)
+    velocity, injection = TWINS[name].velocity(model), TWINS[name].injection(PublishedInjection, tokens=16)
     source, positive, negative = [kind.conditioning(seed) for seed in (2, 3, 4)]
     picture = {"samples": kind.latent(1, height=8, width=8)}
     sigmas = schedule(model, 10)

@@ -7,8 +7,6 @@ from functools import partial
 import comfy.model_patcher
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as core
-import diffusers.models.attention_processor as diffusers_attention
-import diffusers.models.transformers.transformer_flux as diffusers_flux
 import pytest
 import torch
 from palimpsest.nodes.inversion.nodes import DDIMInvert, SampleTrajectory
@@ -16,7 +14,7 @@ from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
 from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from support.fixtures.plain_words import in_template
 from support.fixtures.tiny_transformers import KINDS, families
-from support.fixtures.twin_transformers import PublishedWords, flux_velocity, plug_and_play, sd3_velocity
+from support.fixtures.twin_transformers import TWINS, PublishedWords, plug_and_play
 
 pytestmark = pytest.mark.model
 
@@ -177,7 +175,7 @@ def test_what_does_not_fit_is_refused():
         PromptToPrompt.execute(other.model, made.trajectory, made.edit, 1.0, 1.0, 0.0, 0.3)
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3"])
+@pytest.mark.parametrize("name", TWINS)
 @pytest.mark.parametrize("steps", [3, pytest.param(10, marks=pytest.mark.long)])
 @torch.inference_mode()
 def test_it_is_the_published_edit_on_diffusers_transformers(name, steps):
@@ -189,15 +187,7 @@ def test_it_is_the_published_edit_on_diffusers_transformers(name, steps):
     columns = len(edit.source.ids)
     assert len(edit.target.ids) == columns
     source, positive, negative = (kind.conditioning(seed, columns) for seed in (2, 3, 4))
-    tokens = 16
-    if name == "flux":
-        velocity, words = (
-            flux_velocity(model),
-            PublishedWords(diffusers_flux, "dispatch_attention_fn", False, False, tokens),
-        )
-    else:
-        velocity = sd3_velocity(model)
-        words = PublishedWords(diffusers_attention.F, "scaled_dot_product_attention", True, True, tokens)
+    velocity, words = TWINS[name].velocity(model), TWINS[name].injection(PublishedWords, tokens=16)
     picture = {"samples": kind.latent(1, height=8, width=8)}
     sigmas = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", steps)
     trajectory, noise, *_ = DDIMInvert.execute(model, source, picture, sigmas, "ddim", 1).args

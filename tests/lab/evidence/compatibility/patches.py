@@ -12,6 +12,7 @@ from lab.evidence.compatibility.checks import relative
 from lab.evidence.compatibility.graph import NEGATIVE, SOURCE, Graph, core, encoded, sample, schedule
 from lab.evidence.compatibility.rows import Row
 from support.fixtures import tiny_models
+from support.fixtures.two_gpus import two_gpus
 
 GROUP = "model patches"
 Patch = Callable[[ModelPatcher], ModelPatcher]
@@ -120,14 +121,6 @@ def sharpened(model: ModelPatcher) -> ModelPatcher:
 
     operation = core("nodes_latent.LatentOperationSharpen", 3, 1.0, 0.1)
     return core("nodes_latent.LatentApplyOperationCFG", model, operation)
-
-
-def two_gpus(model: ModelPatcher) -> ModelPatcher:
-    """What MultiGPU CFG Split makes of a model, the second device being the CPU again."""
-    split, second = model.clone(), model.clone()
-    second.is_multigpu_base_clone = True
-    split.set_additional_models("multigpu", [second])
-    return split
 
 
 def three_frames(graph: Graph) -> Graph:
