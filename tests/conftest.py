@@ -19,7 +19,7 @@ from support.host.browser import why_left_out  # noqa: E402
 from support.host.client import Client  # noqa: E402
 from support.host.in_process import enter_comfyui, enter_pack  # noqa: E402
 from support.host.provision import Missing, comfyui_location  # noqa: E402
-from support.host.server import Server  # noqa: E402
+from support.host.server import WITH_TOY, Server  # noqa: E402
 
 enter_pack()
 
@@ -67,8 +67,8 @@ def comfyui() -> Path:
 
 @pytest.fixture(scope="session")
 def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One real server for the whole session."""
-    with Server(comfyui, tmp_path_factory.mktemp("server")) as running:
+    """One real server for the whole session, with the toy's loaders beside the pack."""
+    with Server(comfyui, tmp_path_factory.mktemp("server"), WITH_TOY) as running:
         yield running
 
 

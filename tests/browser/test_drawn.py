@@ -12,11 +12,10 @@ from support.host.client import Client
 from support.host.drawn import STEPS, open_drawn
 from support.host.frontend import Frontend, open_frontend
 from support.host.frontends import NEWEST, OLDEST, provide_frontend
-from support.host.server import PACK, Server
+from support.host.server import WITH_TOY, Server
 
 pytestmark = pytest.mark.browser
 
-PACKS = {"palimpsest": PACK, "palimpsest_toy": PACK / "tests" / "lab" / "toy" / "pack"}
 FRONTENDS = ["installed", *(pytest.param(version, marks=pytest.mark.slow) for version in (OLDEST, NEWEST))]
 WIDGET = (
     """([type, name]) => app.graph.nodes.find(node => node.type === type).widgets.find(w => w.name === name).value"""
@@ -33,8 +32,11 @@ MENU = """type => {
 @pytest.fixture(scope="module", params=FRONTENDS)
 def served(request: pytest.FixtureRequest, comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     release = request.param
-    root = () if release == "installed" else ("--front-end-root", str(provide_frontend(release)))
-    with Server(comfyui, tmp_path_factory.mktemp(release), PACKS, root) as running:
+    if release == "installed":
+        yield request.getfixturevalue("server")
+        return
+    root = ("--front-end-root", str(provide_frontend(release)))
+    with Server(comfyui, tmp_path_factory.mktemp(release), WITH_TOY, root) as running:
         yield running
 
 

@@ -115,6 +115,19 @@ def test_the_steps_of_a_fusion_are_turned_and_taken_away(frontend: Frontend):
     assert frontend.errors == [] or all("none" in error for error in frontend.errors)
 
 
+def test_a_morph_plays(frontend: Frontend):
+    page = frontend.page
+    page.evaluate(ADD, [("PAL_PreviewMorph", {}, 520)])
+    label = page.locator(".palimpsest-label")
+    expect(label).to_contain_text("frame by frame")
+    frames = [{"picture": f"none{n}.png", "label": f"frame {n} of 9"} for n in range(1, 10)]
+    page.evaluate("frames => app.graph.nodes[0].onExecuted({palimpsest_frames: frames})", frames)
+    expect(label).to_have_text("frame 9 of 9")
+    page.get_by_label("Play", exact=True).click()
+    expect(label).to_have_text("frame 3 of 9")
+    page.get_by_label("Play", exact=True).click()
+
+
 def test_the_wipe_is_moved_by_keyboard(frontend: Frontend):
     frontend.page.evaluate(ADD, [("PAL_CompareImages", {}, 520)])
     slider = frontend.page.get_by_label("How much of image_a")

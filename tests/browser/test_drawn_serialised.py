@@ -14,7 +14,7 @@ from support.host.server import PACK, Server
 
 pytestmark = pytest.mark.browser
 
-RENDERERS = pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "nodes2"])
+PANELS = "() => app.graph.nodes.flatMap(node => node.widgets ?? []).filter(w => w.name.startsWith('palimpsest')).length"
 WITH_PANELS = (
     "Swap a word in a photo",
     "Mask by a word, then inpaint",
@@ -33,60 +33,51 @@ SAVED = """async workflow => {
 }"""
 
 
-@pytest.fixture(scope="module")
-def toy_server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory):
-    packs = {"palimpsest": PACK, "palimpsest_toy": PACK / "tests" / "lab" / "toy" / "pack"}
-    with Server(comfyui, tmp_path_factory.mktemp("drawn"), packs) as running:
-        yield running
-
-
 def without_scripts(route: Route) -> None:
     """The frontend's list of what to load, as if the pack had no js/."""
     scripts = route.fetch().json()
     route.fulfill(json=[name for name in scripts if not name.startswith("/extensions/palimpsest/")])
 
 
-@RENDERERS
-def test_workflows_and_prompts_are_the_same_without_the_scripts(browser: Browser, toy_server: Server, vue_nodes: bool):
+def test_workflows_and_prompts_are_the_same_without_the_scripts(frontend: Frontend, browser: Browser, server: Server):
     folder = PACK / "example_workflows"
     workflows = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in WITH_PANELS]
-    saved: list[list[str]] = []
-    for scripts in (True, False):
-        with open_frontend(browser, toy_server.address, vue_nodes) as frontend:
-            if not scripts:
-                frontend.page.route("**/api/extensions", without_scripts)
-                frontend.page.reload()
-                frontend.page.wait_for_function("() => window.app?.graph?.nodes.length && window.app.vueAppReady")
-            panels = "() => app.graph.nodes.flatMap(node => node.widgets ?? []).filter(w => w.name.startsWith('palimpsest')).length"
-            saved.append([frontend.page.evaluate(SAVED, workflow) for workflow in workflows])
-            open_drawn(frontend, seed=3)
-            assert bool(frontend.page.evaluate(panels)) == scripts
-    assert saved[0] == saved[1]
+    saved = [frontend.page.evaluate(SAVED, workflow) for workflow in workflows]
+    open_drawn(frontend, seed=3)
+    assert frontend.page.evaluate(PANELS)
+    with open_frontend(browser, server.address, frontend.renderer == "nodes2") as bare:
+        bare.page.route("**/api/extensions", without_scripts)
+        bare.page.reload()
+        bare.page.wait_for_function("() => window.app?.graph?.nodes.length && window.app.vueAppReady")
+        assert [bare.page.evaluate(SAVED, workflow) for workflow in workflows] == saved
+        open_drawn(bare, seed=3)
+        assert not bare.page.evaluate(PANELS)
 
 
-@RENDERERS
-def test_a_run_is_saved_as_if_nothing_had_been_drawn(browser: Browser, toy_server: Server, vue_nodes: bool):
-    with Client(toy_server.address) as client, open_frontend(browser, toy_server.address, vue_nodes) as frontend:
-        open_drawn(frontend, seed=4 + vue_nodes)
-        before = saved_now(frontend)
-        frontend.queue()
-        expect(frontend.page.locator(".palimpsest-result", has_text="PSNR")).to_be_visible(timeout=300_000)
-        client.wait_until_idle()
-        assert saved_now(frontend) == before
+def test_a_run_is_saved_as_if_nothing_had_been_drawn(frontend: Frontend, client: Client):
+    open_drawn(frontend, seed=4 if frontend.renderer == "canvas" else 5)
+    before = saved_now(frontend)
+    run_drawn(frontend, client)
+    assert saved_now(frontend) == before
     assert frontend.errors == []
 
 
-def test_text_reads_on_light_and_dark_themes(browser: Browser, toy_server: Server, screenshots: Path):
+def test_text_reads_on_light_and_dark_themes(canvas: Frontend, client: Client, screenshots: Path):
     brightness = """() => Math.max(...getComputedStyle(document.querySelector('.palimpsest')).color.match(/\\d+/g).map(Number))"""
+    choose = "theme => app.extensionManager.setting.set('Comfy.ColorPalette', theme)"
+    open_drawn(canvas, seed=6)
+    run_drawn(canvas, client)
     for theme, readable in (("light", range(130)), ("dark", range(180, 256))):
-        with Client(toy_server.address) as client, open_frontend(browser, toy_server.address) as frontend:
-            frontend.page.evaluate("theme => app.extensionManager.setting.set('Comfy.ColorPalette', theme)", theme)
-            open_drawn(frontend, seed=len(theme))
-            frontend.queue()
-            expect(frontend.page.locator(".palimpsest-result", has_text="PSNR")).to_be_visible(timeout=300_000)
-            client.wait_until_idle()
-            frontend.page.screenshot(path=screenshots / f"drawn {theme}.png")
-            assert frontend.page.evaluate(brightness) in readable
+        canvas.page.evaluate(choose, theme)
+        canvas.page.wait_for_timeout(500)
+        canvas.page.screenshot(path=screenshots / f"drawn {theme}.png")
+        assert canvas.page.evaluate(brightness) in readable
+
+
+def run_drawn(frontend: Frontend, client: Client) -> None:
+    frontend.queue()
+    expect(frontend.page.locator(".palimpsest-result", has_text="PSNR")).to_be_visible(timeout=300_000)
+    client.wait_until_idle()
 
 
 def saved_now(frontend: Frontend) -> str:
@@ -99,31 +90,29 @@ def saved_now(frontend: Frontend) -> str:
     )
 
 
-@RENDERERS
-def test_it_is_drawn_inside_a_subgraph(browser: Browser, toy_server: Server, screenshots: Path, vue_nodes: bool):
-    with Client(toy_server.address) as client, open_frontend(browser, toy_server.address, vue_nodes) as frontend:
-        page = frontend.page
-        open_drawn(frontend, seed=6 + vue_nodes)
-        page.evaluate(
-            """() => {
-                const inside = app.graph.nodes.filter(node => ['PAL_AttentionMask', 'PAL_CompareImages'].includes(node.type))
-                app.graph.convertToSubgraph(new Set(inside))
-            }"""
-        )
-        frontend.queue()
-        page.wait_for_timeout(1000)
-        client.wait_until_idle()
-        page.evaluate(
-            """() => {
-                const box = app.graph.nodes.find(node => node.isSubgraphNode?.())
-                app.canvas.openSubgraph(box.subgraph, box)
-            }"""
-        )
-        page.wait_for_timeout(1000)
-        frontend.frame_graph()
-        page.screenshot(path=screenshots / f"drawn in a subgraph {'nodes2' if vue_nodes else 'canvas'}.png")
-        expect(page.locator(".palimpsest-result", has_text="PSNR")).to_be_visible()
-        page.locator(".palimpsest-chips .palimpsest-chip", has_text="red").click()
-        words = "() => app.canvas.graph.nodes.find(n => n.type === 'PAL_AttentionMask').widgets.find(w => w.name === 'words').value"
-        assert page.evaluate(words) == "circle, red"
+def test_it_is_drawn_inside_a_subgraph(frontend: Frontend, client: Client, screenshots: Path):
+    page = frontend.page
+    open_drawn(frontend, seed=7 if frontend.renderer == "canvas" else 8)
+    page.evaluate(
+        """() => {
+            const inside = app.graph.nodes.filter(node => ['PAL_AttentionMask', 'PAL_CompareImages'].includes(node.type))
+            app.graph.convertToSubgraph(new Set(inside))
+        }"""
+    )
+    frontend.queue()
+    page.wait_for_timeout(1000)
+    client.wait_until_idle()
+    page.evaluate(
+        """() => {
+            const box = app.graph.nodes.find(node => node.isSubgraphNode?.())
+            app.canvas.openSubgraph(box.subgraph, box)
+        }"""
+    )
+    page.wait_for_timeout(1000)
+    frontend.frame_graph()
+    page.screenshot(path=screenshots / f"drawn in a subgraph {frontend.renderer}.png")
+    expect(page.locator(".palimpsest-result", has_text="PSNR")).to_be_visible()
+    page.locator(".palimpsest-chips .palimpsest-chip", has_text="red").click()
+    words = "() => app.canvas.graph.nodes.find(n => n.type === 'PAL_AttentionMask').widgets.find(w => w.name === 'words').value"
+    assert page.evaluate(words) == "circle, red"
     assert frontend.errors == []

@@ -2,20 +2,16 @@
 
 import io
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser
 from support.host.client import Client, Graph
-from support.host.frontend import Frontend, open_frontend
-from support.host.server import PACK, Server
+from support.host.frontend import Frontend
 
 pytestmark = pytest.mark.browser
 
-TOY_PACK = PACK / "tests" / "lab" / "toy" / "pack"
 SIZE = 128
 STEPS = 1000  # more than are waited for
 SHOW_SAMPLER = """() => {
@@ -32,14 +28,6 @@ HALVES = [
     (slice(200, 560), slice(60, 230)),
     (slice(200, 560), slice(270, 440)),
 ]  # of the preview, in NODE: rows, columns
-
-
-@pytest.fixture(scope="module")
-def toy_server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Its models are quick enough to be looked at while they run."""
-    packs = {"palimpsest": PACK, "palimpsest_toy": TOY_PACK}
-    with Server(comfyui, tmp_path_factory.mktemp("toy server"), packs) as running:
-        yield running
 
 
 def left_half(seed: int) -> Graph:
@@ -71,18 +59,15 @@ def left_half(seed: int) -> Graph:
     return graph
 
 
-@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "nodes2"])
-def test_the_expert_s_places_are_tinted_while_sampling(
-    browser: Browser, toy_server: Server, screenshots: Path, vue_nodes: bool
-):
-    with Client(toy_server.address) as client, open_frontend(browser, toy_server.address, vue_nodes) as frontend:
-        frontend.page.evaluate("graph => app.loadApiJson(graph, 'fusion')", left_half(int(vue_nodes)))
-        frontend.page.evaluate(SHOW_SAMPLER)
-        frontend.queue()
-        picture = wait_for_tint(frontend)
-        picture.save(screenshots / f"fusion preview {'nodes2' if vue_nodes else 'canvas'}.png")
-        client.interrupt()
-        client.wait_until_idle()
+def test_the_expert_s_places_are_tinted_while_sampling(frontend: Frontend, client: Client, screenshots: Path):
+    seed = 0 if frontend.renderer == "canvas" else 1
+    frontend.page.evaluate("graph => app.loadApiJson(graph, 'fusion')", left_half(seed))
+    frontend.page.evaluate(SHOW_SAMPLER)
+    frontend.queue()
+    picture = wait_for_tint(frontend)
+    picture.save(screenshots / f"fusion preview {frontend.renderer}.png")
+    client.interrupt()
+    client.wait_until_idle()
     assert frontend.errors == []
 
 

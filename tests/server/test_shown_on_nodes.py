@@ -53,6 +53,20 @@ def test_a_node_that_is_cached_sends_its_result_again_N3(client: Client, clip_l:
     assert again.results(words) == ["5 source words, 5 target words, 0 of them new"]
 
 
+@pytest.mark.parametrize("listed", [False, True], ids=["a batch", "a list"])
+def test_a_morph_is_shown_frame_by_frame(client: Client, listed: bool):
+    graph = Graph()
+    images = graph.add("EmptyImage", width=16, height=8 + 8 * listed, batch_size=3, color=255)
+    if listed:
+        images = graph.add("RebatchImages", images=images[0], batch_size=1)
+    shown = graph.add("PAL_PreviewMorph", images=images[0])
+    run = client.run(graph)
+    frames = run.outputs[shown.id]["palimpsest_frames"]
+    assert [frame["label"] for frame in frames] == ["frame 1 of 3", "frame 2 of 3", "frame 3 of 3"]
+    assert [frame["picture"] for frame in frames] == [image["filename"] for image in run.images(shown)]
+    assert len({frame["picture"] for frame in frames}) == 3
+
+
 def ask(client: Client, body: bytes, kind: str = "application/json") -> tuple[int, dict]:
     request = urllib.request.Request(f"http://{client.address}/palimpsest/prompt_edit", body, {"Content-Type": kind})
     try:
