@@ -1,0 +1,109 @@
+"""Thumbnails of the workflows in which two models draw one picture: what each draws alone, or the subjects; and the picture of both."""
+
+from __future__ import annotations
+
+import random
+
+from lab.demo.shipped import TOY_CFG, Workflow
+from lab.evidence.sheet import as_image
+from lab.thumbnails.compose import Thumbnail
+from lab.thumbnails.toy import Toy
+from lab.toy.references import reference_pictures
+from lab.toy.scenes import Scene
+from PIL import Image
+
+SAVED = ("SaveImage", None)
+GUIDER = "PAL_SaliencyFusionGuider"
+OF_THE_FIRST = {"model": "model_expert", "positive": "positive_expert", "negative": "negative_expert"}
+
+
+def two_checkpoints(toy: Toy, name: str) -> Thumbnail:
+    return fused(toy, name, "a ringed red square on the right, meadow background", 1)
+
+
+def checkpoint_and_lora(toy: Toy, name: str) -> Thumbnail:
+    return fused(toy, name, "a vertical yellow circle on the left, night background", 1)
+
+
+def fused(toy: Toy, name: str, prompt: str, seed: int) -> Thumbnail:
+    """What each model draws of the prompt alone, and both. The expert's prompt does not speak of the background, as its captions did not."""
+
+    def drawn(**settings: object) -> Image.Image:
+        workflow = toy.workflow(name)
+        write_prompts(workflow, {"General model": prompt, "Expert": prompt.partition(",")[0]})
+        workflow.set("RandomNoise", noise_seed=seed)
+        if settings:
+            alone(workflow, **settings)
+        return toy.pictures(workflow, name, SAVED)[0][0]
+
+    return Thumbnail([drawn(expert=False), drawn(expert=True)], [drawn()])
+
+
+def write_prompts(workflow: Workflow, prompts: dict[str, str]) -> None:
+    workflow.set_all(cfg=TOY_CFG, cfg_expert=TOY_CFG)
+    for who, text in prompts.items():
+        workflow.set("CLIPTextEncode", f"{who}: prompt", text=text)
+        workflow.set("CLIPTextEncode", f"{who}: negative prompt", text="")
+
+
+def alone(workflow: Workflow, expert: bool) -> None:
+    """The first expert, or the general model, draws the whole picture."""
+    inputs = workflow[workflow.find(GUIDER).id]["inputs"]
+    inputs["end_percent"] = 0.0
+    if expert:
+        for own, others in OF_THE_FIRST.items():
+            inputs[own], inputs[others] = inputs[others], inputs[own]
+
+
+def two_loras(toy: Toy, name: str) -> Thumbnail:
+    workflow = toy.workflow(name)
+    prompts = {
+        "General model": "a plain white background, meadow background",
+        "Expert 1": "a ringed red square on the left",
+        "Expert 2": "a split blue circle on the right",
+    }
+    write_prompts(workflow, prompts)
+    [after] = toy.pictures(workflow, name, SAVED)
+    return Thumbnail(after, after)
+
+
+def subject_in_a_scene(toy: Toy, name: str) -> Thumbnail:
+    subject = reference(Scene("star", "orange", "checkered", "centre", "gray"), 0)
+    workflow = toy.workflow(name, subject)
+    workflow.set("PAL_SubjectConditioning", text="a star <|image|> at the top, night background")
+    workflow.set_all(cfg=TOY_CFG)
+    return Thumbnail([subject], *toy.pictures(workflow, name, SAVED))
+
+
+def two_subjects(toy: Toy, name: str) -> Thumbnail:
+    subjects = [
+        reference(Scene("star", "orange", "checkered", "centre", "gray"), 0),
+        reference(Scene("circle", "blue", "striped", "centre", "gray"), 0),
+    ]
+    workflow = toy.workflow(name, *subjects)
+    text = "a star <|image|> on the left and a circle <|image|> on the right, meadow background"
+    workflow.set("PAL_SubjectConditioning", text=text)
+    workflow.set_all(cfg=TOY_CFG)
+    return Thumbnail(subjects, *toy.pictures(workflow, name, SAVED))
+
+
+def delayed_subject(toy: Toy, name: str) -> Thumbnail:
+    subject = reference(Scene("heart", "pink", "dotted", "centre", "gray"), 0)
+    workflow = toy.workflow(name, subject)
+    workflow.set("PAL_SubjectConditioning", text="a heart <|image|> on the left, night background")
+    workflow.set_all(cfg=TOY_CFG)
+    return Thumbnail([subject], *toy.pictures(workflow, name, SAVED))
+
+
+def reference(scene: Scene, seed: int) -> Image.Image:
+    return as_image(reference_pictures([scene], random.Random(seed))[0])
+
+
+RECIPES = {
+    "Two checkpoints, one picture": two_checkpoints,
+    "A checkpoint and its LoRA, one picture": checkpoint_and_lora,
+    "Two LoRAs, each in its place": two_loras,
+    "A subject in a scene": subject_in_a_scene,
+    "Two subjects in one picture": two_subjects,
+    "Delayed subject, one model": delayed_subject,
+}
