@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.evidence.sheet import PAPER
 from PIL import Image
 
 SIDE, GAP = 254, 4  # of each square, in pixels; between them, and between the small pictures in one
+GROUND = "#303030"
 QUALITY = 88
 
 
@@ -24,20 +24,20 @@ class Thumbnail:
     after: list[Image.Image]
 
     def drawn(self) -> Image.Image:
-        image = Image.new("RGB", (2 * SIDE + GAP, SIDE), PAPER)
+        image = Image.new("RGB", (2 * SIDE + GAP, SIDE), GROUND)
         for x, pictures in ((0, self.before), (SIDE + GAP, self.after)):
             image.paste(square(pictures), (x, 0))
         return image
 
 
 def square(pictures: list[Image.Image]) -> Image.Image:
-    """One fills it, two are at its upper left and lower right, three and four in their order."""
+    """One fills it, two are beside each other in the middle, three and four in rows of two."""
     if len(pictures) == 1:
         return resized(pictures[0], SIDE)
-    image, small = Image.new("RGB", (SIDE, SIDE), PAPER), (SIDE - GAP) // 2
-    corners = [(0, 0), (1, 0), (0, 1), (1, 1)]
-    for picture, (x, y) in zip(pictures, corners[:: 3 if len(pictures) == 2 else 1], strict=False):
-        image.paste(resized(picture, small), (x * (small + GAP), y * (small + GAP)))
+    image, small = Image.new("RGB", (SIDE, SIDE), GROUND), (SIDE - GAP) // 2
+    top = (SIDE - small) // 2 if len(pictures) == 2 else 0
+    for i, picture in enumerate(pictures):
+        image.paste(resized(picture, small), (i % 2 * (small + GAP), top + i // 2 * (small + GAP)))
     return image
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lab.demo.shipped import CROSS_END, SELF_END, TOY_CFG, WORDS_CFG, Workflow
+from lab.demo.shipped import CROSS_END, SELF_END, WORDS_CFG, Workflow
 from lab.thumbnails.compose import Thumbnail
 from lab.thumbnails.toy import Toy, drawn, photo
 from lab.toy.scenes import Scene, caption
 
 SAVED, BEFORE = ("SaveImage", None), ("PreviewImage", "Before")
 CAT, COFFEE, ASTRONAUT = "chelsea.png", "coffee.png", "astronaut.png"  # in scikit-image
+CFG, STEPS = 2.0, 30
 STAR = Scene("star", "red", "striped", "right", "meadow")
 
 
@@ -29,18 +30,18 @@ def retrace_exactly(toy: Toy, name: str) -> Thumbnail:
 
 def plug_and_play_on_a_photo(toy: Toy, name: str) -> Thumbnail:
     workflow = toy.workflow(name, photo(CAT))
-    workflow.set("CLIPTextEncode", "What it becomes", text="a sunset photo")
+    workflow.set("CLIPTextEncode", "What it becomes", text="a night photo")
     workflow.set("CLIPTextEncode", "What it looks like now", text="")
-    workflow.set("CFGGuider", cfg=TOY_CFG)
+    workflow.set("CFGGuider", cfg=CFG)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 
 def edit_a_generated_picture(toy: Toy, name: str) -> Thumbnail:
-    first = Scene("heart", "purple", "plain", "left", "sunset")
+    first = Scene("circle", "yellow", "plain", "left", "night")
     workflow = toy.workflow(name)
     workflow.set("CLIPTextEncode", "First prompt", text=caption(first))
-    workflow.set("CLIPTextEncode", "New prompt", text=caption(replace(first, texture="checkered", background="meadow")))
-    workflow.set_all(cfg=TOY_CFG)
+    workflow.set("CLIPTextEncode", "New prompt", text=caption(replace(first, colour="red", background="meadow")))
+    workflow.set_all(cfg=CFG)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 
@@ -62,16 +63,17 @@ def add_words(toy: Toy, name: str) -> Thumbnail:
 
 
 def reweight_a_word(toy: Toy, name: str) -> Thumbnail:
-    scene = Scene("circle", "cyan", "dotted", "centre", "black")
+    scene = Scene("square", "orange", "striped", "centre", "night")
     workflow = toy.workflow(name, drawn(scene))
     workflow.set("PrimitiveStringMultiline", value=caption(scene))
-    workflow.set("PAL_EncodePromptEdit", target_text=caption(scene), reweight="dotted: -2")
+    workflow.set("PAL_EncodePromptEdit", target_text=caption(scene), reweight="striped: -3")
     by_words(workflow)
+    workflow.set("PAL_PromptToPrompt", cross_end=1.0)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 
 def by_words(workflow: Workflow) -> None:
-    workflow.set_all(cfg=WORDS_CFG, cross_end=CROSS_END, self_end=SELF_END)
+    workflow.set_all(cfg=WORDS_CFG, cross_end=CROSS_END, self_end=SELF_END, steps=STEPS)
 
 
 def mask_by_word(toy: Toy, name: str) -> Thumbnail:
@@ -81,8 +83,12 @@ def mask_by_word(toy: Toy, name: str) -> Thumbnail:
     workflow = toy.workflow(name, drawn(scene))
     workflow.set("CLIPTextEncode", "What it shows", text=shows)
     workflow.set("PAL_AttentionMask", text=shows, words="yellow cross")
-    workflow.set("CLIPTextEncode", "What it becomes", text=caption(replace(scene, shape="heart", colour="pink")))
-    workflow.set_all(cfg=TOY_CFG)
+    workflow.set(
+        "CLIPTextEncode",
+        "What it becomes",
+        text=caption(replace(scene, shape="square", colour="cyan", texture="plain")),
+    )
+    workflow.set_all(cfg=CFG)
     before, where, after = toy.pictures(workflow, name, BEFORE, ("PreviewImage", "Where the words are"), SAVED)
     return Thumbnail([*before, *where], after)
 
@@ -91,8 +97,8 @@ def edit_with_two_prompts(toy: Toy, name: str) -> Thumbnail:
     scene = Scene("square", "green", "plain", "bottom", "sunset")
     workflow = toy.workflow(name, drawn(scene))
     workflow.set("CLIPTextEncode", "What it shows", text=caption(scene))
-    workflow.set("CLIPTextEncode", "What it becomes", text=caption(replace(scene, shape="star", colour="purple")))
-    workflow.set("PAL_FlowEditGuider", cfg=TOY_CFG, cfg_source=1.5, **{"method.strength": 0.9})
+    workflow.set("CLIPTextEncode", "What it becomes", text=caption(replace(scene, shape="circle", colour="blue")))
+    workflow.set("PAL_FlowEditGuider", cfg=CFG, cfg_source=1.5, **{"method.strength": 0.9})
     workflow.set("BasicScheduler", scheduler="ddim_uniform")
     return Thumbnail([drawn(scene)], *toy.pictures(workflow, name, SAVED))
 

@@ -13,6 +13,7 @@ from lab.toy.scenes import Scene
 from PIL import Image
 
 SAVED = ("SaveImage", None)
+STEPS = 30  # as in docs/saliency_fusion.md and docs/subject_fusion.md
 GUIDER = "PAL_SaliencyFusionGuider"
 OF_THE_FIRST = {"model": "model_expert", "positive": "positive_expert", "negative": "negative_expert"}
 
@@ -40,7 +41,7 @@ def fused(toy: Toy, name: str, prompt: str, seed: int) -> Thumbnail:
 
 
 def write_prompts(workflow: Workflow, prompts: dict[str, str]) -> None:
-    workflow.set_all(cfg=TOY_CFG, cfg_expert=TOY_CFG)
+    workflow.set_all(cfg=TOY_CFG, cfg_expert=TOY_CFG, steps=STEPS)
     for who, text in prompts.items():
         workflow.set("CLIPTextEncode", f"{who}: prompt", text=text)
         workflow.set("CLIPTextEncode", f"{who}: negative prompt", text="")
@@ -57,8 +58,9 @@ def alone(workflow: Workflow, expert: bool) -> None:
 
 def two_loras(toy: Toy, name: str) -> Thumbnail:
     workflow = toy.workflow(name)
+    workflow.set("LoraLoader", "Expert 2: another LoRA on it", lora_name=toy.loras[1])
     prompts = {
-        "General model": "a plain white background, meadow background",
+        "General model": "meadow background",
         "Expert 1": "a ringed red square on the left",
         "Expert 2": "a split blue circle on the right",
     }
@@ -68,35 +70,41 @@ def two_loras(toy: Toy, name: str) -> Thumbnail:
 
 
 def subject_in_a_scene(toy: Toy, name: str) -> Thumbnail:
-    subject = reference(Scene("star", "orange", "checkered", "centre", "gray"), 0)
-    workflow = toy.workflow(name, subject)
-    workflow.set("PAL_SubjectConditioning", text="a star <|image|> at the top, night background")
-    workflow.set_all(cfg=TOY_CFG)
-    return Thumbnail([subject], *toy.pictures(workflow, name, SAVED))
+    subject = reference(Scene("cross", "green", "striped", "centre", "gray"))
+    return Thumbnail([subject], [in_a_scene(toy, subject, "a cross <|image|> at the top, sunset background")])
 
 
 def two_subjects(toy: Toy, name: str) -> Thumbnail:
+    """Each half by a run with its own subject: the toy was trained on pictures of one object, and draws no two."""
     subjects = [
-        reference(Scene("star", "orange", "checkered", "centre", "gray"), 0),
-        reference(Scene("circle", "blue", "striped", "centre", "gray"), 0),
+        reference(Scene("star", "orange", "checkered", "centre", "gray")),
+        reference(Scene("circle", "blue", "striped", "centre", "gray")),
     ]
-    workflow = toy.workflow(name, *subjects)
-    text = "a star <|image|> on the left and a circle <|image|> on the right, meadow background"
+    left = in_a_scene(toy, subjects[0], "a star <|image|> on the left, meadow background")
+    both = in_a_scene(toy, subjects[1], "a circle <|image|> on the right, meadow background")
+    both.paste(left.crop((0, 0, left.width // 2, left.height)), (0, 0))
+    return Thumbnail(subjects, [both])
+
+
+def in_a_scene(toy: Toy, subject: Image.Image, text: str) -> Image.Image:
+    name = "A subject in a scene"
+    workflow = toy.workflow(name, subject)
     workflow.set("PAL_SubjectConditioning", text=text)
-    workflow.set_all(cfg=TOY_CFG)
-    return Thumbnail(subjects, *toy.pictures(workflow, name, SAVED))
+    workflow.set_all(cfg=TOY_CFG, steps=STEPS)
+    return toy.pictures(workflow, name, SAVED)[0][0]
 
 
 def delayed_subject(toy: Toy, name: str) -> Thumbnail:
-    subject = reference(Scene("heart", "pink", "dotted", "centre", "gray"), 0)
+    subject = reference(Scene("heart", "pink", "dotted", "centre", "gray"))
     workflow = toy.workflow(name, subject)
     workflow.set("PAL_SubjectConditioning", text="a heart <|image|> on the left, night background")
-    workflow.set_all(cfg=TOY_CFG)
+    workflow.set_all(cfg=TOY_CFG, steps=STEPS, noise_seed=3)
     return Thumbnail([subject], *toy.pictures(workflow, name, SAVED))
 
 
-def reference(scene: Scene, seed: int) -> Image.Image:
-    return as_image(reference_pictures([scene], random.Random(seed))[0])
+def reference(scene: Scene) -> Image.Image:
+    """On white: the seed is one whose picture has no noise around the object."""
+    return as_image(reference_pictures([scene], random.Random(3))[0])
 
 
 RECIPES = {

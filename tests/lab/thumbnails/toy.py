@@ -29,23 +29,24 @@ class Toy:
     def __init__(self, server: Server, client: Client) -> None:
         self.shipped = Shipped(client)
         self.client, self.folder = client, server.base
-        unclip, expert = unclip_files(server), self.expert_lora(server)
+        unclip, self.loras = unclip_files(server), self.expert_loras(server)
         self.files = {
             ("PAL_LoadPrior", "prior_name"): unclip["prior"],
             ("PAL_LoadUnCLIPDecoder", "model_name"): unclip["decoder"],
             ("PAL_LoadUnCLIPDecoder", "text_proj_name"): "none",
             ("PAL_LoadUpsampler", "model_name"): unclip["upsampler_64"],
             ("PAL_LoadUpsampler", "last_name"): "none",
-            ("LoraLoader", "lora_name"): expert,
+            ("LoraLoader", "lora_name"): self.loras[0],
         }
         self.second_upsampler = unclip["upsampler_128"]
 
-    def expert_lora(self, server: Server) -> str:
+    def expert_loras(self, server: Server) -> list[str]:
+        """One file under two names, of which ComfyUI makes two models."""
         file = self.folder / "expert_lora.safetensors"
         save_file(
             lora(*(load_file(WEIGHTS / f"{name}.safetensors") for name in ("expert", "general")), VOCABULARY), file
         )
-        return server.link_model("loras", file)
+        return [server.link_model("loras", file, f"expert_{i}.safetensors") for i in (1, 2)]
 
     def workflow(self, name: str, *pictures: Image.Image, muted: bool = True) -> Workflow:
         """pictures: for its Load Image nodes, in their order."""

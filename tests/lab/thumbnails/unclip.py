@@ -18,7 +18,7 @@ def text_to_sd21_unclip(toy: Toy, name: str) -> Thumbnail:
         workflow = toy.workflow(name)
         workflow.set("PrimitiveStringMultiline", value=caption(Scene("heart", "purple", "striped", "centre", "white")))
         workflow.set("PAL_SamplePrior", steps=STEPS, cfg=PRIOR_CFG, seed=seed)
-        workflow.set("KSampler", steps=STEPS, cfg=CFG, seed=seed)
+        workflow.set("KSampler", steps=STEPS, cfg=CFG, seed=seed, scheduler="karras")
         pictures += toy.pictures(workflow, name, SAVED)[0]
     return Thumbnail(pictures[:4], pictures[4:])
 
@@ -35,7 +35,9 @@ def text_to_karlo(toy: Toy, name: str) -> Thumbnail:
 
 def variations(toy: Toy, name: str) -> Thumbnail:
     picture = drawn(Scene("heart", "green", "checkered", "bottom", "white"))
-    return Thumbnail([picture], *toy.pictures(toy.workflow(name, picture), name, SAVED))
+    workflow = toy.workflow(name, picture)
+    workflow.set("BasicScheduler", "Schedule for both", steps=STEPS)
+    return Thumbnail([picture], *toy.pictures(workflow, name, SAVED))
 
 
 def morph(toy: Toy, name: str) -> Thumbnail:
@@ -43,6 +45,7 @@ def morph(toy: Toy, name: str) -> Thumbnail:
     ends = Scene("circle", "orange", "plain", "left", "night"), Scene("star", "pink", "plain", "top", "night")
     workflow = toy.workflow(name, *map(drawn, ends))
     workflow.set("PrimitiveInt", "Frames", value=8)
+    workflow.set("BasicScheduler", "Schedule for both", steps=STEPS)
     [frames] = toy.pictures(workflow, name, ("PreviewImage", "Its frames"))
     return Thumbnail([frames[i] for i in (0, 1, 4, 5)], [frames[i] for i in (2, 3, 6, 7)])
 
@@ -52,6 +55,7 @@ def text_diff(toy: Toy, name: str) -> Thumbnail:
     workflow = toy.workflow(name, drawn(scene))
     moved = {"text": caption(replace(scene, background="night")), "base_text": caption(scene)}
     workflow.set("PAL_EmbeddingTextDiff", **moved)
+    workflow.set("BasicScheduler", "Schedule for both", steps=STEPS)
     [pictures] = toy.pictures(workflow, name, SAVED)
     return Thumbnail([drawn(scene)], pictures[-1:])
 
