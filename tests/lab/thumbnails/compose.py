@@ -13,7 +13,7 @@ from PIL import Image
 
 SIDE, GAP = 254, 4  # of each square, in pixels; between them, and between the small pictures in one
 GROUND = "#303030"
-QUALITY = 88
+QUALITY = 85
 
 
 @dataclass(frozen=True)
