@@ -44,10 +44,9 @@ class Workflow(dict):
                 if not isinstance(spec["inputs"][name], list):  # a link
                     spec["inputs"][name] = widgets[name]
 
-    def add(self, class_type: str, **inputs) -> Node:
-        """The one node of a class that the workflow lacks."""
-        self[class_type] = {"class_type": class_type, "inputs": inputs, "_meta": {"title": class_type}}
-        return Node(class_type)
+    def add(self, class_type: str, title: str, **inputs) -> Node:
+        self[title] = {"class_type": class_type, "inputs": inputs, "_meta": {"title": title}}
+        return Node(title)
 
     def exchange(self, node: Node, *outputs: list) -> None:
         """Take a node away; what read its sockets reads these outputs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from lab.demo.shipped import TOY_CFG, Workflow
+from lab.demo.shipped import TOY_CFG, TOY_SIZE, Workflow
 from lab.evidence.sheet import as_image
 from lab.thumbnails.compose import Thumbnail
 from lab.thumbnails.toy import Toy
@@ -14,30 +14,59 @@ from PIL import Image
 
 SAVED = ("SaveImage", None)
 STEPS = 30  # as in docs/saliency_fusion.md and docs/subject_fusion.md
-GUIDER = "PAL_SaliencyFusionGuider"
-OF_THE_FIRST = {"model": "model_expert", "positive": "positive_expert", "negative": "negative_expert"}
+GUIDER, SECOND = "PAL_SaliencyFusionGuider", "PAL_FusionExpert"
+OF_AN_EXPERT = {"model": "model_expert", "positive": "positive_expert", "negative": "negative_expert"}
 
 
 def two_checkpoints(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "a ringed red square on the right, meadow background", 1)
+    return fused(toy, name, "a ringed red square on the right, meadow background")
 
 
 def checkpoint_and_lora(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "a vertical yellow circle on the left, night background", 1)
+    return fused(toy, name, "a vertical yellow circle on the left, night background")
 
 
-def fused(toy: Toy, name: str, prompt: str, seed: int) -> Thumbnail:
-    """What each model draws of the prompt alone, and both. The expert's prompt does not speak of the background, as its captions did not."""
+def fused(toy: Toy, name: str, prompt: str) -> Thumbnail:
+    """What each model draws of the prompt, and both. The expert's prompt does not speak of the background, as its captions did not."""
 
-    def drawn(**settings: object) -> Image.Image:
+    def drawn(**who: str | None) -> Image.Image:
         workflow = toy.workflow(name)
         write_prompts(workflow, {"General model": prompt, "Expert": prompt.partition(",")[0]})
-        workflow.set("RandomNoise", noise_seed=seed)
-        if settings:
-            alone(workflow, **settings)
+        if who:
+            alone(workflow, **who)
         return toy.pictures(workflow, name, SAVED)[0][0]
 
-    return Thumbnail([drawn(expert=False), drawn(expert=True)], [drawn()])
+    return Thumbnail([drawn(expert=None), drawn(expert=GUIDER)], [drawn()])
+
+
+def two_loras(toy: Toy, name: str) -> Thumbnail:
+    """What each expert draws, and all three. Each expert has a mask, its half: the models were trained on pictures of one object."""
+    things = ("red square on the left", "yellow circle on the right")
+
+    def drawn(**who: str | None) -> Image.Image:
+        workflow = toy.workflow(name)
+        prompts = {
+            "General model": f"a {things[0]} and a {things[1]}, meadow background",
+            "Expert 1": f"a ringed {things[0]}",
+            "Expert 2": f"a vertical {things[1]}",
+        }
+        write_prompts(workflow, prompts)
+        workflow.set("LoraLoader", "Expert 2: another LoRA on it", lora_name=toy.loras[1])
+        for node, side in ((GUIDER, 0), (SECOND, 1)):
+            mask = workflow.add("LoadImageMask", f"mask of {node}", image=toy.upload(half(side)), channel="red")
+            workflow.set(node, mask=mask[0])
+        if who:
+            alone(workflow, **who)
+        return toy.pictures(workflow, name, SAVED)[0][0]
+
+    return Thumbnail([drawn(expert=GUIDER), drawn(expert=SECOND)], [drawn()])
+
+
+def half(side: int) -> Image.Image:
+    """White on the left or on the right."""
+    mask = Image.new("RGB", (TOY_SIZE, TOY_SIZE))
+    mask.paste("white", (side * TOY_SIZE // 2, 0, (1 + side) * TOY_SIZE // 2, TOY_SIZE))
+    return mask
 
 
 def write_prompts(workflow: Workflow, prompts: dict[str, str]) -> None:
@@ -47,26 +76,13 @@ def write_prompts(workflow: Workflow, prompts: dict[str, str]) -> None:
         workflow.set("CLIPTextEncode", f"{who}: negative prompt", text="")
 
 
-def alone(workflow: Workflow, expert: bool) -> None:
-    """The first expert, or the general model, draws the whole picture."""
-    inputs = workflow[workflow.find(GUIDER).id]["inputs"]
-    inputs["end_percent"] = 0.0
+def alone(workflow: Workflow, expert: str | None) -> None:
+    """The expert of that node, or the general model, draws the whole picture."""
+    workflow.set_all(end_percent=0.0)
     if expert:
-        for own, others in OF_THE_FIRST.items():
-            inputs[own], inputs[others] = inputs[others], inputs[own]
-
-
-def two_loras(toy: Toy, name: str) -> Thumbnail:
-    workflow = toy.workflow(name)
-    workflow.set("LoraLoader", "Expert 2: another LoRA on it", lora_name=toy.loras[1])
-    prompts = {
-        "General model": "meadow background",
-        "Expert 1": "a ringed red square on the left",
-        "Expert 2": "a split blue circle on the right",
-    }
-    write_prompts(workflow, prompts)
-    [after] = toy.pictures(workflow, name, SAVED)
-    return Thumbnail(after, after)
+        general, other = (workflow[workflow.find(node).id]["inputs"] for node in (GUIDER, expert))
+        for own, others in OF_AN_EXPERT.items():
+            general[own], other[others] = other[others], general[own]
 
 
 def subject_in_a_scene(toy: Toy, name: str) -> Thumbnail:

@@ -73,7 +73,7 @@ class Toy:
     def exchange_unclip_checkpoint(self, workflow: Workflow) -> None:
         """SD2.1 unCLIP's file holds decoder, text encoder, VAE and image encoder; the toy's are two."""
         named = {"model_name": self.files["PAL_LoadUnCLIPDecoder", "model_name"], "text_proj_name": "none"}
-        decoder = workflow.add("PAL_LoadUnCLIPDecoder", **named, weight_dtype="default")
+        decoder = workflow.add("PAL_LoadUnCLIPDecoder", "Decoder", **named, weight_dtype="default")
         clip = workflow.find("TOY_LoadCLIP")
         workflow.exchange(workflow.find("unCLIPCheckpointLoader"), decoder[0], clip[0], decoder[1], clip[1])
 
