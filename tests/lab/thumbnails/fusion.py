@@ -13,6 +13,7 @@ from lab.toy.scenes import Scene
 from PIL import Image
 
 SAVED = ("SaveImage", None)
+APART = 8  # pixels by which two objects that meet in the middle are moved away from it
 STEPS = 30  # as in docs/saliency_fusion.md and docs/subject_fusion.md
 GUIDER, SECOND = "PAL_SaliencyFusionGuider", "PAL_FusionExpert"
 OF_AN_EXPERT = {"model": "model_expert", "positive": "positive_expert", "negative": "negative_expert"}
@@ -97,9 +98,12 @@ def two_subjects(toy: Toy, name: str) -> Thumbnail:
         reference(Scene("circle", "blue", "striped", "centre", "gray")),
     ]
     left = in_a_scene(toy, subjects[0], "a star <|image|> on the left, meadow background")
-    both = in_a_scene(toy, subjects[1], "a circle <|image|> on the right, meadow background")
-    both.paste(left.crop((0, 0, left.width // 2, left.height)), (0, 0))
-    return Thumbnail(subjects, [both])
+    right = in_a_scene(toy, subjects[1], "a circle <|image|> on the right, meadow background")
+    middle, height = TOY_SIZE // 2, TOY_SIZE
+    joined = Image.new("RGB", left.size)
+    joined.paste(left.crop((APART, 0, middle + APART, height)), (0, 0))
+    joined.paste(right.crop((middle - APART, 0, TOY_SIZE - APART, height)), (middle, 0))
+    return Thumbnail(subjects, [joined])
 
 
 def in_a_scene(toy: Toy, subject: Image.Image, text: str) -> Image.Image:
