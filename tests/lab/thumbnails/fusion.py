@@ -42,14 +42,13 @@ def fused(toy: Toy, name: str, prompt: str) -> Thumbnail:
 
 def two_loras(toy: Toy, name: str) -> Thumbnail:
     """What each expert draws, and all three. Each expert has a mask, its half: the models were trained on pictures of one object."""
-    things = ("red square on the left", "yellow circle on the right")
 
     def drawn(**who: str | None) -> Image.Image:
         workflow = toy.workflow(name)
         prompts = {
-            "General model": f"a {things[0]} and a {things[1]}, meadow background",
-            "Expert 1": f"a ringed {things[0]}",
-            "Expert 2": f"a vertical {things[1]}",
+            "General model": "a red square on the left, meadow background",
+            "Expert 1": "a ringed red square on the left",
+            "Expert 2": "a split blue circle on the right",
         }
         write_prompts(workflow, prompts)
         workflow.set("LoraLoader", "Expert 2: another LoRA on it", lora_name=toy.loras[1])

