@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lab.demo.shipped import CROSS_END, SELF_END, WORDS_CFG, Workflow
+from lab.demo.shipped import CROSS_END, SELF_END, TOY_CFG, WORDS_CFG, Workflow
 from lab.thumbnails.compose import Thumbnail
 from lab.thumbnails.toy import Toy, drawn, photo
 from lab.toy.scenes import Scene, caption
 
 SAVED, BEFORE = ("SaveImage", None), ("PreviewImage", "Before")
 CAT, COFFEE, ASTRONAUT = "chelsea.png", "coffee.png", "astronaut.png"  # in scikit-image
-CFG, STEPS = 2.0, 30
+CFG = 2.0
 STAR = Scene("star", "red", "striped", "right", "meadow")
 
 
@@ -63,17 +63,17 @@ def add_words(toy: Toy, name: str) -> Thumbnail:
 
 
 def reweight_a_word(toy: Toy, name: str) -> Thumbnail:
-    scene = Scene("square", "orange", "striped", "centre", "night")
-    workflow = toy.workflow(name, drawn(scene))
-    workflow.set("PrimitiveStringMultiline", value=caption(scene))
-    workflow.set("PAL_EncodePromptEdit", target_text=caption(scene), reweight="striped: -3")
-    by_words(workflow)
-    workflow.set("PAL_PromptToPrompt", cross_end=1.0)
+    """A night photo, and more of the night."""
+    picture = photo(ASTRONAUT, "night")
+    workflow = toy.workflow(name, picture)
+    workflow.set("PrimitiveStringMultiline", value="a night photo")
+    workflow.set("PAL_EncodePromptEdit", target_text="a night photo", reweight="night: 6")
+    workflow.set_all(cfg=TOY_CFG, cross_end=1.0, self_end=SELF_END, steps=20)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 
 def by_words(workflow: Workflow) -> None:
-    workflow.set_all(cfg=WORDS_CFG, cross_end=CROSS_END, self_end=SELF_END, steps=STEPS)
+    workflow.set_all(cfg=WORDS_CFG, cross_end=CROSS_END, self_end=SELF_END)
 
 
 def mask_by_word(toy: Toy, name: str) -> Thumbnail:
@@ -103,7 +103,6 @@ def edit_with_two_prompts(toy: Toy, name: str) -> Thumbnail:
     return Thumbnail([drawn(scene)], *toy.pictures(workflow, name, SAVED))
 
 
-Recipes = dict[str, object]
 RECIPES = {
     "Invert and reconstruct": invert_and_reconstruct,
     "Retrace a photo exactly": retrace_exactly,

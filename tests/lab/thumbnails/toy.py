@@ -8,7 +8,7 @@ from lab.demo.shipped import TOY_SIZE, Shipped, Workflow
 from lab.demo.unclip import SIZE, WEIGHTS, unclip_files
 from lab.evidence.sheet import as_image
 from lab.toy.low_rank import lora
-from lab.toy.photos import central_square
+from lab.toy.photos import LOOKS, central_square
 from lab.toy.scenes import Scene, render
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -24,8 +24,6 @@ IN_ONE_NODE = {  # loaders that a toy's node takes the place of, socket by socke
 
 
 class Toy:
-    """label: of the runs, the name of the workflow that is run."""
-
     def __init__(self, server: Server, client: Client) -> None:
         self.shipped = Shipped(client)
         self.client, self.folder = client, server.base
@@ -92,5 +90,7 @@ def drawn(scene: Scene) -> Image.Image:
     return as_image(render([scene])[0][0])
 
 
-def photo(name: str) -> Image.Image:
-    return as_image(central_square(name)[0])
+def photo(name: str, look: str | None = None) -> Image.Image:
+    """One of scikit-image's, under one of the looks that the toy knows by name."""
+    picture = central_square(name)[0]
+    return as_image(LOOKS[look](picture) if look else picture)
