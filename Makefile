@@ -9,7 +9,7 @@ OLDEST = 0.16.3
 DAILY = not slow and not long
 
 .PHONY: test test-all test-unit test-model test-server test-browser test-hosted test-hosted-all test-oldest test-oldest-all
-.PHONY: test-slow lint demo toy evidence bench golden locales workflows clean
+.PHONY: test-slow lint demo toy evidence bench golden locales workflows thumbnails clean
 
 # Half an hour on two cores, installation apart. What it leaves out runs in `make test-all`.
 test: test-unit test-hosted test-oldest
@@ -74,9 +74,13 @@ golden:
 locales:
 	PYTHONPATH=tests $(RUN) -m support.locales
 
-# Rewrite example_workflows/ and subgraphs/ in the real frontend after a change of tests/workflows or of the nodes.
+# Rewrite example_workflows/*.json and subgraphs/ in the real frontend after a change of tests/workflows or of the nodes.
 workflows:
 	PYTHONPATH=tests $(RUN) -m workflows
+
+# Rewrite example_workflows/*.jpg: what each shipped workflow makes of the toy's pictures. ONLY="Swap a word" chooses by name.
+thumbnails:
+	PYTHONPATH=tests $(RUN) -m lab.thumbnails
 
 clean:
 	rm -rf .venv .comfyui demo_output bench_output

@@ -1,14 +1,16 @@
 """The committed weights of the toy model: what every demonstration and measurement on it relies on."""
 
+import comfy.sd
 import pytest
 import torch
 from lab.evidence.subject_fusion import Subjects, Way, subjects_in_scenes
 from lab.toy import photos
 from lab.toy.judge import judge
-from lab.toy.low_rank import adapt, differences
-from lab.toy.pack.general import WEIGHTS, load_general, load_tuned, merged
+from lab.toy.low_rank import adapt, differences, lora
+from lab.toy.pack.general import VOCABULARY, WEIGHTS, load_general, load_tuned, merged
 from lab.toy.sampling import psnr, reconstruct, sample
 from lab.toy.scenes import NOVEL_TEXTURES, SIZE, STUDIO, TEXTURES, caption, render, sample_scenes
+from safetensors.torch import load_file
 
 pytestmark = pytest.mark.model
 
@@ -102,6 +104,16 @@ def test_low_rank_differences_are_what_was_learnt() -> None:
     again = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4, 5))
     again.load_state_dict({name.removeprefix("net."): value for name, value in weights.items()})
     assert torch.allclose(again(x), learnt, atol=1e-6)
+
+
+def test_the_expert_as_a_lora_is_the_expert(world) -> None:
+    files = [load_file(WEIGHTS / f"{name}.safetensors") for name in ("expert", "general")]
+    model, clip = comfy.sd.load_lora_for_models(*world[:2], lora(*files, VOCABULARY), 1.0, 1.0)
+    text = ["a ringed red circle on the left"]
+    expert, by_lora, general = (
+        sample(*loaded, text, steps=2) for loaded in (load_tuned("expert"), (model, clip, world[2]), world)
+    )
+    assert (by_lora - expert).abs().mean() < 0.02 * (general - expert).abs().mean()
 
 
 @pytest.mark.long

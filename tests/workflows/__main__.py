@@ -1,6 +1,6 @@
 """The command that makes the shipped workflows anew in the real frontend.
 
-make workflows     # rewrites example_workflows/ and subgraphs/ after a change of tests/workflows or of the nodes
+make workflows     # rewrites example_workflows/*.json and subgraphs/ after a change of tests/workflows or of the nodes
 
 which is `python -m workflows` with tests/ on the path. The same descriptions give the same files.
 """
@@ -29,7 +29,7 @@ def main() -> None:
         server = Server(comfyui_location(), Path(base))
         (server.base / "input").mkdir()
         shutil.copy(server.comfyui / "input" / PICTURE, server.base / "input")
-        for kind, names in FILES.items():  # so that no thumbnail marks one as missing
+        for kind, names in FILES.items():  # so that no loader names one that is missing
             folder = server.base / "models" / kind
             folder.mkdir(parents=True)
             for name in names:

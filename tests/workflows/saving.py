@@ -17,8 +17,6 @@ from workflows.files_and_colours import FOLDERS, URLS
 
 NAMESPACE = uuid.UUID("7d0c9b1e-6d5f-4c0e-9a53-1f1f0f5a2b7c")
 
-MENU_HIDDEN = ".no-drag.fixed { visibility: hidden }"  # the button that ends the focus mode
-
 BUILD = """workflow => {
     app.graph.clear()
     app.graph.id = crypto.randomUUID()  // the frontend remembers values by graph, node number and widget
@@ -86,18 +84,15 @@ def models_of(spec: NodeSpec) -> list[dict[str, str]]:
 
 
 def save_workflow(frontend: Frontend, workflow: Workflow, folder: Path) -> Path:
-    """Write `<name>.json` and its thumbnail `<name>.jpg` to `folder`. The same description gives the same files."""
-    page = frontend.page
+    """Write `<name>.json` to `folder`. The same description gives the same file."""
     build(frontend, workflow)
-    saved = json.loads(page.evaluate("() => JSON.stringify(app.graph.serialize())"))
+    saved = json.loads(frontend.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
     saved["id"] = str(uuid.uuid5(NAMESPACE, workflow.name))
     saved["extra"] = {}
     if unknown := frontend.load(saved):
         raise ValueError(f"The frontend does not know {', '.join(unknown)}.")
     file = folder / f"{workflow.name}.json"
     write_json(file, saved)
-    picture = {"clip": frontend.frame_graph(), "style": MENU_HIDDEN, "type": "jpeg", "quality": 85}
-    page.screenshot(path=file.with_suffix(".jpg"), **picture)
     return file
 
 

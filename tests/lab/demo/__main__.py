@@ -7,7 +7,6 @@ shows, so that it is also edited from those words to PROMPT). On the toy it ends
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import tempfile
@@ -18,25 +17,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from lab.demo.shipped import CROSS_END, PACKS, SELF_END, TOY_CFG, TOY_SIZE, WORDS_CFG, Shipped, Workflow
 from lab.demo.unclip import UnCLIPDemo
-from lab.evidence.sheet import Sheet
+from lab.evidence.sheet import Sheet, as_image
 from lab.toy.photos import held_out_photo
 from lab.toy.scenes import Scene, caption, held_out, render
 from PIL import Image
-from support.host.client import Client, Node, Run
+from support.host.client import Client
 from support.host.provision import comfyui_location
-from support.host.server import PACK, Server
-from tqdm import tqdm
-from workflows.api_format import api_format
-from workflows.shipped import WORKFLOWS
+from support.host.server import Server
 
 ROOT = Path(__file__).resolve().parents[3]
 OUTPUT = ROOT / "demo_output"
-TOY_CFG = 3.0  # where docs/toy.md finds most prompts drawn rightly
-TOY_PACK = ROOT / "tests" / "lab" / "toy" / "pack"
-# Editing by words on the toy, chosen by eye from five: at docs/prompt_to_prompt.md's guidance of 2.5 looks and backgrounds
-# come out too strong here, with 50 steps and a null-text negative.
-WORDS_CFG, CROSS_END, SELF_END = 1.5, 0.4, 0.4
 # What neither toy model knows all of, with the settings of docs/saliency_fusion.md.
 FUSED_PROMPTS = (
     "a ringed red square on the right, meadow background",
@@ -92,40 +84,15 @@ class Fused:
     masks: dict[int, Image.Image]
 
 
-class Workflow(dict):
-    """A shipped workflow in the API format, its nodes found by class and title."""
-
-    def find(self, class_type: str, title: str | None = None) -> Node:
-        found = [
-            key
-            for key, spec in self.items()
-            if spec["class_type"] == class_type and title in (None, spec["_meta"]["title"])
-        ]
-        if len(found) != 1:
-            raise LookupError(f"Expected one {class_type} {title or ''} in the workflow, found {len(found)}.")
-        return Node(found[0])
-
-    def set(self, class_type: str, title: str | None = None, **inputs) -> None:
-        self[self.find(class_type, title).id]["inputs"].update(inputs)
-
-    def use_toy_model(self, title: str | None = None, loader: str = "TOY_LoadGeneral") -> None:
-        loaded = {"class_type": loader, "inputs": {}, "_meta": {"title": title}}
-        self[self.find("CheckpointLoaderSimple", title).id] = loaded
-
-
 class Demo:
     def __init__(self, client: Client, checkpoint: str | None, size: int) -> None:
         self.client = client
         self.checkpoint = checkpoint
         self.size = size
-        self.nodes = client.object_info()
-
-    def shipped(self, name: str) -> Workflow:
-        [described] = [workflow for workflow in WORKFLOWS if workflow.name == name]
-        return Workflow(api_format(described, self.nodes))
+        self.shipped = Shipped(client)
 
     def workflow(self, name: str, picture: str) -> Workflow:
-        workflow = self.shipped(name)
+        workflow = self.shipped.workflow(name)
         workflow.set("LoadImage", image=picture)
         workflow.set("ImageScale", width=self.size, height=self.size)
         if self.checkpoint is None:
@@ -134,25 +101,11 @@ class Demo:
             workflow.set("CheckpointLoaderSimple", ckpt_name=self.checkpoint)
         return workflow
 
-    def run(self, workflow: dict, label: str) -> Run:
-        with tqdm(desc=f"{label:<46.46}", unit="step", leave=True, ncols=100) as bar:
-            run = self.client.run(workflow, on_progress=lambda *_: bar.update(), timeout=24 * 3600)
-        if run.status != "success":
-            reason = f"{run.error.node_type}: {run.error.message}" if run.error else run.status
-            raise SystemExit(f"The workflow did not finish: {reason}")
-        return run
-
-    def image(self, run: Run, node: Node) -> Image.Image:
-        return self.images(run, node)[0]
-
-    def images(self, run: Run, node: Node) -> list[Image.Image]:
-        return [Image.open(io.BytesIO(self.client.image(item))).convert("RGB") for item in run.images(node)]
-
     def edit(self, subject: Subject) -> Result:
         picture = self.client.upload_image(subject.picture)
         workflow = self.workflow("Invert and reconstruct", picture)
-        run = self.run(workflow, f"{subject.name}: invert, reconstruct")
-        reconstruction = self.image(run, workflow.find("SaveImage"))
+        run = self.shipped.run(workflow, f"{subject.name}: invert, reconstruct")
+        reconstruction = self.shipped.image(run, workflow.find("SaveImage"))
         compare = workflow.find("PAL_CompareImages", "Reconstruction against the picture")
         psnr = re.search(r"PSNR [\d.inf]+ dB", run.results(compare)[0])[0]
 
@@ -163,9 +116,9 @@ class Demo:
             if self.checkpoint is None:
                 workflow.set("CLIPTextEncode", "What it looks like now", text="")
                 workflow.set("CFGGuider", cfg=TOY_CFG)
-            run = self.run(workflow, f"{subject.name}: {prompt}")
-            edits.append(self.image(run, workflow.find("SaveImage")))
-        source = self.image(run, workflow.find("PreviewImage"))
+            run = self.shipped.run(workflow, f"{subject.name}: {prompt}")
+            edits.append(self.shipped.image(run, workflow.find("SaveImage")))
+        source = self.shipped.image(run, workflow.find("PreviewImage"))
         word_edits = [self.edit_by_words(subject, picture, words) for words in subject.words]
         heatmap = self.find_words(subject, picture) if subject.shown else None
         return Result(subject, source, reconstruction, psnr, edits, word_edits, heatmap)
@@ -177,16 +130,16 @@ class Demo:
         if self.checkpoint is None:
             workflow.set("KSamplerAdvanced", cfg=WORDS_CFG)
             workflow.set("PAL_PromptToPrompt", cross_end=CROSS_END, self_end=SELF_END)
-        run = self.run(workflow, f"{subject.name}, by words: {words.target_text}")
-        return self.image(run, workflow.find("SaveImage"))
+        run = self.shipped.run(workflow, f"{subject.name}, by words: {words.target_text}")
+        return self.shipped.image(run, workflow.find("SaveImage"))
 
     def find_words(self, subject: Subject, picture: str) -> Image.Image:
         workflow = self.workflow("Mask by a word, then inpaint", picture)
         workflow.set("CLIPTextEncode", "What it shows", text=subject.source_text)
         workflow.set("PAL_AttentionMask", text=subject.source_text, words=subject.shown)
         del workflow[workflow.find("SaveImage").id]  # nothing is inpainted
-        run = self.run(workflow, f"{subject.name}: find {subject.shown}")
-        return self.image(run, workflow.find("PreviewImage", "Where the words are"))
+        run = self.shipped.run(workflow, f"{subject.name}: find {subject.shown}")
+        return self.shipped.image(run, workflow.find("PreviewImage", "Where the words are"))
 
     def fuse(self, prompt: str) -> Fused:
         """By the toy models alone: an expert of your own is one more checkpoint than a demo asks for."""
@@ -194,7 +147,7 @@ class Demo:
         words = {"TOY_LoadGeneral": prompt, "TOY_LoadExpert": prompt.partition(",")[0]}  # as their captions were
 
         def workflow(general: str, expert: str, share: float) -> Workflow:
-            chosen = self.shipped("Two checkpoints, one picture")
+            chosen = self.shipped.workflow("Two checkpoints, one picture")
             chosen.use_toy_model("General model", general)
             chosen.use_toy_model("Expert: the second model", expert)
             chosen.set("CLIPTextEncode", "General model: prompt", text=words[general])
@@ -206,16 +159,17 @@ class Demo:
             return chosen
 
         def picture(chosen: Workflow, label: str) -> Image.Image:
-            return self.image(self.run(chosen, label), chosen.find("SaveImage"))
+            return self.shipped.image(self.shipped.run(chosen, label), chosen.find("SaveImage"))
 
         both = workflow("TOY_LoadGeneral", "TOY_LoadExpert", 1.0)
         masks = {}
         for step in MASK_STEPS:
             both.set("PAL_SaliencyMap", step=step)
-            run = self.run(both, f"two models: {prompt}" if step == MASK_STEPS[0] else f"their places at step {step}")
-            masks[step] = self.image(run, both.find("MaskPreview"))
+            label = f"two models: {prompt}" if step == MASK_STEPS[0] else f"their places at step {step}"
+            run = self.shipped.run(both, label)
+            masks[step] = self.shipped.image(run, both.find("MaskPreview"))
             if step == MASK_STEPS[0]:
-                fused = self.image(run, both.find("SaveImage"))
+                fused = self.shipped.image(run, both.find("SaveImage"))
         alone = [
             picture(workflow(loader, other, 0.0), label)
             for loader, other, label in (
@@ -263,7 +217,7 @@ def toy_subjects(folder: Path) -> list[Subject]:
         ),
     ):
         file = folder / f"{len(subjects)}.png"
-        Image.fromarray((picture[0].movedim(0, -1) * 255).round().byte().numpy()).save(file)
+        as_image(picture[0]).save(file)
         subjects.append(subject(picture=file))
     return subjects
 
@@ -310,21 +264,20 @@ def main() -> None:
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="palimpsest-demo-") as base:
         if checkpoint is None:
-            subjects, size = toy_subjects(Path(base)), 128
+            subjects, size = toy_subjects(Path(base)), TOY_SIZE
         else:
             prompts = [os.environ.get("PROMPT") or "an oil painting"]
             shows = os.environ.get("SOURCE") or ""
             words = (WordEdit(prompts[0]),) if shows else ()
             subjects = [Subject(photo.stem, photo, prompts, shows, words)]
             size = int(os.environ.get("SIZE") or 512)
-        packs = {"palimpsest": PACK, "palimpsest_toy": TOY_PACK}
         cpu = checkpoint is None or not torch.cuda.is_available()
-        with Server(comfyui_location(), Path(base), packs, cpu=cpu) as server, Client(server.address) as client:
+        with Server(comfyui_location(), Path(base), PACKS, cpu=cpu) as server, Client(server.address) as client:
             name = server.link_model("checkpoints", checkpoint) if checkpoint else None
             demo = Demo(client, name, size)
             results = [demo.edit(subject) for subject in subjects]
             fused = [demo.fuse(prompt) for prompt in FUSED_PROMPTS] if checkpoint is None else []
-            unclip = UnCLIPDemo(server, client, demo.run, demo.images).rows(OUTPUT) if checkpoint is None else []
+            unclip = UnCLIPDemo(server, demo.shipped).rows(OUTPUT) if checkpoint is None else []
     for result in results:
         stem = re.sub(r"\W+", "_", result.subject.name).strip("_")
         for name, picture in result.pictures().items():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab.demo.shipped import Shipped
+from lab.evidence.sheet import as_image
 from lab.toy.scenes import Scene, caption, render
 from PIL import Image
-from support.host.client import Client, Graph, Node, Run
+from support.host.client import Graph, Node
 from support.host.server import Server
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "toy" / "weights"
@@ -21,9 +22,6 @@ TEXTS = (
     Scene("star", "pink", "dotted", "top", "night"),
 )
 ENDS = (Scene("circle", "orange", "plain", "left", "night"), Scene("star", "pink", "plain", "top", "night"))
-
-RunGraph = Callable[[Graph, str], Run]
-Show = Callable[[Run, Node], list[Image.Image]]
 
 
 @dataclass(frozen=True)
@@ -42,12 +40,9 @@ class Loaded:
 
 
 class UnCLIPDemo:
-    def __init__(self, server: Server, client: Client, run: RunGraph, show: Show) -> None:
-        self.client, self.run, self.show = client, run, show
-        self.files = {
-            part: server.link_model("diffusion_models", WEIGHTS / f"unclip_{part}.safetensors")
-            for part in ("prior", "decoder", "upsampler_64", "upsampler_128")
-        }
+    def __init__(self, server: Server, shipped: Shipped) -> None:
+        self.client, self.run, self.show = shipped.client, shipped.run, shipped.images
+        self.files = unclip_files(server)
 
     def load(self, graph: Graph) -> Loaded:
         return Loaded(
@@ -94,7 +89,7 @@ class UnCLIPDemo:
         seen, starts = [], []
         for i, image in enumerate(render(ENDS)[0]):
             file = output / f"morph_end_{i}.png"
-            Image.fromarray((image.movedim(0, -1) * 255).round().byte().numpy()).save(file)
+            as_image(image).save(file)
             picture = graph.add("LoadImage", image=self.client.upload_image(file))
             small = graph.add(
                 "ImageScale", image=picture[0], upscale_method="area", width=SIZE, height=SIZE, crop="disabled"
@@ -138,6 +133,14 @@ class UnCLIPDemo:
             for i, (picture, _) in enumerate(row, 1):
                 picture.save(output / f"{name}_{i}.png")
         return rows
+
+
+def unclip_files(server: Server) -> dict[str, str]:
+    """The names by which the server's loaders know the toy's parts."""
+    return {
+        part: server.link_model("diffusion_models", WEIGHTS / f"unclip_{part}.safetensors")
+        for part in ("prior", "decoder", "upsampler_64", "upsampler_128")
+    }
 
 
 def upsampled(graph: Graph, upsampler: Node, picture: Node) -> Node:

@@ -38,15 +38,15 @@ class Sheet:
         for row, words, foot in zip(self.rows, labels, feet, strict=True):
             for column, ((picture, _), lines) in enumerate(zip(row, words, strict=True)):
                 x = MARGIN + column * (TILE + GAP)
-                image.paste(_tile(picture), (x, y))
+                image.paste(as_image(picture).resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y))
                 pen.multiline_text((x, y + TILE + 3), "\n".join(lines), INK, font, spacing=2)
             y += TILE + foot + GAP
         image.save(file, quality=88, method=6)  # of WebP: a tenth of a PNG, and no palette can hold these colours
 
 
-def _tile(picture: Tensor) -> Image.Image:
-    pixels = (picture.clamp(0, 1) * 255).round().byte().movedim(0, -1).contiguous().numpy()
-    return Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.LANCZOS)
+def as_image(picture: Tensor) -> Image.Image:
+    """Of [3, H, W] in 0..1."""
+    return Image.fromarray((picture.clamp(0, 1) * 255).round().byte().movedim(0, -1).contiguous().numpy())
 
 
 def _wrap(words: str, ruler: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> list[str]:

@@ -57,8 +57,13 @@ def photograph(name: str) -> Tensor:
 
 
 def held_out_photo(size: int = SIZE) -> Tensor:
-    """The demo photograph as [1, 3, size, size], its central square."""
-    image = photograph(HELD_OUT)
+    """The demo photograph as [1, 3, size, size]."""
+    return central_square(HELD_OUT, size)
+
+
+def central_square(name: str, size: int = SIZE) -> Tensor:
+    """[1, 3, size, size]"""
+    image = photograph(name)
     side = min(image.shape[1:])
     top, left = (image.shape[1] - side) // 2, (image.shape[2] - side) // 2
     crop = image[None, :, top : top + side, left : left + side]

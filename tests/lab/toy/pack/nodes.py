@@ -1,8 +1,14 @@
-"""Test-only nodes: the toy models in place of CheckpointLoaderSimple, and the toy's CLIP in place of CLIPLoader and CLIPVisionLoader."""
+"""Test-only nodes: the toy models in place of the loaders of checkpoints, and the toy's CLIP in place of CLIPLoader and CLIPVisionLoader."""
 
+import sys
+
+import torch
 from comfy_api.latest import ComfyExtension, io
+from safetensors.torch import load_file
 
-from .general import load_general, load_tuned
+from nodes import NODE_CLASS_MAPPINGS
+
+from .general import WEIGHTS, load_general, load_tuned
 from .unclip import load_clip
 
 
@@ -38,6 +44,34 @@ class LoadExpert(io.ComfyNode):
         return io.NodeOutput(*load_tuned("expert"))
 
 
+class LoadSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TOY_LoadSubject",
+            display_name="Load Toy Subject Model",
+            category="palimpsest/toy",
+            description="The toy model that reads reference pictures, with the outputs of Load Subject Checkpoint.",
+            outputs=[
+                io.Model.Output(),
+                io.Clip.Output(),
+                io.Vae.Output(),
+                io.Custom("PAL_SUBJECT_ENCODER").Output(),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        # The pack's own function, under the name that ComfyUI has imported the pack by.
+        loader = sys.modules[NODE_CLASS_MAPPINGS["PAL_LoadSubjectEncoder"].__module__]
+        make = sys.modules[loader.SubjectEncoder.__module__].subject_encoder
+        weights = load_file(WEIGHTS / "subject.safetensors")
+        own = {
+            name: value for name, value in weights.items() if name.startswith(("image_encoder.", "postfuse_module."))
+        }
+        return io.NodeOutput(*load_tuned("subject"), make(own, torch.float32))
+
+
 class LoadCLIP(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -57,4 +91,4 @@ class LoadCLIP(io.ComfyNode):
 
 class ToyExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadGeneral, LoadExpert, LoadCLIP]
+        return [LoadGeneral, LoadExpert, LoadSubject, LoadCLIP]
