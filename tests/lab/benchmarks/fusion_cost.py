@@ -30,7 +30,7 @@ WINDOWED = "fusion of both checkpoints, the expert from 50 % on"
 # What is divided by the sum of what, the most that it may be, and the latent's size.
 FUSION_BARS = ((FUSED, (GENERAL, EXPERT), 1.03, (64, 64)), (VARIANT, (GENERAL, LORA), 1.03, (64, 64)))
 WINDOWED_SIZE = (16, 16)
-REPETITIONS = 3
+REPETITIONS = 2
 
 
 @dataclass

@@ -107,9 +107,8 @@ def edits(quick: bool) -> report.Results:
     from lab.benchmarks import subjects
     from lab.benchmarks.contestants import contestants, measure
 
-    builds: list[Callable[[], subjects.Subject]] = [
-        partial(build, QUICK_INVERSION_STEPS) if quick else build for build in (subjects.toy, subjects.sd15)
-    ]
+    toy = partial(subjects.toy, QUICK_INVERSION_STEPS) if quick else subjects.toy
+    builds: list[Callable[[], subjects.Subject]] = [toy, subjects.sd15]
     if torch.cuda.is_available():
         builds += [partial(subjects.on_gpu, "SD1.5", 64), partial(subjects.on_gpu, "SDXL", 128)]
     results = []
@@ -183,8 +182,7 @@ UNet, a row one picture in it. The weights of SD1.5 are random, since cost depen
 
 PUBLISHED = """\
 pnp-diffusers inverts in 999 steps and evaluates rows [source, negative, positive] in every one of 50. Here the same loop calls the
-same UNet in ComfyUI directly, without guider or condition handling. On the toy all of its steps are run; on SD1.5 the seconds and
-counts of a share of the steps are multiplied, and so are those of the pack's shorter runs, to 50 steps."""
+same UNet in ComfyUI directly, without guider or condition handling, on the toy."""
 
 
 def machine() -> str:
