@@ -19,8 +19,8 @@ export class EditWords {
 
   constructor(node, root) {
     this.node = node;
-    this.words = part("div", "palimpsest-edit", root);
     this.status = part("div", "palimpsest-label", root);
+    this.words = part("div", "palimpsest-edit", root);
     this.asked = 0;
     follow(node, FIELDS, () => this.ask());
   }
@@ -52,11 +52,12 @@ export class EditWords {
     const { edit, problem, error } = await answer.json();
     if (asked !== this.asked || JSON.stringify(this.texts) === this.exact) return;
     if (edit) this.draw(edit);
-    else this.say(problem ?? error);
+    if (!edit || problem) this.say(problem ?? error, !edit);
   }
 
-  say(text) {
-    this.words.classList.add("palimpsest-stale");
+  /** stale: the words that are drawn are those of other texts. */
+  say(text, stale = true) {
+    this.words.classList.toggle("palimpsest-stale", stale);
     this.status.textContent = text;
   }
 

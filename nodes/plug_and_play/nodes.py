@@ -80,8 +80,8 @@ def _exact_input(what: str) -> io.Input:
         default=False,
         optional=True,
         advanced=True,
-        tooltip=f"{what} Needs a trajectory made with the method ddim, and the sampler euler or ddim. Keeps more of the source, so that "
-        "some edits show less.",
+        tooltip=f"{what} Needs a trajectory made with the method ddim, and the sampler euler or ddim. For exact reconstruction: "
+        "edits do not come out better with it.",
     )
 
 

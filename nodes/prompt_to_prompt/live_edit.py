@@ -18,13 +18,14 @@ from .on_the_node import described_edit
 from .prompt_edit import MODES, prompt_edit
 
 ROUTE = "/palimpsest/prompt_edit"
-FIELDS = ("source_text", "target_text", "mode", "reweight", "blend_words", "keep_words", "word_windows")
+LISTS = ("reweight", "blend_words", "keep_words", "word_windows")
+FIELDS = ("source_text", "target_text", "mode", *LISTS)
 LONGEST = 8_000  # characters of one text
 LARGEST = 256 * 1024  # bytes of a request
 
 
 async def answer(request: web.Request) -> web.Response:
-    """{"edit": ...} as Encode Prompt Edit shows it after a run, or {"problem": "..."} when the texts make no edit."""
+    """{"edit": ...} as Encode Prompt Edit shows it after a run, {"problem": "..."} when the texts make no edit, or both."""
     if request.content_type != "application/json":
         return _refusal(415, f"expected application/json, got {request.content_type}")
     if request.content_length is None or request.content_length > LARGEST:
@@ -51,12 +52,20 @@ def _refusal(status: int, error: str) -> web.Response:
 
 def _described(**texts: str) -> dict:
     try:
-        edit = prompt_edit(partial(tokenize, _vocabulary()), **texts)
-    except ValueError as problem:
-        return {"problem": str(problem)}
+        return {"edit": _drawn(texts)}
+    except ValueError as error:
+        problem = str(error)
     except RecursionError:
         return {"problem": "expected brackets that ComfyUI can read, got too many inside each other. Take some away."}
-    return {"edit": described_edit(edit)["palimpsest_edit"][0]}
+    try:  # a list with a word that is in no prompt hides nothing of the prompts
+        return {"problem": problem, "edit": _drawn({**texts, **dict.fromkeys(LISTS, "")})}
+    except ValueError:
+        return {"problem": problem}
+
+
+def _drawn(texts: dict[str, str]) -> dict:
+    edit = prompt_edit(partial(tokenize, _vocabulary()), **texts)
+    return described_edit(edit)["palimpsest_edit"][0]
 
 
 @cache

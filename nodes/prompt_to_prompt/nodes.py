@@ -149,7 +149,7 @@ class PromptToPrompt(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Corrects every step so that sampling follows the inversion back exactly. Needs a trajectory made with the "
-                    "method ddim, and the sampler euler or ddim. Keeps more of the source, so that some edits show less.",
+                    "method ddim, and the sampler euler or ddim. For exact reconstruction: edits do not come out better with it.",
                 ),
                 io.Conditioning.Input(
                     "source",

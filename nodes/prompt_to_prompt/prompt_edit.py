@@ -155,8 +155,8 @@ def columns_of(tokenize: Tokenize, phrase: str, socket: str, **prompts: PromptTo
             return columns
     tokens, longest = len(wanted.content), max(len(prompt.content) for prompt in prompts.values())
     why = f" It has {tokens} tokens, and no prompt more than {longest}." if tokens > longest else ""
-    texts = " and ".join(f"{name} {prompt.text!r}" for name, prompt in prompts.items())
+    texts = " nor ".join(f"{name} {prompt.text!r}" for name, prompt in prompts.items())
     raise ValueError(
-        f"{socket}: expected words as they stand in {' or '.join(prompts)}, got {phrase!r}, which is not in {texts}.{why} "
-        "Separate several words or groups of words by commas."
+        f"{socket}: expected words as they stand in {' or '.join(prompts)}, got {phrase!r}, which is {'in neither' if len(prompts) > 1 else 'not in'} "
+        f"{texts}.{why} Write it as it stands there, or remove it. Separate several words or groups of words by commas."
     )

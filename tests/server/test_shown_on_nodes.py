@@ -106,6 +106,16 @@ def test_texts_that_make_no_edit_are_told_as_the_node_tells_them(client: Client)
     assert status == 200 and told["problem"].startswith("reweight: expected words as they stand in target_text")
 
 
+@pytest.mark.parametrize("field", ["reweight", "blend_words", "keep_words", "word_windows"])
+def test_a_word_that_is_in_no_prompt_hides_nothing_of_the_prompts(client: Client, field: str):
+    plain = {**EDIT, "reweight": "", "blend_words": ""}
+    _, wanted = ask(client, json.dumps(plain).encode())
+    status, told = ask(client, json.dumps({**plain, field: "bird: 0.5"}).encode())
+    assert status == 200 and told["problem"].startswith(f"{field}: expected words") and told["edit"] == wanted["edit"]
+    _, told = ask(client, json.dumps({**EDIT, "mode": "replace", "target_text": "a dog"}).encode())
+    assert told.keys() == {"problem"}
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "status", "says"),
     [

@@ -31,7 +31,7 @@ except what the VAE loses.
 - **The same scheduler and steps** for both
 
 Compare Images compares the result with the picture after VAE Encode and VAE Decode alone. Plug-and-Play and Prompt-to-Prompt \
-have the same as an option, *exact_retracing*: it keeps more of the picture, so that some edits show less."""
+have the same as an option, *exact_retracing*. Edits do not come out better with it."""
 
 FIGURES_NOTE = """**DDIM Invert** shows its residual. Below 2e-3 the picture is reconstructed well. If it says that steps did not \
 converge, raise *iterations*.
@@ -107,17 +107,17 @@ Inverts your picture and samples it again with one word of its description repla
 ### Change
 - the **checkpoint**: any SD1.5 model
 - **Your picture**: its centre is cropped to 512 x 512
-- *source_text*: one sentence about it
-- *target_text*: the same sentence with another word in its place
-- *blend_words*: the words whose area may change; everything else is kept
+- *source_text*, the upper box: one sentence about it
+- *target_text*, the lower box: the same sentence with another word in its place
+- *blend_words*: the words whose area may change; everything else is kept. A click on a word's chip adds or removes it.
 
 Then press Run. The first run inverts the picture. The next ones only sample, whatever you write.
 
-**Encode Prompt Edit** shows what happens to each word, **Before and after** what happened to the picture."""
+**Before and after**: drag the line. The dark picture below it shows the difference, made stronger."""
 
-SWAP_KEEP_NOTE = """- **The same steps and scheduler** in Basic Scheduler and in KSampler (Advanced), with the sampler *euler*. If they differ, \
+SWAP_KEEP_NOTE = """- **The same steps and scheduler** in BasicScheduler and in KSampler (Advanced), with the sampler *euler*. If they differ, \
 Prompt-to-Prompt gives an error.
-- *add_noise* **disable**: the latent of DDIM Invert is noisy already.
+- *add_noise* **disable** (in Nodes 2.0 under *Show advanced inputs*): the latent of DDIM Invert is noisy already.
 - Connect **Empty prompt** to DDIM Invert and to *negative*.
 - Connect *target* to *positive*, unchanged."""
 
@@ -154,6 +154,7 @@ on another day, un-mute **Load Conditioning** (Ctrl+M), choose the file, connect
 BLEND_NOTE = """- **Too little changes**: lower *self_end* first, then *cross_end*, in Prompt-to-Prompt; write more *blend_words*.
 - **The composition is lost**: raise them.
 - **Other areas change too**: write *blend_words*, or raise *blend_threshold*.
+- **Harsh colours or bright edges**: lower *cfg* of the sampler.
 - **An error about a word**: write it exactly as it is in the sentence."""
 
 MASK_NOTE = """## Mask by a word, then inpaint

@@ -44,7 +44,7 @@ def swap_a_word() -> Workflow:
         nodes=[
             *load,
             *(replace(node, title="Empty prompt") if node.key == "empty" else node for node in invert),
-            NodeSpec("words", "PAL_EncodePromptEdit", (780, 0), words, size=(400, 380)),
+            NodeSpec("words", "PAL_EncodePromptEdit", (780, 0), words, size=(400, 600)),
             NodeSpec("edit", "PAL_PromptToPrompt", (780, 740), {"cross_end": 0.8, "self_end": 0.4}, size=(400, 210)),
             NodeSpec("sample", "KSamplerAdvanced", (1260, 0), sampler, size=(320, 360)),
             NodeSpec("decode", "VAEDecode", (1260, 680), size=(320, 46)),
