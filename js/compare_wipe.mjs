@@ -1,4 +1,5 @@
 // @ts-check
+import { say } from "./languages.mjs";
 import { button, part, picture, temporary } from "./parts.mjs";
 
 /** Compare Images: both pictures in one place, parted by a line that follows the pointer. */
@@ -18,10 +19,10 @@ export class CompareWipe {
     this.back = button("palimpsest-play", bar, "‹", () => this.turn(this.number - 1));
     this.slider = part("input", "", bar);
     Object.assign(this.slider, { type: "range", min: 0, max: 100, value: 50 });
-    this.slider.setAttribute("aria-label", "How much of image_a is shown, from the left");
+    this.slider.setAttribute("aria-label", say("How much of image_a is shown, from the left"));
     this.next = button("palimpsest-play", bar, "›", () => this.turn(this.number + 1));
-    this.back.setAttribute("aria-label", "Previous pair");
-    this.next.setAttribute("aria-label", "Next pair");
+    this.back.setAttribute("aria-label", say("Previous pair"));
+    this.next.setAttribute("aria-label", say("Next pair"));
     this.back.hidden = this.next.hidden = true;
     this.slider.addEventListener("input", () => this.wipe(Number(this.slider.value)));
     this.stage.addEventListener("pointermove", (event) => {
@@ -42,7 +43,7 @@ export class CompareWipe {
     this.number = (number + this.pairs.length) % this.pairs.length;
     this.a.src = temporary(this.pairs[this.number].a);
     this.b.src = temporary(this.pairs[this.number].b);
-    this.slider.title = `Pair ${this.number + 1} of ${this.pairs.length}`;
+    this.slider.title = say("Pair {number} of {all}", { number: this.number + 1, all: this.pairs.length });
   }
 
   wipe(share) {

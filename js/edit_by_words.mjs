@@ -1,6 +1,7 @@
 // @ts-check
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { say } from "./languages.mjs";
 
 const BLUEPRINT = "Swap a word in a photo";
 const BESIDE = 60; // pixels between the node and the box
@@ -8,7 +9,7 @@ const BESIDE = 60; // pixels between the node and the box
 /** An entry in the menu of nodes that show a picture: the blueprint, dropped beside the node and wired to it. */
 export function editByWords(node) {
   if (!showsPicture(node) || !sourceOf(node, "IMAGE")) return [];
-  return [{ content: "Edit this picture by words", callback: () => drop(node).catch(tell) }];
+  return [{ content: say("Edit this picture by words"), callback: () => drop(node).catch(tell) }];
 }
 
 function showsPicture(node) {

@@ -1,15 +1,16 @@
 // @ts-check
 import { api } from "../../scripts/api.js";
+import { later, say } from "./languages.mjs";
 import { button, follow, isLinked, part, setWidget, widgetNamed } from "./parts.mjs";
 import { bare, covering, phrasesIn, toggled } from "./phrases.mjs";
 
 const FIELDS = ["source_text", "target_text", "mode", "reweight", "blend_words", "keep_words", "word_windows"];
 const TYPING = 250; // milliseconds without a change before the server is asked
 const SAYS = {
-  kept: "stays, with the source's attention",
-  exchanged: "replaces the word above and uses its attention",
-  added: "is new, with its own attention",
-  gone: "is left out",
+  kept: later("stays, with the source's attention"),
+  exchanged: later("replaces the word above and uses its attention"),
+  added: later("is new, with its own attention"),
+  gone: later("is left out"),
 };
 
 /** Encode Prompt Edit: the words of both prompts, above each other where one follows the other. */
@@ -40,23 +41,23 @@ export class EditWords {
     clearTimeout(this.waiting);
     if (JSON.stringify(this.texts) === this.exact) return;
     if (FIELDS.some((name) => isLinked(this.node, name)))
-      return void this.say("Texts come from other nodes. Run once to see their words.");
+      return void this.tell(say("Texts come from other nodes. Run once to see their words."));
     this.waiting = setTimeout(() => this.tokenise(this.texts), TYPING);
   }
 
   async tokenise(texts) {
-    if (!texts.source_text.trim() || !texts.target_text.trim()) return this.say("Write both texts to see their words.");
+    if (!texts.source_text.trim() || !texts.target_text.trim()) return this.tell(say("Write both texts to see their words."));
     const asked = ++this.asked;
     const headers = { "Content-Type": "application/json" };
     const answer = await api.fetchApi("/palimpsest/prompt_edit", { method: "POST", headers, body: JSON.stringify(texts) });
     const { edit, problem, error } = await answer.json();
     if (asked !== this.asked || JSON.stringify(this.texts) === this.exact) return;
     if (edit) this.draw(edit);
-    if (!edit || problem) this.say(problem ?? error, !edit);
+    if (!edit || problem) this.tell(problem ?? error, !edit);
   }
 
   /** stale: the words that are drawn are those of other texts. */
-  say(text, stale = true) {
+  tell(text, stale = true) {
     this.words.classList.toggle("palimpsest-stale", stale);
     this.status.textContent = text;
   }
@@ -71,7 +72,7 @@ export class EditWords {
     const next = [0, 0];
     edit.groups.forEach((group, number) => {
       const element = part("div", `palimpsest-group palimpsest-${group.kind}`, this.words);
-      element.title = `${(group.target.length ? group.target : group.source).join(" ")}: ${SAYS[group.kind]}`;
+      element.title = `${(group.target.length ? group.target : group.source).join(" ")}: ${say(SAYS[group.kind])}`;
       ["source", "target"].forEach((side, i) => {
         const row = part("div", "palimpsest-words", element);
         for (const word of group[side]) this.chip(row, word, covered[i][next[i]++], `${number} ${side} ${word}`);
@@ -88,7 +89,7 @@ export class EditWords {
     });
     chip.dataset.place = place;
     chip.setAttribute("aria-pressed", String(!!phrase));
-    chip.setAttribute("aria-label", `${word}: its area may change`);
+    chip.setAttribute("aria-label", say("{word}: its area may change", { word }));
   }
 
   weight(element, { target, weight }, place) {
@@ -96,7 +97,7 @@ export class EditWords {
     Object.assign(input, { type: "number", step: 0.1, min: -10, max: 10, value: weight, disabled: isLinked(this.node, "reweight") });
     input.dataset.place = place;
     input.classList.toggle("palimpsest-set", weight !== 1);
-    input.setAttribute("aria-label", `Weight of ${target.join(" ")}`);
+    input.setAttribute("aria-label", say("Weight of {words}", { words: target.join(" ") }));
     input.addEventListener("change", () => {
       const number = Number(input.value);
       if (!Number.isFinite(number)) return;

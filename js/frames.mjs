@@ -1,12 +1,13 @@
 // @ts-check
+import { later, say } from "./languages.mjs";
 import { button, part, picture, temporary } from "./parts.mjs";
 
 const PAUSE = 125; // milliseconds between frames that play
 
 const EMPTY = {
-  PAL_PreviewTrajectory: "Run once to see the path, state by state.",
-  PAL_PreviewMorph: "Run once to see the morph, frame by frame.",
-  PAL_SaliencyMap: "Run once with every_step on to see who draws where, step by step.",
+  PAL_PreviewTrajectory: later("Run once to see the path, state by state."),
+  PAL_PreviewMorph: later("Run once to see the morph, frame by frame."),
+  PAL_SaliencyMap: later("Run once with every_step on to see who draws where, step by step."),
 };
 
 /** Pictures one at a time, by a slider or playing: states of a path, steps of a fusion, frames of a morph. */
@@ -20,11 +21,11 @@ export class Frames {
     this.picture = picture("palimpsest-picture", this.stage);
     const bar = part("div", "palimpsest-bar", root);
     this.play = button("palimpsest-play", bar, "▶", () => (this.timer ? this.pause() : this.start()));
-    this.play.setAttribute("aria-label", "Play");
+    this.play.setAttribute("aria-label", say("Play"));
     this.slider = part("input", "", bar);
     Object.assign(this.slider, { type: "range", min: 0, max: 0, value: 0, disabled: true });
-    this.slider.setAttribute("aria-label", "Frame");
-    this.empty = EMPTY[node.comfyClass ?? node.type];
+    this.slider.setAttribute("aria-label", say("Frame"));
+    this.empty = say(EMPTY[node.comfyClass ?? node.type]);
     this.label = part("span", "palimpsest-label", root, this.empty);
     this.slider.addEventListener("input", () => this.turn(Number(this.slider.value)));
   }

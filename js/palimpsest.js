@@ -4,6 +4,7 @@ import { CompareWipe } from "./compare_wipe.mjs";
 import { editByWords } from "./edit_by_words.mjs";
 import { EditWords } from "./edit_words.mjs";
 import { Frames } from "./frames.mjs";
+import { loadTexts } from "./languages.mjs";
 import { Panel } from "./panel.mjs";
 import { StepWindows } from "./step_windows.mjs";
 import { addUpload, FILES } from "./upload_file.mjs";
@@ -29,11 +30,12 @@ const panels = new WeakMap(); // node -> its panel
 app.registerExtension({
   name: "palimpsest",
 
-  init() {
+  async init() {
     const sheet = document.createElement("link");
     sheet.rel = "stylesheet";
     sheet.href = new URL("./palimpsest.css", import.meta.url).href;
     document.head.append(sheet);
+    await loadTexts().catch(console.warn);
   },
 
   nodeCreated(node) {

@@ -1,4 +1,5 @@
 // @ts-check
+import { later, say } from "./languages.mjs";
 import { follow, isLinked, part, setWidget, widgetNamed } from "./parts.mjs";
 
 const ROW = 20; // pixels, as in palimpsest.css
@@ -6,15 +7,15 @@ const NUDGE = 0.01;
 
 /** What happens from which share of the steps to which: the name of a number widget, or a fixed share. A start that a node lacks is 0. */
 const WINDOWS = [
-  { label: "features", from: "feature_start", to: "feature_end" },
-  { label: "attention", from: "attention_start", to: "attention_end" },
-  { label: "cross-attention", from: "cross_start", to: "cross_end" },
-  { label: "self-attention", from: "self_start", to: "self_end" },
-  { label: "local blend", from: "blend_start", to: 1 },
-  { label: "scene alone", from: 0, to: "scene_end" },
-  { label: "scene and subject", from: "scene_end", to: "fusion_end" },
-  { label: "subject alone", from: "fusion_end", to: 1 },
-  { label: "expert", from: "start_percent", to: "end_percent" },
+  { label: later("features"), from: "feature_start", to: "feature_end" },
+  { label: later("attention"), from: "attention_start", to: "attention_end" },
+  { label: later("cross-attention"), from: "cross_start", to: "cross_end" },
+  { label: later("self-attention"), from: "self_start", to: "self_end" },
+  { label: later("local blend"), from: "blend_start", to: 1 },
+  { label: later("scene alone"), from: 0, to: "scene_end" },
+  { label: later("scene and subject"), from: "scene_end", to: "fusion_end" },
+  { label: later("subject alone"), from: "fusion_end", to: 1 },
+  { label: later("expert"), from: "start_percent", to: "end_percent" },
 ];
 
 /** The steps of sampling from left to right, and in which of them a node acts. The numbers stay the truth. */
@@ -38,7 +39,7 @@ export class StepWindows {
     for (const edge of ["from", "to"]) {
       if (typeof row[edge] !== "string") continue;
       const handle = part("div", `palimpsest-handle palimpsest-${edge}`, element);
-      Object.assign(handle, { tabIndex: 0, role: "slider", ariaLabel: `${label}: ${row[edge]}` });
+      Object.assign(handle, { tabIndex: 0, role: "slider", ariaLabel: `${say(label)}: ${row[edge]}` });
       Object.assign(handle, { ariaValueMin: "0", ariaValueMax: "1" });
       handle.addEventListener("keydown", (event) => this.nudge(row[edge], event));
       row.handles[edge] = handle;
@@ -84,10 +85,10 @@ export class StepWindows {
       const [start, end] = [this.value(from), this.value(to)];
       element.style.setProperty("--palimpsest-from", `${100 * start}%`);
       element.style.setProperty("--palimpsest-to", `${100 * Math.max(start, end, 0)}%`);
-      const share = end > start ? `${Math.round(100 * start)}–${Math.round(100 * end)} %` : "never";
-      const says = end < 0 ? "as suits the model" : share;
-      text.textContent = `${label} ${says}`;
-      element.title = `${text.textContent} of the steps, from the noisy end`;
+      const share = end > start ? `${Math.round(100 * start)}–${Math.round(100 * end)} %` : say("never");
+      const says = end < 0 ? say("as suits the model") : share;
+      text.textContent = `${say(label)} ${says}`;
+      element.title = say("{window} of the steps, from the first on", { window: text.textContent });
       if (handles.from) handles.from.ariaValueNow = String(start);
       if (handles.to) handles.to.ariaValueNow = String(end);
     }

@@ -1,4 +1,5 @@
 // @ts-check
+import { say } from "./languages.mjs";
 import { follow, button, isLinked, part, picture, setWidget, temporary, widgetNamed } from "./parts.mjs";
 import { covering, phrasesIn, toggled } from "./phrases.mjs";
 
@@ -19,7 +20,7 @@ export class WordMap {
     this.picture = picture("palimpsest-picture", this.stage);
     this.heat = part("canvas", "palimpsest-picture", this.stage);
     this.ranking = part("ol", "palimpsest-ranking", this.stage);
-    this.chips = part("div", "palimpsest-chips", root, "Run once to see where the model sees each word.");
+    this.chips = part("div", "palimpsest-chips", root, say("Run once to see where the model sees each word."));
     this.stage.addEventListener("pointermove", (event) => this.rank(this.pixelAt(event)));
     this.stage.addEventListener("pointerleave", () => this.rank(null));
     follow(node, ["words"], () => this.paint());
@@ -40,7 +41,7 @@ export class WordMap {
   chip({ word, peak, map }, most) {
     const chip = button("palimpsest-chip", this.chips, word, () => this.choose(entry));
     part("small", "", chip, peak.toFixed(1));
-    chip.title = `Where it is strongest, its attention is ${peak.toFixed(1)} times its mean over the picture.`;
+    chip.title = say("Where it is strongest, its attention is {times} times its mean over the picture.", { times: peak.toFixed(1) });
     chip.style.setProperty("--palimpsest-share", `${(100 * peak) / most}%`);
     const entry = { word, peak, chip, map: Uint8Array.from(atob(map), (letter) => letter.charCodeAt(0)) };
     for (const kind of ["pointerenter", "focus"]) chip.addEventListener(kind, () => this.paint([entry]));

@@ -37,6 +37,10 @@ def test_the_help_of_a_node_is_its_page(browser: Browser, server: Server, screen
         frontend.page.on("response", lambda answer: missing.append(answer.url) if answer.status == 404 else None)
         frontend.page.evaluate(PLACE, "PAL_DDIMInvert")
         assert frontend.page.evaluate("() => app.graph.nodes[0].title") == title.removeprefix("# ")
+        frontend.page.evaluate(PLACE, "PAL_PromptToPrompt")
+        drawn = json.loads((ROOT / f"locales/{language}/main.json").read_text(encoding="utf-8"))["palimpsest"]
+        expect(frontend.page.locator(".palimpsest-window").first).to_contain_text(drawn["cross-attention"])
+        frontend.page.evaluate(PLACE, "PAL_DDIMInvert")
         info = select_until_it_has_buttons(frontend.page)
         frontend.toggle_focus_mode()  # which would hide the panel
         info.click(timeout=60_000)

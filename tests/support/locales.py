@@ -1,12 +1,13 @@
 """Rewrite locales/en from the recorded nodes, and take out of the other languages what no longer says the same. `make locales`.
 
 Sockets and widgets keep their English names in every language, because errors and help pages name them. Translated are the
-names and descriptions of nodes, tooltips, and categories.
+names and descriptions of nodes, tooltips, categories, and what js/ draws.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,14 @@ def english() -> dict[str, Texts]:
     recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
     nodes = {name: _node(info) for name, info in recorded.items()}
     categories = {part for info in recorded.values() for part in info["category"].split("/")}
-    return {
-        "nodeDefs.json": nodes,
-        "main.json": {"nodeCategories": {part: part.replace("_", " ") for part in sorted(categories)}},
-    }
+    named = {part: part.replace("_", " ") for part in sorted(categories)}
+    return {"nodeDefs.json": nodes, "main.json": {"nodeCategories": named, "palimpsest": _drawn()}}
+
+
+def _drawn() -> dict[str, str]:
+    """What js/ draws on the nodes, which js/languages.mjs looks up."""
+    scripts = "".join(file.read_text(encoding="utf-8") for file in sorted((ROOT / "js").glob("*.mjs")))
+    return {text: text for text in sorted(set(re.findall(r'\b(?:say|later)\("((?:[^"\\]|\\.)+)"', scripts)))}
 
 
 def _node(info: dict[str, Any]) -> Texts:

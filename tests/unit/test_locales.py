@@ -42,3 +42,13 @@ def test_numbers_and_names_of_papers_are_kept(language):
     known = texts("en", "nodeDefs.json")
     for place, text in texts(language, "nodeDefs.json").items():
         assert numbers(text) == numbers(known[place]), place
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_places_for_values_are_kept(language):
+    def places(text: str) -> list[str]:
+        return sorted(re.findall(r"\{\w+\}", text))
+
+    known = texts("en", "main.json")
+    for place, text in texts(language, "main.json").items():
+        assert places(text) == places(known[place]), place

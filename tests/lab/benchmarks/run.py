@@ -167,8 +167,8 @@ SECTIONS = (
 )
 
 INTRODUCTION = """\
-Printed by `make bench`. What a bar compares runs once in each of five repetitions (three of SD1.5 on the CPU), in turns, every other
-one in reverse order; a ratio divides two runs of one repetition, and the median is held against the bar. The other contestants run once.
+Printed by `make bench`. What a bar compares runs once in each of five repetitions (two of SD1.5 on the CPU), in turns, every other
+one in reverse order; a ratio divides two runs of one repetition, and their median is held against the bar. The other contestants run once.
 Bare UNet calls are `calc_cond_batch` calls alone; everything else is timed as a whole: guider, conditions, sampler, callbacks.
 Plug-and-Play has its default windows, features for 0.8 and self-attention for 0.5 of the steps; so has Prompt-to-Prompt, words for
 0.8 and self-attention for 0.4, and blend words besides. Attention Mask reads every step. A call is one forward of the

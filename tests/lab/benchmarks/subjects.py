@@ -66,7 +66,7 @@ def sd15() -> Subject:
     model = full_size_sd15()
     source, positive, negative = (tiny_models.conditioning(model, seed) for seed in (1, 2, 3))
     latent = tiny_models.latent(model, 4, height=64, width=64)["samples"]
-    return Subject("SD1.5", model, 3, source, positive, negative, latent, 5)
+    return Subject("SD1.5", model, 2, source, positive, negative, latent, 5)
 
 
 def on_gpu(name: str, size: int) -> Subject:
