@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
     """Peak signal-to-noise ratio in dB over a whole batch of images [B, H, W, C] in 0..1; infinite for equal images."""
-    mse = float(((a - b).double() ** 2).mean())
+    mse = float(((a - b).cpu().double() ** 2).mean())
     return math.inf if mse == 0 else -10.0 * math.log10(mse)
 
 
@@ -28,7 +28,7 @@ def ssim(a: torch.Tensor, b: torch.Tensor) -> float:
     def blur(x: torch.Tensor) -> torch.Tensor:
         return F.conv2d(F.conv2d(x, window.view(1, 1, -1, 1)), window.view(1, 1, 1, -1))
 
-    x, y = (image.double().cpu().movedim(-1, 1).flatten(0, 1)[:, None] for image in (a, b))  # [B*C, 1, H, W]
+    x, y = (image.cpu().double().movedim(-1, 1).flatten(0, 1)[:, None] for image in (a, b))  # [B*C, 1, H, W]
     mx, my = blur(x), blur(y)
     vx, vy, cov = blur(x * x) - mx * mx, blur(y * y) - my * my, blur(x * y) - mx * my
     c1, c2 = 0.01**2, 0.03**2

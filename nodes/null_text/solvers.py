@@ -152,10 +152,14 @@ def solve_fast(
 
 
 def line_share(missing: torch.Tensor, gain: torch.Tensor, wanted_ratio: torch.Tensor) -> torch.Tensor:
-    """Smallest a in 0..1 with |missing - a gain|^2 <= wanted_ratio |missing|^2, the best one where there is none; [B]."""
-    missing, gain = missing.flatten(1).double(), gain.flatten(1).double()
+    """Smallest a in 0..1 with |missing - a gain|^2 <= wanted_ratio |missing|^2, the best one where there is none; [B].
+
+    On the CPU, because float64 is not to be had on every device.
+    """
+    device = missing.device
+    missing, gain, wanted_ratio = (x.flatten(1).cpu().double() for x in (missing, gain, wanted_ratio[:, None]))
     length = gain.square().sum(1).clamp_min(1e-30)
     best = (missing * gain).sum(1) / length
     rest = missing.square().sum(1) - best.square() * length
-    spare = wanted_ratio.double() * missing.square().sum(1) - rest
-    return (best - (spare.clamp_min(0.0) / length).sqrt()).clamp(0.0, 1.0).float()
+    spare = wanted_ratio[:, 0] * missing.square().sum(1) - rest
+    return (best - (spare.clamp_min(0.0) / length).sqrt()).clamp(0.0, 1.0).float().to(device)

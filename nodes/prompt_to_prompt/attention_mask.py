@@ -154,7 +154,7 @@ def otsu(maps: torch.Tensor) -> torch.Tensor:
     """[B], the level that parts each map's values into the two classes furthest apart (Otsu 1979)."""
     levels = (torch.arange(BINS) + 0.5) / BINS
     thresholds = []
-    for values in maps.flatten(1):
+    for values in maps.flatten(1).cpu():
         share = torch.histc(values, BINS, 0.0, 1.0).double() / len(values)
         below = share.cumsum(0)
         mean_below = (share * levels).cumsum(0)

@@ -23,6 +23,7 @@ from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
 from support.cases import cases
 from support.fixtures import other_packs, tiny_models
 from support.fixtures.inversions import relative, schedule
+from support.fixtures.without_float64 import WithoutFloat64
 
 pytestmark = pytest.mark.model
 
@@ -186,20 +187,6 @@ def test_an_edited_model_is_refused_by_name_E15():
             ValueError, match="model: expected the model from before any edit, got one with plug and play"
         ):
             use()
-
-
-class WithoutFloat64(torch.Tensor):
-    """A tensor on a device that has no float64, as MPS, XPU and DirectML are; `cpu()` takes it from there."""
-
-    @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
-        if function is torch.Tensor.cpu:
-            return args[0].as_subclass(torch.Tensor)
-        out = super().__torch_function__(function, types, args, kwargs or {})
-        for value in out if isinstance(out, tuple | list) else [out]:
-            if isinstance(value, cls) and value.dtype == torch.float64:
-                raise TypeError("no float64 on this device")
-        return out
 
 
 def test_fixed_point_needs_no_float64_on_the_device_E1():

@@ -6,6 +6,7 @@ import torch
 from palimpsest.nodes.inversion.comparison import error_image, match, psnr, ssim
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from support.fixtures.without_float64 import WithoutFloat64
 
 pytestmark = pytest.mark.unit
 
@@ -46,3 +47,9 @@ def test_match_repeats_one_picture_drops_alpha_and_names_other_sizes():
     assert x.shape == y.shape == (2, *a.shape[1:])
     with pytest.raises(ValueError, match=r"image_a, image_b: .*1 of 160x128 and 1 of 100x128"):
         match(a, b[:, :, :100])
+
+
+def test_a_device_without_float64_is_enough_E1():
+    a, b = torch.rand(2, 1, 16, 16, 3, generator=torch.Generator().manual_seed(1))
+    there = [x.as_subclass(WithoutFloat64) for x in (a, b)]
+    assert (psnr(*there), ssim(*there)) == (psnr(a, b), ssim(a, b))

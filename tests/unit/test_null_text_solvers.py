@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from palimpsest.nodes.null_text.solvers import Effort, Step, line_share, solve_fast, solve_null_text
+from support.fixtures.without_float64 import WithoutFloat64
 
 pytestmark = pytest.mark.unit
 
@@ -153,3 +154,11 @@ def test_constants_of_the_published_code_and_of_the_paper():
     assert code.at(0.98).tolerance == pytest.approx(1e-5 + 49 * 2e-5)
     paper = Effort(10, 1e-2, 1e-5, "paper")
     assert paper.at(0.98) == paper
+
+
+def test_fast_needs_no_float64_on_the_device_E1():
+    """Fault E1: the share was computed in float64 where the latents are."""
+    missing, gain = torch.randn(2, 2, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    wanted = torch.tensor([0.3, 0.7])
+    there = [x.as_subclass(WithoutFloat64) for x in (missing, gain, wanted)]
+    assert torch.equal(line_share(*there), line_share(missing, gain, wanted))

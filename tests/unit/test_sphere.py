@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from palimpsest.nodes.unclip.embeddings.sphere import NothingLeft, cosine, mix, slerp, text_diff, unit
 from scipy.spatial import geometric_slerp
+from support.fixtures.without_float64 import WithoutFloat64
 
 pytestmark = pytest.mark.unit
 
@@ -190,3 +191,13 @@ def test_cosine_is_numpys(a: np.ndarray, b: np.ndarray):
     expected = a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
     assert float(cosine(tensor(a), tensor(b))) == pytest.approx(expected, abs=1e-12)
     assert float(cosine(tensor(a), 3 * tensor(a))) == pytest.approx(1) == -float(cosine(tensor(a), -tensor(a)))
+
+
+def test_a_device_without_float64_is_enough_E1():
+    a, b = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1))
+    there = [x.as_subclass(WithoutFloat64) for x in (a, b)]
+    thetas = torch.tensor([[0.0, 0.3, 1.0]])
+    assert torch.equal(slerp(*(x[:, None] for x in there), thetas), slerp(a[:, None], b[:, None], thetas))
+    assert torch.equal(mix(there, [1.0, 0.5], True), mix([a, b], [1.0, 0.5], True))
+    assert torch.equal(cosine(*there), cosine(a, b))
+    assert torch.equal(text_diff(there[0], *there[1][:2], thetas[0]), text_diff(a, *b[:2], thetas[0]))

@@ -19,7 +19,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, theta: torch.Tensor) -> torch.Tensor
     theta: [...], broadcast against the leading dimensions. Between opposite directions every great circle is possible: taken is
     the one through the coordinate axis that is farthest from both.
     """
-    theta, b = theta.to(a.device, torch.float64).unsqueeze(-1), b.to(a.device)
+    device, theta, a, b = a.device, theta.cpu().double().unsqueeze(-1), a.cpu(), b.cpu()
     u, v = unit(a), unit(b)
     cos = (u * v).sum(-1, keepdim=True)
     rest = v - cos * u
@@ -29,7 +29,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, theta: torch.Tensor) -> torch.Tensor
     angle = theta * torch.atan2(sin, cos)
     norm = torch.lerp(_norm(a), _norm(b), theta)
     between = (norm * (angle.cos() * u + angle.sin() * away)).to(a.dtype)
-    return torch.where(theta == 0, a, torch.where(theta == 1, b.to(a.dtype), between))
+    return torch.where(theta == 0, a, torch.where(theta == 1, b.to(a.dtype), between)).to(device)
 
 
 def text_diff(image: torch.Tensor, text: torch.Tensor, base: torch.Tensor | None, theta: torch.Tensor) -> torch.Tensor:
@@ -50,8 +50,8 @@ def mix(embeddings: list[torch.Tensor], weights: list[float], keep_norm: bool) -
 
     NothingLeft when they cancel out.
     """
-    scale = torch.tensor(weights, dtype=torch.float64, device=embeddings[0].device)
-    stack = torch.stack([z.to(embeddings[0].device, torch.float64) for z in embeddings], dim=-1)
+    scale = torch.tensor(weights, dtype=torch.float64)
+    stack = torch.stack([z.cpu().double() for z in embeddings], dim=-1)
     total = stack @ scale
     norms = stack.norm(dim=-2) @ scale.abs()
     size = _norm(total)
@@ -59,7 +59,7 @@ def mix(embeddings: list[torch.Tensor], weights: list[float], keep_norm: bool) -
         raise NothingLeft("the weighted embeddings cancel out")
     if keep_norm:
         total = total * ((norms / scale.abs().sum()).unsqueeze(-1) / size)
-    return total.to(embeddings[0].dtype)
+    return total.to(embeddings[0])
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -68,11 +68,11 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def unit(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.float64) / _norm(x)
+    return x.cpu().double() / _norm(x)
 
 
 def _norm(x: torch.Tensor) -> torch.Tensor:
-    return x.to(torch.float64).norm(dim=-1, keepdim=True)
+    return x.cpu().double().norm(dim=-1, keepdim=True)
 
 
 def _orthogonal(u: torch.Tensor) -> torch.Tensor:

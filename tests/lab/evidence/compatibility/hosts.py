@@ -12,6 +12,7 @@ from comfy.model_patcher import ModelPatcher
 from lab.evidence.compatibility.graph import Graph
 from lab.evidence.compatibility.patches import lora
 from lab.evidence.compatibility.rows import Row
+from support.fixtures.without_float64 import WithoutFloat64
 
 GROUP = "machines"
 
@@ -56,6 +57,19 @@ def loaded_as(kind: type[ModelPatcher], lora_too: bool = False):
     return change
 
 
+def no_float64(graph: Graph) -> Graph:
+    """What the model predicts, and all that is computed with it, lies on a device without float64."""
+
+    def predicting(model: ModelPatcher) -> ModelPatcher:
+        made = model.clone()
+        made.set_model_unet_function_wrapper(
+            lambda apply, args: apply(args["input"], args["timestep"], **args["c"]).as_subclass(WithoutFloat64)
+        )
+        return made
+
+    return replace(graph, **graph.patched(predicting))
+
+
 @contextmanager
 def unloaded() -> Iterator[None]:
     """The models of this row are not left half loaded for the next one."""
@@ -75,4 +89,5 @@ ROWS = [
     row("novram", NoVram),
     row("dynamic VRAM", Dynamic),
     row("dynamic VRAM, with a LoRA", Dynamic, lora_too=True),
+    Row(GROUP, "no float64, simulated", no_float64),
 ]

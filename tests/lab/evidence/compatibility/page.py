@@ -51,10 +51,10 @@ def standing(text: str) -> Iterator[Cell]:
     table, refusals, reasons = re.split(r"^## (?:Refusals|Where).*$", text, flags=re.MULTILINE)
     words = {"refused": _numbered(refusals), "-": _numbered(reasons)}
     for row in ROWS:
-        [line] = re.findall(rf"^\| {re.escape(row.name)} \| (.*) \|$", table, flags=re.MULTILINE)
-        for column, shown in zip(NAMES, line.split(" | "), strict=True):
-            kind, number = re.fullmatch(r"\**(right|refused|-|wrong|crash|nothing happened).*?(\d*)\)?", shown).groups()
-            yield Cell(row, column, kind, words[kind][number] if kind in words else "")
+        for line in re.findall(rf"^\| {re.escape(row.name)} \| (.*) \|$", table, flags=re.MULTILINE):
+            for column, shown in zip(NAMES, line.split(" | "), strict=True):
+                form = re.fullmatch(r"\**(right|refused|-|wrong|crash|nothing happened).*?(\d*)\)?", shown)
+                yield Cell(row, column, form[1], words[form[1]][form[2]] if form[1] in words else "")
 
 
 def _numbered(text: str) -> dict[str, str]:
