@@ -187,9 +187,8 @@ def sample_guided(graph: Graph, guider: comfy.samplers.CFGGuider, noise: Any = N
     torch.manual_seed(graph.seed)
     noise = Noise(graph.noise) if noise is None else noise
     calls = guider.model_patcher.get_attachment("compatibility.calls")
-    out, _ = core(
-        "nodes_custom_sampler.SamplerCustomAdvanced", noise, guider, graph.sampler, graph.sigmas, graph.picture
-    )
+    sigmas = graph.sigmas.clone()  # uni_pc writes into them where they are on the sampler's device already
+    out, _ = core("nodes_custom_sampler.SamplerCustomAdvanced", noise, guider, graph.sampler, sigmas, graph.picture)
     latent = guider.model_patcher.model.process_latent_in(out["samples"])
     return Sampled(latent.float().cpu(), calls or [], out["samples"])
 
