@@ -92,7 +92,7 @@ def test_punctuation_of_chinese_and_japanese_parts_phrases_too():
         ),
         (
             {"blend_words": "a red cat that sits on the grass"},
-            "^blend_words: .* It has 9 tokens, and no prompt more than 3. Separate several words or groups of words by commas",
+            "^blend_words: .* It has 9 tokens, and no prompt more than 3. Write it as it stands there, or remove it. Separate several words",
         ),
     ],
 )
