@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lab.demo.shipped import CROSS_END, PACKS, SELF_END, TOY_CFG, TOY_SIZE, WORDS_CFG, Shipped, Workflow
+from lab.demo.shipped import CROSS_END, SELF_END, TOY_CFG, TOY_SIZE, WORDS_CFG, Shipped, Workflow
 from lab.demo.unclip import UnCLIPDemo
 from lab.evidence.sheet import Sheet, as_image
 from lab.toy.photos import held_out_photo
@@ -25,7 +25,7 @@ from lab.toy.scenes import Scene, caption, held_out, render
 from PIL import Image
 from support.host.client import Client
 from support.host.provision import comfyui_location
-from support.host.server import Server
+from support.host.server import WITH_TOY, Server
 
 ROOT = Path(__file__).resolve().parents[3]
 OUTPUT = ROOT / "demo_output"
@@ -272,7 +272,7 @@ def main() -> None:
             subjects = [Subject(photo.stem, photo, prompts, shows, words)]
             size = int(os.environ.get("SIZE") or 512)
         cpu = checkpoint is None or not torch.cuda.is_available()
-        with Server(comfyui_location(), Path(base), PACKS, cpu=cpu) as server, Client(server.address) as client:
+        with Server(comfyui_location(), Path(base), WITH_TOY, cpu=cpu) as server, Client(server.address) as client:
             name = server.link_model("checkpoints", checkpoint) if checkpoint else None
             demo = Demo(client, name, size)
             results = [demo.edit(subject) for subject in subjects]

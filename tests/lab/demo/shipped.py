@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
-from pathlib import Path
 
 from PIL import Image
 from support.host.client import Client, Node, Run
-from support.host.server import PACK
 from tqdm import tqdm
 from workflows.api_format import api_format
 from workflows.shipped import WORKFLOWS
 
-PACKS = {"palimpsest": PACK, "palimpsest_toy": Path(__file__).resolve().parents[1] / "toy" / "pack"}
 TOY_SIZE = 128
 TOY_CFG = 3.0  # where docs/toy.md finds most prompts drawn rightly
 # Editing by words on the toy, chosen by eye from five: at docs/prompt_to_prompt.md's guidance of 2.5 looks and backgrounds

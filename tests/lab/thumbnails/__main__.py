@@ -10,13 +10,12 @@ import os
 import tempfile
 from pathlib import Path
 
-from lab.demo.shipped import PACKS
 from lab.thumbnails import edits, fusion, unclip
 from lab.thumbnails.compose import save
 from lab.thumbnails.toy import Toy
 from support.host.client import Client
 from support.host.provision import ROOT, comfyui_location
-from support.host.server import Server
+from support.host.server import WITH_TOY, Server
 
 FOLDER = ROOT / "example_workflows"
 RECIPES = edits.RECIPES | fusion.RECIPES | unclip.RECIPES
@@ -25,7 +24,7 @@ RECIPES = edits.RECIPES | fusion.RECIPES | unclip.RECIPES
 def main() -> None:
     chosen = [name for name in RECIPES if name.startswith(os.environ.get("ONLY", ""))]
     with tempfile.TemporaryDirectory(prefix="palimpsest-thumbnails-") as base:
-        server = Server(comfyui_location(), Path(base), PACKS)
+        server = Server(comfyui_location(), Path(base), WITH_TOY)
         with server, Client(server.address) as client:
             toy = Toy(server, client)
             for name in chosen:

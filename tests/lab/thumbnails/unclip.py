@@ -48,7 +48,7 @@ def morph(toy: Toy, name: str) -> Thumbnail:
     workflow = toy.workflow(name, *map(drawn, ends))
     workflow.set("PrimitiveInt", "Frames", value=8)
     workflow.set("BasicScheduler", "Schedule for both", steps=STEPS)
-    [frames] = toy.pictures(workflow, name, ("PreviewImage", "Its frames"))
+    [frames] = toy.pictures(workflow, name, ("PAL_PreviewMorph", "Its frames"))
     return Thumbnail([frames[i] for i in (0, 1, 4, 5)], [frames[i] for i in (2, 3, 6, 7)])
 
 
