@@ -49,6 +49,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(why, yellow=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One process for the browser's ring, which shares its pages, and one for the server's; the others go by the file.
+
+    What takes longest comes first, so that no process waits for another at the end.
+    """
+    order = ("browser", "server", "model", "unit")
+    rings = {item: ring_of(item.path) or "unit" for item in items}
+    items.sort(key=lambda item: order.index(rings[item]))
+    for item in items:
+        whole = rings[item] in ("browser", "server")
+        item.add_marker(pytest.mark.xdist_group(rings[item] if whole else str(item.path)))
+
+
 def pytest_collection_finish() -> None:
     """What the imports made stays alive: no collection need look through it, and those that free models come sooner."""
     gc.collect()

@@ -40,22 +40,33 @@ def served(request: pytest.FixtureRequest, comfyui: Path, tmp_path_factory: pyte
         yield running
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes2"])
-def drawn(request: pytest.FixtureRequest, browser: Browser, served: Server, screenshots: Path) -> Iterator[Frontend]:
+@pytest.fixture(scope="module", params=["canvas", "nodes2"])
+def opened(request: pytest.FixtureRequest, browser: Browser, served: Server) -> Iterator[Frontend]:
+    """The shared page of a renderer, or one of its own at another frontend."""
+    if served is request.getfixturevalue("server"):
+        shared = request.getfixturevalue(f"{request.param}_page")
+        shared.start_over()
+        yield shared
+    else:
+        with open_frontend(browser, served.address, request.param == "nodes2") as own:
+            yield own
+
+
+@pytest.fixture(scope="module")
+def drawn(opened: Frontend, served: Server, screenshots: Path) -> Iterator[Frontend]:
     """A page whose workflow has run."""
-    with Client(served.address) as client, open_frontend(browser, served.address, request.param) as frontend:
-        open_drawn(frontend, seed=int(request.param))
-        frontend.queue()
-        expect(frontend.page.locator(".palimpsest-stage .palimpsest-ranking")).to_be_attached(timeout=120_000)
-        expect(line(frontend, "PSNR")).to_be_visible(timeout=300_000)
+    with Client(served.address) as client:
+        open_drawn(opened, seed=int(opened.renderer == "nodes2"))
+        opened.queue()
+        expect(opened.page.locator(".palimpsest-stage .palimpsest-ranking")).to_be_attached(timeout=120_000)
+        expect(line(opened, "PSNR")).to_be_visible(timeout=300_000)
         client.wait_until_idle()
-        frontend.page.wait_for_timeout(1500)  # newer frontends take away progress text once the job has ended
-        release = frontend.page.evaluate("() => __COMFYUI_FRONTEND_VERSION__")
-        name = f"drawn {release} {'nodes2' if request.param else 'canvas'}.png"
-        frontend.page.screenshot(path=screenshots / name)
-        yield frontend
-        assert frontend.errors == []
-        assert frontend.outside == []
+    opened.page.wait_for_timeout(1500)  # newer frontends take away progress text once the job has ended
+    release = opened.page.evaluate("() => __COMFYUI_FRONTEND_VERSION__")
+    opened.page.screenshot(path=screenshots / f"drawn {release} {opened.renderer}.png")
+    yield opened
+    assert opened.errors == []
+    assert opened.outside == []
 
 
 def line(frontend: Frontend, text: str) -> Locator:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Route, expect
+from support.cases import cases
 from support.host.client import Client
 from support.host.drawn import open_drawn
 from support.host.frontend import Frontend, open_frontend
@@ -39,6 +40,7 @@ def without_scripts(route: Route) -> None:
     route.fulfill(json=[name for name in scripts if not name.startswith("/extensions/palimpsest/")])
 
 
+@pytest.mark.parametrize("frontend", cases(["canvas", "nodes2"], "nodes2"), indirect=True)
 def test_workflows_and_prompts_are_the_same_without_the_scripts(frontend: Frontend, browser: Browser, server: Server):
     folder = PACK / "example_workflows"
     workflows = [json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in WITH_PANELS]
@@ -90,34 +92,29 @@ def saved_now(frontend: Frontend) -> str:
     )
 
 
-@pytest.mark.parametrize("vue_nodes", [False, True], ids=["canvas", "nodes2"])
-def test_it_is_drawn_inside_a_subgraph(
-    browser: Browser, server: Server, client: Client, screenshots: Path, vue_nodes: bool
-):
-    # A page of its own: once a subgraph of a workflow that was never saved is open, the shared one opens no blank workflow.
-    with open_frontend(browser, server.address, vue_nodes) as frontend:
-        page = frontend.page
-        open_drawn(frontend, seed=7 + vue_nodes)
-        page.evaluate(
-            """() => {
-                const inside = app.graph.nodes.filter(node => ['PAL_AttentionMask', 'PAL_CompareImages'].includes(node.type))
-                app.graph.convertToSubgraph(new Set(inside))
-            }"""
-        )
-        frontend.queue()
-        page.wait_for_timeout(1000)
-        client.wait_until_idle()
-        page.evaluate(
-            """() => {
-                const box = app.graph.nodes.find(node => node.isSubgraphNode?.())
-                app.canvas.openSubgraph(box.subgraph, box)
-            }"""
-        )
-        page.wait_for_timeout(1000)
-        frontend.frame_graph()
-        page.screenshot(path=screenshots / f"drawn in a subgraph {frontend.renderer}.png")
-        expect(page.locator(".palimpsest-result", has_text="PSNR")).to_be_visible()
-        page.locator(".palimpsest-chips .palimpsest-chip", has_text="red").click()
-        words = "() => app.canvas.graph.nodes.find(n => n.type === 'PAL_AttentionMask').widgets.find(w => w.name === 'words').value"
-        assert page.evaluate(words) == "circle, red"
-        assert frontend.errors == []
+def test_it_is_drawn_inside_a_subgraph(frontend: Frontend, client: Client, screenshots: Path):
+    page = frontend.page
+    open_drawn(frontend, seed=7 if frontend.renderer == "canvas" else 8)
+    page.evaluate(
+        """() => {
+            const inside = app.graph.nodes.filter(node => ['PAL_AttentionMask', 'PAL_CompareImages'].includes(node.type))
+            app.graph.convertToSubgraph(new Set(inside))
+        }"""
+    )
+    frontend.queue()
+    page.wait_for_timeout(1000)
+    client.wait_until_idle()
+    page.evaluate(
+        """() => {
+            const box = app.graph.nodes.find(node => node.isSubgraphNode?.())
+            app.canvas.openSubgraph(box.subgraph, box)
+        }"""
+    )
+    page.wait_for_timeout(1000)
+    frontend.frame_graph()
+    page.screenshot(path=screenshots / f"drawn in a subgraph {frontend.renderer}.png")
+    expect(page.locator(".palimpsest-result", has_text="PSNR")).to_be_visible()
+    page.locator(".palimpsest-chips .palimpsest-chip", has_text="red").click()
+    words = "() => app.canvas.graph.nodes.find(n => n.type === 'PAL_AttentionMask').widgets.find(w => w.name === 'words').value"
+    assert page.evaluate(words) == "circle, red"
+    assert frontend.errors == []

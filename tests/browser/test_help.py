@@ -26,7 +26,7 @@ PLACE = """type => {
 }"""
 
 
-@pytest.mark.parametrize("language", cases(["en", "zh", "ja"], "en", "zh"))
+@pytest.mark.parametrize("language", cases(["en", "zh", "ja"], "zh"))
 def test_the_help_of_a_node_is_its_page(browser: Browser, server: Server, screenshots: Path, language: str):
     pages = ROOT / "js" / "docs"
     file = pages / "PAL_DDIMInvert.md" if language == "en" else pages / "PAL_DDIMInvert" / f"{language}.md"

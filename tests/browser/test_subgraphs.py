@@ -2,14 +2,15 @@
 
 import copy
 import io
+from itertools import product
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Browser
+from support.cases import cases
 from support.fixtures import checkpoints
 from support.host.client import Client, Run
-from support.host.frontend import Frontend, open_frontend
+from support.host.frontend import Frontend
 from support.host.server import Server
 from workflows.api_format import api_format
 from workflows.description import Blueprint
@@ -89,7 +90,16 @@ def drop(frontend: Frontend, name: str) -> None:
     page.wait_for_function("() => app.canvas.state.ghostNodeId == null")
 
 
-@pytest.mark.parametrize("blueprint", BLUEPRINTS, ids=lambda blueprint: blueprint.name)
+@pytest.mark.parametrize(
+    ("frontend", "blueprint"),
+    cases(
+        product(("canvas", "nodes2"), BLUEPRINTS),
+        *product(["canvas"], BLUEPRINTS),
+        ("nodes2", BLUEPRINTS[0]),
+    ),
+    indirect=["frontend"],
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_a_box_is_found_dropped_wired_and_draws_what_its_workflow_draws_and_inverts_once(
     frontend: Frontend, server: Server, client: Client, photo: Path, screenshots: Path, blueprint: Blueprint
 ):
@@ -191,9 +201,8 @@ def pixels(client: Client, run: Run, key: str) -> bytes:
     return picture.tobytes()
 
 
-def test_a_described_box_is_saved_alike_whatever_was_made_before(browser: Browser, server: Server, tmp_path: Path):
-    with open_frontend(browser, server.address) as frontend:
-        first = [save_blueprint(frontend, blueprint, tmp_path).read_bytes() for blueprint in BLUEPRINTS]
-        second = [save_blueprint(frontend, blueprint, tmp_path).read_bytes() for blueprint in reversed(BLUEPRINTS)]
+def test_a_described_box_is_saved_alike_whatever_was_made_before(canvas: Frontend, tmp_path: Path):
+    first = [save_blueprint(canvas, blueprint, tmp_path).read_bytes() for blueprint in BLUEPRINTS]
+    second = [save_blueprint(canvas, blueprint, tmp_path).read_bytes() for blueprint in reversed(BLUEPRINTS)]
     assert first == second[::-1]
-    assert frontend.errors == []
+    assert canvas.errors == []

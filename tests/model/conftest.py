@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="module")
-def model() -> ModelPatcher:
-    """SD1.5's topology, all four levels, with random weights."""
+def model(request: pytest.FixtureRequest) -> ModelPatcher:
+    """SD1.5's kind of UNet with two levels; a file where block numbers matter says `UNET = tiny_models.sd15`."""
     from support.fixtures import tiny_models  # pytest loads this file before ComfyUI can be imported
 
-    return tiny_models.sd15()
+    return getattr(request.module, "UNET", tiny_models.two_level)()
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,11 @@ from palimpsest.nodes.text.tokens import tokenize
 from skimage.filters import threshold_otsu
 from support.fixtures.other_packs import deep_shrink
 from support.fixtures.sampling import random_trajectory
-from support.fixtures.tiny_models import conditioning, flow_dit, sdxl
+from support.fixtures.tiny_models import conditioning, flow_dit, sd15, sdxl
 from support.fixtures.unet_probe import UNetProbe, fingerprint, same
 
 pytestmark = pytest.mark.model
+UNET = sd15
 
 TEXT = "a red cat on the grass"
 

@@ -8,10 +8,11 @@ from palimpsest.nodes.plug_and_play.features import capture
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.plug_and_play.windows import Windows
 from support.fixtures.sampling import random_trajectory, sample
-from support.fixtures.tiny_models import conditioning, flow_dit
+from support.fixtures.tiny_models import conditioning, flow_dit, sd15
 from support.fixtures.unet_probe import UNetProbe, same
 
 pytestmark = pytest.mark.model
+UNET = sd15
 
 CFG = 7.5
 STEPS = 5

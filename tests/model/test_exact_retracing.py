@@ -10,7 +10,7 @@ from support.fixtures import tiny_models
 from support.fixtures.inversions import KINDS, relative, sample_back
 from support.fixtures.other_packs import with_control
 from support.fixtures.sampling import sample, schedule
-from support.fixtures.tiny_models import TWO_LEVEL_UNET, conditioning, control_net, latent, sd15, two_level
+from support.fixtures.tiny_models import conditioning, control_net, latent, sd15, two_level
 from support.fixtures.tiny_transformers import KINDS as TRANSFORMERS
 from support.fixtures.unet_probe import UNetProbe, same
 
@@ -24,7 +24,7 @@ def zero_terminal_v():
     """v-prediction whose last level is pure noise, as ModelSamplingDiscrete with zsnr makes it."""
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
 
-    return ModelSamplingDiscrete().patch(tiny_models.sd21_v(), "v_prediction", True)[0]
+    return ModelSamplingDiscrete().patch(tiny_models.two_level_v(), "v_prediction", True)[0]
 
 
 ALL_KINDS = {**KINDS, "zsnr v": (zero_terminal_v, "normal")}
@@ -101,7 +101,7 @@ def test_masks_and_areas():
 
 def test_control_net_on_inversion_and_sampling():
     model = two_level()
-    net = control_net(config=TWO_LEVEL_UNET)
+    net = control_net()
     positive, _ = with_control(net, conditioning(model, 1), [])
     trajectory = inverted(model, positive=positive)
     assert relative(back(exact(model, trajectory), trajectory)[-1], trajectory.latents[-1]) < 1e-4

@@ -26,7 +26,7 @@ from support.fixtures.twin_prior import TINY, karlo_layout, twin
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 
-DAILY, ALL = 25, 1000  # mutants for each of the targets
+DAILY, ALL = 12, 1000  # mutants for each of the targets
 LONGEST_MESSAGE = 1000
 DECODER = ("model_name", "text_proj_name")  # of two files either may be what does not fit the other
 MOST_MEMORY = 300 * 2**20  # that the largest peak may rise by, whatever a file claims

@@ -116,7 +116,7 @@ def test_a_constant_eps_model_round_trips(kind: str, method: str):
     """A network whose last layer answers a constant: d is one vector everywhere, so every method is exact."""
     build, scheduler = KINDS[kind]
     if kind in ("v", "sdxl"):
-        build = tiny_models.sd15
+        build = tiny_models.two_level
     model = build()
     layer = model.model.diffusion_model.out[-1] if kind != "flow" else model.model.diffusion_model.final_layer.linear
     layer.weight.zero_()
@@ -164,7 +164,7 @@ def test_a_hard_step_borrows_evaluations_within_the_same_total():
 
 @torch.inference_mode()
 def test_a_step_that_does_not_converge_is_said():
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     latent = tiny_models.latent(model, 2)["samples"]
     trajectory = invert(model, tiny_models.conditioning(model, 1), latent, schedule(model, 4), "fixed_point", 1)
     text, converged = convergence_report(trajectory)
@@ -178,7 +178,7 @@ def test_a_step_that_does_not_converge_is_said():
 )
 @torch.inference_mode()
 def test_evaluations_spent(method: str, iterations: int, expected: int):
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     calls = []
     model.set_model_unet_function_wrapper(
         lambda apply, args: (calls.append(1), apply(args["input"], args["timestep"], **args["c"]))[1]
@@ -196,7 +196,7 @@ def test_evaluations_spent(method: str, iterations: int, expected: int):
 
 @torch.inference_mode()
 def test_rows_of_a_batch_do_not_influence_each_other():
-    model = tiny_models.sd21_v()
+    model = tiny_models.two_level_v()
     latents = tiny_models.latent(model, 2, batch=3, height=9, width=13)["samples"]
     positive, sigmas = tiny_models.conditioning(model, 1), schedule(model, 8)
     together = invert(model, positive, latents, sigmas, "fixed_point", 4)
@@ -207,7 +207,7 @@ def test_rows_of_a_batch_do_not_influence_each_other():
 
 @torch.inference_mode()
 def test_masks_areas_and_several_conditions_are_honoured():
-    model = tiny_models.sd21_v()
+    model = tiny_models.two_level_v()
     latent, sigmas = tiny_models.latent(model, 2)["samples"], schedule(model, 8)
     left, right = tiny_models.conditioning(model, 1), tiny_models.conditioning(model, 3)
     mask = torch.zeros(1, 16, 16)
@@ -223,7 +223,7 @@ def test_masks_areas_and_several_conditions_are_honoured():
 
 @torch.inference_mode()
 def test_a_control_net_in_the_conditioning_is_honoured_and_released():
-    model = core_advanced.ModelSamplingDiscrete().patch(tiny_models.sd15(), "v_prediction", False)[0]
+    model = core_advanced.ModelSamplingDiscrete().patch(tiny_models.two_level(), "v_prediction", False)[0]
     latent = tiny_models.latent(model, 2, height=8, width=8)["samples"]
     plain = tiny_models.conditioning(model, 1)
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(3))
@@ -240,11 +240,11 @@ def test_a_control_net_in_the_conditioning_is_honoured_and_released():
 @pytest.mark.parametrize("dtype", cases([torch.bfloat16, torch.float16], torch.float16))
 @torch.inference_mode()
 def test_half_precision_weights_keep_a_float32_trajectory(dtype: torch.dtype):
-    model = tiny_models.sd21_v(dtype=dtype)
+    model = tiny_models.two_level_v(dtype=dtype)
     latent = tiny_models.latent(model, 2)["samples"]
     trajectory = invert(model, tiny_models.conditioning(model, 1), latent, schedule(model, 6), "fixed_point", 5)
     assert trajectory.latents.dtype == torch.float32
-    full = invert(tiny_models.sd21_v(), trajectory.positive, latent, schedule(model, 6), "fixed_point", 5)
+    full = invert(tiny_models.two_level_v(), trajectory.positive, latent, schedule(model, 6), "fixed_point", 5)
     assert relative(trajectory.latents, full.latents) < 0.05
 
 
@@ -266,7 +266,7 @@ def test_half_precision_weights_keep_a_float32_trajectory(dtype: torch.dtype):
 )
 @torch.inference_mode()
 def test_bad_inputs_are_refused_before_the_model_runs(change: dict, message: str):
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     model.set_model_unet_function_wrapper(lambda apply, args: pytest.fail("the model ran"))
     inputs = {
         "model": model, "positive": tiny_models.conditioning(model, 1), "latent_image": tiny_models.latent(model, 2),
@@ -278,7 +278,7 @@ def test_bad_inputs_are_refused_before_the_model_runs(change: dict, message: str
 
 @torch.inference_mode()
 def test_an_interrupt_half_way_leaves_the_model_as_it_was():
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     options = repr(model.model_options)
     weights = [p.clone() for p in model.model.parameters()]
     positive, latent, sigmas = (

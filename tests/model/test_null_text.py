@@ -24,7 +24,7 @@ import nodes as core_nodes
 
 pytestmark = pytest.mark.model
 
-STEPS = 5
+STEPS = 3
 QUICK = Effort(inner_steps=3)
 
 
@@ -35,8 +35,8 @@ def v_model(build=tiny_models.two_level):
 
 MODELS = {
     "eps": tiny_models.two_level,
-    "v": tiny_models.sd21_v,
-    "sdxl": lambda: v_model(tiny_models.sdxl),
+    "v": tiny_models.two_level_v,
+    "sdxl": lambda: v_model(tiny_models.small_sdxl),
     "flow": tiny_models.flow_dit,
 }
 
@@ -138,7 +138,7 @@ def test_the_source_prompt_as_negative_gives_the_picture_back_at_any_guidance(ki
 
 @torch.inference_mode()
 def test_each_step_has_its_own_entry_with_all_that_the_negative_had():
-    model = tiny_models.sdxl()
+    model = tiny_models.small_sdxl()
     positive, trajectory = inverted(model)
     negative = core_nodes.ConditioningSetMask().append(
         tiny_models.conditioning(model, 3), torch.rand(1, 8, 8), "default", 0.7
@@ -168,7 +168,7 @@ def test_an_area_of_the_negative_is_kept(method):
 
 @torch.inference_mode()
 def test_a_control_net_on_both_prompts_is_honoured():
-    model = v_model(tiny_models.sd15)
+    model = v_model(tiny_models.two_level)
     hint = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(3))
     both = core_nodes.ControlNetApplyAdvanced().apply_controlnet(
         tiny_models.conditioning(model, 1),
@@ -212,7 +212,7 @@ def test_rows_of_a_batch_are_optimised_as_if_alone():
 @torch.inference_mode()
 @pytest.mark.compat
 def test_low_precision_weights_keep_a_float32_embedding(dtype):
-    model = tiny_models.sd21_v(dtype=dtype)
+    model = tiny_models.two_level_v(dtype=dtype)
     positive, trajectory = inverted(model, steps=3)
     negative = tiny_models.conditioning(model, 3)
     result, course = optimize(model, positive, negative, trajectory, CFG, QUICK, "null_text")

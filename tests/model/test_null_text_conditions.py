@@ -60,7 +60,7 @@ def patched(model, kind, row):
 )
 @torch.inference_mode()
 def test_patches_on_one_prompt_s_rows_act_as_they_do_in_a_sampler_E4(kind, row, method):
-    model = patched(tiny_models.sd21_v(), kind, row)
+    model = patched(tiny_models.two_level_v(), kind, row)
     positive, negative = tiny_models.conditioning(model, 1), tiny_models.conditioning(model, 3)
     trajectory = inverted(model, positive)
     result, course = optimize(model, positive, negative, trajectory, CFG, QUICK, method)
@@ -107,7 +107,7 @@ def test_inpainting_checkpoints_E9_R7(method, pictures):
 
 @torch.inference_mode()
 def test_without_a_positive_the_trajectory_s_own_prompt_is_the_source():
-    model = tiny_models.sd21_v()
+    model = tiny_models.two_level_v()
     positive, negative = tiny_models.conditioning(model, 1), tiny_models.conditioning(model, 3)
     settings = (model, negative, inverted(model, positive), CFG, 2, 1e-2, 1e-5, "fast", "code")
     given, own = NullTextOptimize.execute(*settings, positive)[0], NullTextOptimize.execute(*settings)[0]
@@ -117,7 +117,7 @@ def test_without_a_positive_the_trajectory_s_own_prompt_is_the_source():
 @torch.inference_mode()
 def test_a_positive_with_an_area_is_refused_where_it_can_be_seen_E20():
     """Core gives such a prompt a copy of the negative's first entry, that of step 0, for all steps."""
-    model = tiny_models.sd21_v()
+    model = tiny_models.two_level_v()
     positive, negative = tiny_models.conditioning(model, 1), tiny_models.conditioning(model, 3)
     trajectory = inverted(model, positive)
     result, course = optimize(model, positive, negative, trajectory, CFG, QUICK, "fast")
@@ -161,7 +161,7 @@ def test_fast_repeats_no_text_of_a_transformer_E21(name):
 
 @torch.inference_mode()
 def test_fast_still_repeats_the_texts_of_a_unet():
-    model = tiny_models.sd21_v()
+    model = tiny_models.two_level_v()
     positive, negative = tiny_models.conditioning(model, 1, tokens=154), tiny_models.conditioning(model, 3)
     trajectory = inverted(model, positive)
     result, course = optimize(model, positive, negative, trajectory, CFG, QUICK, "fast")

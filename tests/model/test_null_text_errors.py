@@ -42,7 +42,10 @@ def other_size(inputs):
         (lambda i: {"positive": i["positive"] * 2, "method": "fast"}, "^positive: expected one prompt, got 2"),
         (lambda i: {"negative": []}, "^negative: expected one prompt, got 0"),
         (other_size, "^positive: expected one prompt, or one for each of the trajectory's 1 pictures, got 2"),
-        (lambda i: {"model": tiny_models.sdxl()}, "^model: expected the kind of model the trajectory was made with"),
+        (
+            lambda i: {"model": tiny_models.small_sdxl()},
+            "^model: expected the kind of model the trajectory was made with",
+        ),
         (
             lambda i: {"negative": core_nodes.ConditioningSetTimestepRange().set_range(i["negative"], 0.0, 0.5)[0]},
             "^negative: expected conditioning without a time range, .* start_percent",

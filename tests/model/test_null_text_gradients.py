@@ -48,7 +48,9 @@ def gradient(model, checkpoint, size=16):
     return denoised, pullback(torch.randn(denoised.shape, generator=generator))
 
 
-@pytest.mark.parametrize("build", cases([tiny_models.sd15, tiny_models.sd21_v, tiny_models.sdxl], tiny_models.sdxl))
+@pytest.mark.parametrize(
+    "build", cases([tiny_models.two_level, tiny_models.two_level_v, tiny_models.small_sdxl], tiny_models.small_sdxl)
+)
 def test_checkpointing_changes_no_gradient(build):
     model = build()
     kept, again = gradient(model, False), gradient(model, True)
@@ -105,7 +107,7 @@ def bytes_held(checkpoint):
         for value in args:
             remember(value)
 
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     denoiser, clone = loaded(model, checkpoint)
     clone.model.current_patcher = clone
     for module in model.model.diffusion_model.modules():

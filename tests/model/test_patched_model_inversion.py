@@ -35,7 +35,7 @@ CACHES = {
 
 
 def v_model():
-    return core_advanced.ModelSamplingDiscrete().patch(tiny_models.sd15(), "v_prediction", False)[0]
+    return core_advanced.ModelSamplingDiscrete().patch(tiny_models.two_level(), "v_prediction", False)[0]
 
 
 def picture(model, size: int = 8) -> torch.Tensor:
@@ -60,8 +60,8 @@ def test_a_step_cache_is_left_out_of_an_inversion_E16(cache: str, method: str):
 def test_a_step_cache_is_left_out_where_a_trajectory_is_read_E16(cache: str):
     model = v_model()
     trajectory = invert(model, tiny_models.conditioning(model, 1), picture(model, 16), schedule(model, 4), "ddim")
-    plain = CaptureFeatures.execute(model, trajectory, 0.8, 0.5, "auto", "fp32")[0]
-    cached = CaptureFeatures.execute(CACHES[cache](model), trajectory, 0.8, 0.5, "auto", "fp32")[0]
+    plain = CaptureFeatures.execute(model, trajectory, 0.8, 0.5, "features 1; attention 1-3", "fp32")[0]
+    cached = CaptureFeatures.execute(CACHES[cache](model), trajectory, 0.8, 0.5, "features 1; attention 1-3", "fp32")[0]
     for a, b in zip(plain.records, cached.records, strict=True):
         assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
@@ -105,7 +105,7 @@ def test_guidance_by_other_nodes_finds_nothing_to_guide_E16(name: str):
 def test_self_attention_guidance_finds_nothing_to_guide_E16():
     """It asks about a blurred latent, which an exact retracing has no place for."""
     model = other_packs.self_attention_guidance(v_model())
-    latent = picture(model, 16)
+    latent = picture(model)
     trajectory = invert(model, tiny_models.conditioning(model, 1), latent, schedule(model, 6), "fixed_point", 20)
     assert relative(_unguided(model, trajectory, latent), trajectory.latents[-1]) < 1e-3
     trajectory = invert(model, tiny_models.conditioning(model, 1), latent, schedule(model, 2), "ddim")
@@ -174,10 +174,10 @@ def test_a_model_that_starts_from_no_noise_is_refused():
 @torch.inference_mode()
 def test_an_edited_model_is_refused_by_name_E15():
     """Fault E15: the refusal spoke of noise and levels."""
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     positive, latent, sigmas = tiny_models.conditioning(model, 1), picture(model), schedule(model, 3)
     trajectory = invert(model, positive, latent, sigmas, "ddim")
-    edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "auto")[0]
+    edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "features 1; attention 1-3")[0]
     for use in (
         lambda: invert(edited, positive, latent, sigmas, "ddim"),
         lambda: optimize(edited, positive, positive, trajectory, 4.0, NullTextEffort(), "fast"),
@@ -207,15 +207,15 @@ def test_fixed_point_needs_no_float64_on_the_device_E1():
 @torch.inference_mode()
 def test_half_precision_stops_where_its_rounding_begins_E18(dtype: torch.dtype):
     """Fault E18: no residual in half precision is ever `exact`, and every step spent all it might."""
-    model = tiny_models.sd21_v(dtype=dtype)
+    model = tiny_models.two_level_v(dtype=dtype)
     calls = []
     model.set_model_unet_function_wrapper(
         lambda apply, args: (calls.append(1), apply(args["input"], args["timestep"], **args["c"]))[1]
     )
-    inputs = tiny_models.conditioning(model, 1), picture(model, 16), schedule(model, 10)
+    inputs = tiny_models.conditioning(model, 1), picture(model), schedule(model, 10)
     trajectory = invert(model, *inputs, "fixed_point", 10)
     assert len(calls) <= 55
     assert float(trajectory.residuals.max()) < rounding(model.model) == torch.finfo(dtype).eps
     assert convergence_report(trajectory, rounding(model.model))[1]
-    full = invert(tiny_models.sd21_v(), *inputs, "fixed_point", 10)
+    full = invert(tiny_models.two_level_v(), *inputs, "fixed_point", 10)
     assert relative(trajectory.latents, full.latents) < 0.05

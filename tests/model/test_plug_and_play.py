@@ -11,6 +11,7 @@ from support.fixtures.tiny_models import conditioning, flow_dit, sd15, sd21_v, s
 from support.fixtures.unet_probe import UNetProbe, fingerprint, rows_equal, same
 
 pytestmark = pytest.mark.model
+UNET = sd15
 
 CFG = 7.5
 

@@ -21,11 +21,12 @@ from support.fixtures.other_packs import (
     with_control,
 )
 from support.fixtures.sampling import random_trajectory, sample
-from support.fixtures.tiny_models import conditioning
+from support.fixtures.tiny_models import SD1_UNET, conditioning, sd15
 from support.fixtures.tiny_models import control_net as tiny_control_net
 from support.fixtures.unet_probe import UNetProbe, rows_equal, same
 
 pytestmark = [pytest.mark.model, pytest.mark.compat]
+UNET = sd15
 
 CFG = 7.5
 STEPS = 2
@@ -145,7 +146,7 @@ def test_capture_from_a_patched_model_is_the_plain_source(model, trajectory):
 
 @pytest.fixture(scope="module")
 def control_net():
-    return tiny_control_net()
+    return tiny_control_net(config=SD1_UNET)
 
 
 @pytest.mark.parametrize("both", cases([True, False], False))

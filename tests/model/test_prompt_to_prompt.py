@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nodes import CLIPTextEncode
 
 pytestmark = pytest.mark.model
+UNET = sd15
 
 
 @pytest.fixture(scope="module")
@@ -226,11 +227,11 @@ def test_the_source_is_read_up_to_the_last_layer_only(model, clip, trajectory):
         block[0].register_forward_hook(lambda *_, number=number: ran.append(number))
         for number, block in enumerate(model.model.diffusion_model.output_blocks)
     ]
-    large = random_trajectory(model, conditioning(model, 1), 1, size=(64, 64))
+    large = random_trajectory(model, conditioning(model, 1), 1, size=(32, 32))
     run(prompt_to_prompt(model, large, edit_of(clip, blend="cat, dog"), 0.0, 0.0, 0.0), large)
     for handle in handles:
         handle.remove()
-    assert ran == [*range(6), *range(12)]  # the source, then the target
+    assert ran == [*range(9), *range(12)]  # the source, then the target
 
 
 def test_reweighting_scales_the_words_and_ends_with_the_window(model, clip, trajectory):

@@ -10,11 +10,12 @@ from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from palimpsest.nodes.text.tokens import tokenize
 from support.cases import cases
 from support.fixtures.sampling import random_trajectory, sample
-from support.fixtures.tiny_models import conditioning
+from support.fixtures.tiny_models import conditioning, sd15
 from support.fixtures.twin_prompt_to_prompt import Control, PublishedPromptToPrompt
 from support.fixtures.twin_unet import sd15_twin
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]
+UNET = sd15
 
 CFG = 7.5
 STEPS = 10
@@ -120,12 +121,12 @@ def test_windows_of_words(model, clip):
 def test_words_whose_place_must_not_change(model, clip):
     """Fault P4: the published substruct_words."""
     texts = "a red cat on the grass", "a red dog on the grass"
-    blend = {"blend": ([3], [3], 2), "threshold": 0.8}
-    published = Control(lambda source, own: source, 8, 4, 16**2, kept=([6], [6]), **blend)
-    options = {"blend": "cat, dog"}
+    blend = {"blend": ([3], [3], 1), "threshold": 0.8}
+    published = Control(lambda source, own: source, 4, 2, 16**2, kept=([6], [6]), **blend)
+    options = {"blend": "cat, dog", "steps": 5}
     result, trajectory, _ = run_both(model, clip, texts, published, 0.8, 0.4, 32, **options, keep="grass")
     freer = run_both(
-        model, clip, texts, Control(lambda source, own: source, 8, 4, 16**2, **blend), 0.8, 0.4, 32, **options
+        model, clip, texts, Control(lambda source, own: source, 4, 2, 16**2, **blend), 0.8, 0.4, 32, **options
     )[0]
     as_source = [((path - trajectory.latents[-1]).abs().amax(1) < 1e-4).sum() for path in (result, freer)]
     assert as_source[0] > as_source[1]

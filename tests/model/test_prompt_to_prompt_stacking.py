@@ -11,10 +11,11 @@ from palimpsest.nodes.text.tokens import tokenize
 from support.cases import cases
 from support.fixtures import other_packs, tiny_clip
 from support.fixtures.sampling import random_trajectory, sample
-from support.fixtures.tiny_models import conditioning, control_net
+from support.fixtures.tiny_models import SD1_UNET, conditioning, control_net, sd15
 from support.fixtures.unet_probe import UNetProbe, rows_equal, same
 
 pytestmark = [pytest.mark.model, pytest.mark.compat]
+UNET = sd15
 
 CFG = 7.5
 STEPS = 2
@@ -98,7 +99,7 @@ def test_disturbed_evaluations_have_a_disturbed_source(model, trajectory, edit):
 @pytest.mark.parametrize("both", cases([True, False], False))
 def test_control_net_on_the_target(model, trajectory, edit, both):
     positive, negative = conditioning(model, 2), conditioning(model, 3)
-    controlled, controlled_negative = other_packs.with_control(control_net(), positive, negative)
+    controlled, controlled_negative = other_packs.with_control(control_net(config=SD1_UNET), positive, negative)
     patched = prompt_to_prompt(model, trajectory, edit)
     with UNetProbe(model) as probe:
         result = run(patched, trajectory, controlled, controlled_negative if both else negative)

@@ -11,7 +11,7 @@ from palimpsest.nodes.saliency_fusion.saliency import log_saliency, strength
 from support.cases import cases
 from support.fixtures.fusion import PUBLISHED, expert, fuse, general, plain, run, start_for
 from support.fixtures.sampling import schedule
-from support.fixtures.tiny_models import flow_dit, sd15, sd21_v, sdxl, two_level
+from support.fixtures.tiny_models import flow_dit, sd15, small_sdxl, two_level, two_level_v
 from support.fixtures.unet_probe import fingerprint, same
 
 pytestmark = pytest.mark.model
@@ -63,7 +63,7 @@ def test_a_model_fused_with_its_equal_ties_everywhere_and_is_the_single_model(mo
     assert torch.equal(made.result, run(plain(one), start(model, sigmas), sigmas).result)
 
 
-@pytest.mark.parametrize("kind", cases([sd15, sdxl, sd21_v, flow_dit], sd15, flow_dit))
+@pytest.mark.parametrize("kind", cases([sd15, small_sdxl, two_level_v, flow_dit], small_sdxl, flow_dit))
 def test_every_pixel_is_one_model_s_own_prediction(kind):
     one, second = general(kind(0), 4.0), expert(kind(1), 4.0)
     step = schedule(one.model, 2, "simple")[[0, -1]]
@@ -80,7 +80,7 @@ def test_sdxl_models_read_their_own_pooled_prompts_and_sizes(sigmas):
         [[text, extras]] = prompt
         return [[text, {"pooled_output": -extras["pooled_output"], "width": 512, "crop_w": 64}]]
 
-    one, second = general(sdxl(0)), expert(sdxl(1), mask=LEFT)
+    one, second = general(small_sdxl(0)), expert(small_sdxl(1), mask=LEFT)
     x, step = start(one.model, sigmas), sigmas[[0, -1]]
     plainly = run(fuse(one, second), x, step).result
     of_expert = replace(second, positive=other_extras(second.positive))
@@ -239,7 +239,7 @@ def test_models_without_common_noise_levels_are_refused(model):
 
 def test_an_expert_that_predicts_v_is_read_in_eps(model, sigmas):
     """Against the textbook's eps = sqrt(alpha) v + sqrt(1 - alpha) x, from the network's own output."""
-    v_model = sd21_v(1)
+    v_model = two_level_v(1)
     sigma, x = sigmas[0], start(model, sigmas)
     second = expert(v_model, cfg=5.0)
     alpha = 1 / (1 + sigma**2)
@@ -264,7 +264,7 @@ def test_an_expert_that_predicts_v_is_read_in_eps(model, sigmas):
     "make, message",
     [
         (
-            sdxl,
+            small_sdxl,
             r"model_expert: expected a model with the latents of `model`, SD15 \(4 channels\), got one with SDXL \(4",
         ),
         (

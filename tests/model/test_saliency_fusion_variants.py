@@ -19,7 +19,7 @@ from support.cases import cases
 from support.fixtures.fusion import expert, fuse, general, plain, run, start_for
 from support.fixtures.other_packs import OTHERS, free_u, lora, with_control
 from support.fixtures.sampling import random_trajectory, schedule
-from support.fixtures.tiny_models import TWO_LEVEL_UNET, conditioning, control_net, sdxl, two_level
+from support.fixtures.tiny_models import conditioning, control_net, sdxl, two_level
 from support.fixtures.unet_probe import fingerprint, same
 
 pytestmark = [pytest.mark.model, pytest.mark.compat]
@@ -140,7 +140,7 @@ def test_plug_and_play_on_either_model(model, other, sigmas, which, shared):
 
 
 def test_control_net_on_both_models_prompts(model, other, sigmas, x):
-    control = control_net(config=TWO_LEVEL_UNET)
+    control = control_net()
     one, second = general(model), expert(other, mask=LEFT)
     one, second = (
         replace(

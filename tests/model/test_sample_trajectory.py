@@ -16,7 +16,7 @@ pytestmark = pytest.mark.model
 STEPS = 4
 KINDS = {
     "eps": (tiny_models.two_level, "ddim_uniform"),
-    "v": (tiny_models.sd21_v, "ddim_uniform"),
+    "v": (tiny_models.two_level_v, "ddim_uniform"),
     "flow": (tiny_models.flow_dit, "simple"),
 }
 SAMPLERS = comfy.samplers.SAMPLER_NAMES

@@ -100,6 +100,7 @@ def test_F18_a_list_is_made_once_and_a_name_is_checked_without_one(folders, look
     assert looks == []
 
 
+@pytest.mark.long
 @pytest.mark.newest
 def test_F18_a_queue_with_100_000_files_in_the_output_folder_takes_less_than_a_fifth_of_a_second(folders):
     for i in range(100):

@@ -25,7 +25,7 @@ from palimpsest.nodes.text.tokens import tokenize
 from support.cases import cases
 from support.fixtures import tiny_clip
 from support.fixtures.sampling import random_trajectory, sample
-from support.fixtures.tiny_models import conditioning, control_net, sd15
+from support.fixtures.tiny_models import SD1_UNET, conditioning, control_net, sd15
 from support.fixtures.unet_probe import UNetProbe, rows_equal, same
 
 from nodes import ControlNetApplyAdvanced
@@ -163,12 +163,12 @@ class TestControlNet:
                 prompt = ControlNetApplyAdvanced().apply_controlnet(prompt, prompt, net, hints, 1.0, 0.0, 1.0)[0]
             return prompt
 
-        net = control_net()
+        net = control_net(config=SD1_UNET)
         positive = controlled(conditioning(model, 2), net)  # one ControlNet for inversion and sampling
         trajectory = random_trajectory(model, positive, 2, size=SIZE)
         start = trajectory.start.expand(3, -1, -1, -1)
         shared = run(edit(model, trajectory), trajectory, positive, cfg=1.0, start=start)[-1]
-        own = dataclasses.replace(trajectory, positive=controlled(conditioning(model, 2), control_net()))
+        own = dataclasses.replace(trajectory, positive=controlled(conditioning(model, 2), control_net(config=SD1_UNET)))
         apart = run(edit(model, own), own, positive, cfg=1.0, start=start)[-1]
         assert same(shared, apart)
         assert not same(shared[1:2], shared[:1], 1e-3)

@@ -11,7 +11,7 @@ from support.cases import cases
 from support.fixtures.fusion import PUBLISHED, fuse_subject, plain, run, start_for
 from support.fixtures.other_packs import OTHERS, free_u, lora, with_control
 from support.fixtures.sampling import random_trajectory, schedule
-from support.fixtures.tiny_models import TWO_LEVEL_UNET, conditioning, control_net, two_level
+from support.fixtures.tiny_models import conditioning, control_net, two_level
 from support.fixtures.unet_probe import fingerprint, same
 
 pytestmark = pytest.mark.model
@@ -158,7 +158,7 @@ def test_plug_and_play_on_either_model(models, prompts, which):
 
 def test_control_net_on_the_prompts(models, prompts, sigmas, x):
     null, text, augmented = prompts
-    control = control_net(config=TWO_LEVEL_UNET)
+    control = control_net()
     text, null = with_control(control, text, null)
     augmented, _ = with_control(control, augmented, null)
     controlled = [null, text, augmented]

@@ -55,7 +55,7 @@ def test_stock_samplers_retrace_the_trajectory_from_noise_and_from_latent(kind: 
 @torch.inference_mode()
 def test_the_start_is_exact_at_the_models_maximum_sigma():
     """There ComfyUI scales noise by sqrt(1 + sigma^2) instead of sigma."""
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     sigmas = schedule(model, 5, "normal")
     assert float(sigmas[0]) == pytest.approx(float(model.get_model_object("model_sampling").sigma_max))
     latent = tiny_models.latent(model, 2)["samples"]
@@ -65,7 +65,7 @@ def test_the_start_is_exact_at_the_models_maximum_sigma():
 
 @torch.inference_mode()
 def test_sample_trajectory_gives_the_samples_of_stock_sampling_bit_for_bit():
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     sigmas, empty = schedule(model, 6, "normal"), {"samples": torch.zeros(2, 4, 8, 8)}
     positive, negative = tiny_models.conditioning(model, 1), tiny_models.conditioning(model, 3)
     guider = core.CFGGuider.execute(model, positive, negative, 4.0)[0]
@@ -84,7 +84,7 @@ def test_sample_trajectory_gives_the_samples_of_stock_sampling_bit_for_bit():
 
 @torch.inference_mode()
 def test_trajectory_start_gives_the_same_start_as_the_inversion():
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     picture = tiny_models.latent(model, 2)
     trajectory, noise, latent, _ = DDIMInvert.execute(
         model, tiny_models.conditioning(model, 1), picture, schedule(model, 4), "ddim", 1
@@ -93,14 +93,14 @@ def test_trajectory_start_gives_the_same_start_as_the_inversion():
     assert torch.equal(again.generate_noise(picture), noise.generate_noise(picture))
     assert torch.equal(start["samples"], latent["samples"]) and torch.equal(sigmas, trajectory.sigmas)
     with pytest.raises(ValueError, match=r"model: expected the kind of model the trajectory was made with, BaseModel"):
-        TrajectoryStart.execute(tiny_models.sdxl(), trajectory)
-    with pytest.raises(ValueError, match=r"noise: this trajectory starts from latents of shape \(1, 4, 16, 16\)"):
-        noise.generate_noise({"samples": torch.zeros(1, 4, 8, 8)})
+        TrajectoryStart.execute(tiny_models.small_sdxl(), trajectory)
+    with pytest.raises(ValueError, match=r"noise: this trajectory starts from latents of shape \(1, 4, 8, 8\)"):
+        noise.generate_noise({"samples": torch.zeros(1, 4, 16, 16)})
 
 
 @torch.inference_mode()
 def test_preview_strip_has_one_row_a_picture():
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     picture = tiny_models.latent(model, 2, batch=2, height=8, width=10)
     trajectory = invert(model, tiny_models.conditioning(model, 1), picture["samples"], schedule(model, 6), "ddim")
     strip = PreviewTrajectory.execute(trajectory, 4)[0]
@@ -113,7 +113,7 @@ def test_preview_strip_knows_the_latent_formats_of_other_packs():
     class OthersLatent(comfy.latent_formats.SD15):
         pass
 
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     positive, picture = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2, height=8, width=8)["samples"]
     trajectory = invert(model, positive, picture, schedule(model, 2), "ddim")
     other = replace(trajectory, model=replace(trajectory.model, latent_format=OthersLatent.__name__))
@@ -133,9 +133,9 @@ def test_load_trajectory_reads_nothing_outside_its_folders(tmp_path):
 
 
 def test_a_fingerprint_tells_prediction_types_apart():
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     v = core_advanced.ModelSamplingDiscrete().patch(model, "v_prediction", False)[0]
-    ModelFingerprint.of(model).require_match(tiny_models.sd15(seed=1))
+    ModelFingerprint.of(model).require_match(tiny_models.two_level(seed=1))
     with pytest.raises(ValueError, match="V_PREDICTION"):
         ModelFingerprint.of(model).require_match(v)
 
@@ -156,7 +156,7 @@ def test_a_fingerprint_tells_widths_of_text_apart_E10():
 
     sd21_base = tiny_models._patcher(WiderText({**tiny_models.SD1_UNET, "context_dim": 128}), 0, torch.float32)
     for one, other, widths in (
-        (tiny_models.sd15(), sd21_base, (64, 128)),
+        (tiny_models.two_level(), sd21_base, (64, 128)),
         (lumina(comfy.supported_models.Lumina2, 64), lumina(comfy.supported_models.Lumina2, 96), (64, 96)),
     ):
         wanted = ModelFingerprint.of(one)
@@ -169,10 +169,10 @@ def test_a_fingerprint_tells_widths_of_text_apart_E10():
 @torch.inference_mode()
 def test_a_plug_and_play_edit_can_be_recorded():
     """The patched model asks which sampler runs; the recorder must not hide it."""
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     positive, picture = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2, height=8, width=8)
     trajectory, noise, *_ = DDIMInvert.execute(model, positive, picture, schedule(model, 4), "ddim", 1).args
-    edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "auto")[0]
+    edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "features 1; attention 1-3")[0]
     guider = core.CFGGuider.execute(edited, tiny_models.conditioning(model, 3), positive, 4.0)[0]
     euler = core.KSamplerSelect.execute("euler")[0]
     recorded, path = SampleTrajectory.execute(noise, guider, euler, trajectory.sigmas, picture).args

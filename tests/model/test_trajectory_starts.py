@@ -41,23 +41,23 @@ def ksampler_advanced(model, positive, negative, latent: dict, steps: int, **cha
 @torch.inference_mode()
 def test_a_masked_picture_is_retraced_outside_the_mask_E3():
     """Faults E3 and R11: the latent kept its noise_mask, and KSampler (Advanced) kept the noise outside it."""
-    model = tiny_models.sd21_v()
+    model = tiny_models.two_level_v()
     positive, picture = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2)
-    mask = torch.zeros(1, 1, 16, 16)
-    mask[..., :8] = 1
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
     masked = {**picture, "noise_mask": mask, "batch_index": [3]}
     trajectory, noise, latent, sigmas = DDIMInvert.execute(
         model, positive, masked, schedule(model, 10), "fixed_point", 10
     ).args
     assert "noise_mask" not in latent and latent["batch_index"] == [3]
-    outside, expected = (..., slice(8, None)), trajectory.latents[-1][..., 8:]
+    outside, expected = (..., slice(4, None)), trajectory.latents[-1][..., 4:]
     assert relative(ksampler_advanced(model, positive, positive, latent, 10)[outside], expected) < 1e-4
     # An edit inside the mask: the noise, with the masked picture beside it.
     guider = core.BasicGuider.execute(model, tiny_models.conditioning(model, 5))[0]
     euler = core.KSamplerSelect.execute("euler")[0]
     out = core.SamplerCustomAdvanced.execute(noise, guider, euler, sigmas, masked)[0]["samples"]
     out = model.get_model_object("latent_format").process_in(out)
-    assert relative(out[outside], expected) < 1e-5 and relative(out[..., :8], trajectory.latents[-1][..., :8]) > 1e-2
+    assert relative(out[outside], expected) < 1e-5 and relative(out[..., :4], trajectory.latents[-1][..., :4]) > 1e-2
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,7 +85,7 @@ def test_trajectory_start_begins_at_the_level_of_its_sigmas_E14(kind: str):
 @pytest.mark.parametrize("sigmas", [[], [0.0], [5.5, 1.0, 0.0]])
 @torch.inference_mode()
 def test_trajectory_start_refuses_other_levels_E14(sigmas: list[float]):
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     trajectory = a_trajectory(model, 4)
     with pytest.raises(
         ValueError, match=r"sigmas: expected to start at a level of the trajectory, .*inversion's scheduler"
@@ -96,13 +96,13 @@ def test_trajectory_start_refuses_other_levels_E14(sigmas: list[float]):
 @torch.inference_mode()
 def test_an_edit_with_fewer_steps_than_the_inversion_starts_on_its_path_or_not_at_all_E14():
     """Fault E14: the sampler's 5 steps begin at an inner level of the inversion's 10, for which the noise was not made."""
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     picture = tiny_models.latent(model, 2)
     trajectory, few = a_trajectory(model, 10), schedule(model, 5)
     assert trajectory.step_of(float(few[0])) == 1
-    guider = core.BasicGuider.execute(PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "auto")[0], trajectory.positive)[
-        0
-    ]
+    guider = core.BasicGuider.execute(
+        PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "features 1; attention 1-3")[0], trajectory.positive
+    )[0]
     with pytest.raises(
         ValueError,
         match=r"expected a start on the trajectory, .*\(number 1 of 10\), got one that differs from it by .* %",
@@ -116,10 +116,10 @@ def test_an_edit_with_fewer_steps_than_the_inversion_starts_on_its_path_or_not_a
 @torch.inference_mode()
 def test_an_edit_in_a_sampler_that_adds_noise_once_more_is_refused_R12():
     """Fault R12: a plain KSampler on DDIM Invert's latent adds noise, and nothing said so."""
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     positive, picture = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2)
     trajectory, _, latent, _ = DDIMInvert.execute(model, positive, picture, schedule(model, 4), "ddim", 1).args
-    edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "auto")[0]
+    edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "features 1; attention 1-3")[0]
     ksampler_advanced(edited, positive, positive, latent, 4)
     with pytest.raises(ValueError, match="with add_noise disabled"):
         ksampler_advanced(edited, positive, positive, latent, 4, add_noise="enable")
@@ -135,10 +135,10 @@ def test_latents_that_hold_their_noise_say_so_R12():
 
 @torch.inference_mode()
 def test_dpm_2_in_ksampler_is_told_what_ksampler_does_R10():
-    model = tiny_models.sd15()
+    model = tiny_models.two_level()
     trajectory = a_trajectory(model, 6)
     latent = TrajectoryStart.execute(model, trajectory)[1]
-    edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "auto")[0]
+    edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "features 1; attention 1-3")[0]
     with pytest.raises(ValueError, match=r"With dpm_2, KSampler computes one step more .* Use euler"):
         ksampler_advanced(edited, trajectory.positive, trajectory.positive, latent, 6, sampler_name="dpm_2")
 
@@ -147,7 +147,7 @@ def test_dpm_2_in_ksampler_is_told_what_ksampler_does_R10():
 @torch.inference_mode()
 def test_samplers_for_which_ksampler_leaves_out_a_level_start_on_an_inversion_R10(sampler: str):
     """Without an edit they sample from the inverted noise: with KSampler's own levels, one step more without its last."""
-    model = tiny_models.sd21_v()
+    model = tiny_models.two_level_v()
     positive, picture = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2)
     sigmas = schedule(model, 21)
     sigmas = torch.cat((sigmas[:-2], sigmas[-1:]))

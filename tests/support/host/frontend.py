@@ -40,27 +40,20 @@ class Frontend:
 
     def start_over(self) -> None:
         """An empty canvas, and nothing noted yet."""
-        try:
-            self.open_blank_workflow()
-        except TimeoutError:
-            self.page.reload(timeout=120_000)
-            self.wait_until_alone()
-            self.open_blank_workflow()
+        # Out of any subgraph first: the page's address names it, and a busy frontend goes back to what its address names
+        # after the blank workflow was opened.
+        self.page.evaluate("() => app.canvas.setGraph(app.rootGraph)")
+        self.page.wait_for_function("() => !app.rootGraph.subgraphs.has(location.hash.slice(1))")
+        for last in (False, False, True):
+            self.page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+            try:
+                self.page.wait_for_function("() => app.graph.nodes.length === 0", timeout=10_000)
+                break
+            except TimeoutError:
+                if last:
+                    raise
         self.errors.clear()
         self.outside.clear()
-
-    def open_blank_workflow(self) -> None:
-        # Out of any subgraph first: the address names it, and on a busy machine the frontend goes back to an address
-        # it finds late, and to the workflow that was open there.
-        self.page.evaluate("() => app.canvas.setGraph(app.rootGraph)")
-        self.page.wait_for_function("() => [app.rootGraph.id, ''].includes(location.hash.slice(1))")
-        self.page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
-        self.page.wait_for_function("() => app.graph.nodes.length === 0")
-
-    def wait_until_alone(self) -> None:
-        """Until the frontend has started; then hide everything but the canvas."""
-        self.page.wait_for_function(READY, timeout=180_000)
-        self.toggle_focus_mode()
 
     def load(self, workflow: dict) -> list[str]:
         """Open a workflow as a user would; returns the node types the frontend does not know."""
@@ -164,7 +157,8 @@ def open_frontend(browser: Browser, address: str, vue_nodes: bool = False, langu
     context.on("request", frontend.note_request)
     try:
         frontend.page.goto(f"http://{address}/", timeout=120_000)
-        frontend.wait_until_alone()
+        frontend.page.wait_for_function(READY, timeout=180_000)
+        frontend.toggle_focus_mode()
         yield frontend
     finally:
         context.close()

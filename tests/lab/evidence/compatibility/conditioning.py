@@ -102,7 +102,7 @@ def hint(batch: int = 1) -> torch.Tensor:
 
 
 def controlled(batch: int = 1, start: float = 0.0, end: float = 1.0) -> Dress:
-    net = tiny_models.control_net(config=tiny_models.TWO_LEVEL_UNET)
+    net = tiny_models.control_net()
 
     def dress(conditioning: Conditioning) -> Conditioning:
         return core("nodes.ControlNetApplyAdvanced", conditioning, conditioning, net, hint(batch), 0.8, start, end)[0]
@@ -115,7 +115,7 @@ def chained(conditioning: Conditioning) -> Conditioning:
 
 
 def old_control(conditioning: Conditioning) -> Conditioning:
-    net = tiny_models.control_net(config=tiny_models.TWO_LEVEL_UNET)
+    net = tiny_models.control_net()
     return core("nodes.ControlNetApply", conditioning, net, hint(), 0.8)
 
 
