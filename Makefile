@@ -4,7 +4,7 @@
 PYTHON ?= python3
 RUN = $(PYTHON) tests/support/host/provision.py
 # Two processes of one thread: the tests' networks are too small for a thread to wait for another.
-PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -ra --durations 20 --timeout 900 -n 2 --dist loadgroup --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -ra --durations 20 --timeout 900 -n 2 --dist loadscope --no-loadscope-reorder
 OLDEST = 0.16.3
 DAILY = not slow and not long
 

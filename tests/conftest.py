@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 TESTS = Path(__file__).resolve().parent
 RINGS = ("unit", "model", "server", "browser")
@@ -49,18 +50,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(why, yellow=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One process for the browser's ring, which shares its pages, and one for the server's; the others go by the file.
+class ByRing(LoadScopeScheduling):
+    """One process runs the browser's ring, which shares its pages, another the server's; what is left goes by the file."""
 
-    What takes longest comes first, so that no process waits for another at the end.
-    """
-    order = ("browser", "server", "model", "unit")
-    rings = {item: ring_of(item.path) or "unit" for item in items}
-    items.sort(key=lambda item: order.index(rings[item]))
-    for item in items:
-        whole = rings[item] in ("browser", "server")
-        item.add_marker(pytest.mark.xdist_group(rings[item] if whole else str(item.path)))
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        ring = ring_of(TESTS.parent / file)
+        return ring if ring in ("browser", "server") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByRing:
+    return ByRing(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The rings that are run whole come first, so that no process waits for them at the end."""
+    order = ("browser", "server", "model", "unit", None)
+    items.sort(key=lambda item: order.index(ring_of(item.path)))
 
 
 def pytest_collection_finish() -> None:

@@ -100,7 +100,7 @@ def test_another_number_of_steps_works_and_sample_trajectory_says_so(caplog):
     result, _ = optimize(model, positive, tiny_models.conditioning(model, 3), trajectory, CFG, QUICK, "fast")
     euler = core.KSamplerSelect.execute("euler")[0]
     latent = {"samples": torch.zeros_like(trajectory.start)}
-    for steps, cfg, said in ((STEPS, CFG, ""), (STEPS, 4.0, "cfg 7.5, not 4"), (2 * STEPS, CFG, "the sampler has 10")):
+    for steps, cfg, said in ((STEPS, CFG, ""), (STEPS, 4.0, "cfg 7.5, not 4"), (2 * STEPS, CFG, "the sampler has 7")):
         guider = core.CFGGuider.execute(model, positive, result, cfg)[0]
         noise = core.RandomNoise.execute(0)[0]
         caplog.clear()

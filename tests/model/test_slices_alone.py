@@ -5,6 +5,7 @@ import importlib
 import shutil
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def nodes_of(folder: Path, name: str) -> set[str]:
     sys.modules[name] = package
     try:
         extension = importlib.import_module(f"{name}.nodes.extension").PalimpsestExtension()
-        return {node.GET_SCHEMA().node_id for node in asyncio.run(extension.get_node_list())}
+        with ThreadPoolExecutor(1) as beside:  # the browser's tests leave an event loop running in this thread
+            nodes = beside.submit(asyncio.run, extension.get_node_list()).result()
+        return {node.GET_SCHEMA().node_id for node in nodes}
     finally:
         for module in [module for module in sys.modules if module.split(".")[0] == name]:
             del sys.modules[module]
