@@ -25,8 +25,8 @@ LATENT_TOOLTIP = (
     "second time and give a bad picture. A noise mask of the picture is not passed on."
 )
 CFG_TOOLTIP = (
-    "The guidance (cfg) of the inversion. At 1 the negative is not read; this suits edits, and guidance-distilled models such as Flux. Above 1 each "
-    "call evaluates both prompts: to reconstruct the picture, sample with the same cfg and prompts."
+    "The guidance (cfg) of the inversion. 1 reads no negative and suits guidance-distilled models such as Flux. Otherwise each call evaluates both "
+    "prompts: sample with the same cfg and prompts to reconstruct the picture. At a high cfg use ddim with Exact Retracing."
 )
 CATEGORY = "palimpsest/inversion"
 TRAJECTORY_TOOLTIP = "The path from noise to the picture: one latent for each step. The editing nodes read it. Save it to edit the picture again later."
