@@ -65,7 +65,7 @@ def optimize(
             raise ValueError(
                 "trajectory: expected one made at cfg 1, because with the source prompt as the negative guidance has no effect, got "
                 f"one made at cfg {trajectory.cfg:g}. Remove this node and sample with that cfg and the negative prompt it was made "
-                "with, or use the method fast or null_text."
+                "with, or use the method fast or null_text, whose report says how close they come."
             )
         return [[embedding, dict(options)] for embedding, options in positive], Course()
     require_unedited(model, RETRACING)
