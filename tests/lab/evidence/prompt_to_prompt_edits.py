@@ -100,7 +100,7 @@ class Edits:
     unedited: Tensor  # [N, 3, H, W], the autoencoder's pictures of the sources
 
     @classmethod
-    def open(cls, world: World, edits: list[Edit], steps: int, method: str = "fixed_point", cfg: float = 1.0) -> Edits:
+    def open(cls, world: World, edits: list[Edit], steps: int, method: str = "fixed_point") -> Edits:
         images, _ = render([edit.source for edit in edits])
         layouts: dict[tuple, list[int]] = defaultdict(list)
         for i, edit in enumerate(edits):
@@ -113,7 +113,7 @@ class Edits:
             chosen, latent = [edits[i] for i in rows], world.encode(images[rows])
             source = world.prompts([caption(edit.source) for edit in chosen])
             target = world.prompts([caption(edit.target) for edit in chosen])
-            opened = world.invert(latent, source, world.sigmas(steps), method, cfg=cfg)
+            opened = world.invert(latent, source, world.sigmas(steps), method)
             groups.append(Group(world, rows, chosen, latent, source, target, *opened))
         return cls(edits, groups, world.decode(world.encode(images)))
 
