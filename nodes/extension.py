@@ -10,6 +10,7 @@ log = logging.getLogger("palimpsest")
 SLICES = (
     "flow_edit",
     "inversion",
+    "comparison",
     "retracing",
     "null_text",
     "plug_and_play",

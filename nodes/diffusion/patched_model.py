@@ -1,4 +1,4 @@
-"""What other nodes have put on a model that an inversion, which climbs from the picture at guidance 1, cannot take along."""
+"""What other nodes have put on a model that an inversion, which climbs from the picture, cannot take along."""
 
 from __future__ import annotations
 
@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 SAME_ANSWER = 1e-3  # of its size: what two answers to one question may differ by
+# Where other nodes keep guidance of their own among a model's options.
+OWN_GUIDANCE = (
+    "sampler_cfg_function",
+    "sampler_post_cfg_function",
+    "sampler_pre_cfg_function",
+    "sampler_calc_cond_batch_function",
+)
 
 
 def require_unedited(model: ModelPatcher, *besides: str, socket: str = "model") -> None:
@@ -31,15 +38,18 @@ def require_unedited(model: ModelPatcher, *besides: str, socket: str = "model") 
 
 
 def require_repeatable(inside: Inside, socket: str = "model") -> None:
-    """Raise ValueError if a patched network answers one question in two ways: no path through it can be found again."""
-    if not network_of(inside.model_options):
+    """Raise ValueError if patches answer one question in two ways: no path through them can be found again."""
+    own_guidance = inside.guider.cfg != 1.0 and any(inside.model_options.get(key) for key in OWN_GUIDANCE)
+    if not own_guidance and not network_of(inside.model_options):
         return
     sigma = float(inside.sigmas[0])
-    first, second = (inside.latent - inside.guided(inside.latent, sigma) for _ in range(2))
+    # Another question between the two shows what is remembered from one call to the next.
+    first, _, second = (x - inside.guided(x, sigma) for x in (inside.latent, -inside.latent, inside.latent))
     if float((first - second).norm()) > SAME_ANSWER * float(first.norm()):
         raise ValueError(
             f"{socket}: expected a model that gives the same prediction each time, got one with a patch that works at random, as "
-            "HyperTile and Token Merging do. Connect the model from before that node."
+            "HyperTile and Token Merging do, or remembers earlier steps, as Adaptive Projected Guidance with momentum does. "
+            "Connect the model from before that node."
         )
 
 

@@ -8,6 +8,7 @@ inversion read it, so that Euler's step from the source's own latent ends on the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 
 from ..attention.calls import STEP_CACHES, ModelOptions
 from .context_window import Part, taken
+from .patched_model import OWN_GUIDANCE
 from .trajectory import Trajectory
 
 ROUNDING = 1e-5  # of the highest value of a latent: what float32 steps may be off the trajectory by
@@ -97,7 +99,15 @@ def require_retraceable(trajectory: Trajectory) -> None:
         )
 
 
-def require_every_step(model_options: ModelOptions) -> None:
+def require_retracing(trajectory: Trajectory, model_options: ModelOptions) -> None:
+    """Raise ValueError if a model's options have what no run of a Retracing can correct."""
+    own = next((key for key in OWN_GUIDANCE if model_options.get(key)), None)
+    if own is not None and not math.isclose(trajectory.cfg, 1.0):
+        raise ValueError(
+            "model: expected plain classifier-free guidance, because exact retracing corrects the predictions before they are combined and the "
+            f"trajectory was made at cfg {trajectory.cfg:g}, got a model with a {own} of another node (such as RescaleCFG). Remove that node, or "
+            "invert with the method fixed_point and switch exact_retracing off."
+        )
     wrappers = model_options["transformer_options"].get("wrappers", {})
     if any(key in by_key for by_key in wrappers.values() for key in STEP_CACHES):
         raise ValueError(

@@ -21,7 +21,7 @@ from .conditioning import Conditioning, with_own_controls
 from .context_window import WHOLE, Part, resized_conds, taken
 from .evaluation import Conds, InsideSampler, uncompiled
 from .hooks import register_hooks
-from .retracing import Retracing, require_every_step, require_retraceable
+from .retracing import Retracing, require_retraceable, require_retracing
 from .samplers import sampler_name
 from .schedule import require_whole_picture
 from .source import Area, read_source
@@ -135,7 +135,7 @@ class SourceRuns:
                 extra_args.get("seed"),
             )
         if self.exact:
-            require_every_step(options)
+            require_retracing(self.trajectory, options)
         retracing = Retracing(self.trajectory, model_wrap.inner_model.model_sampling) if self.exact else None
         run = _Run(edit, self.trajectory, conds.get("source"), retracing, sampler_name(sampler), network_of(options))
         add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, self.key, run.calc_cond_batch, options, is_model_options=True)

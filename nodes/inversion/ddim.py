@@ -16,7 +16,7 @@ from ..diffusion.conditioning import Conditioning
 from ..diffusion.evaluation import Inside, run_inside
 from ..diffusion.hooks import follow_schedules
 from ..diffusion.patched_model import require_repeatable, require_unedited, without_step_caches
-from ..diffusion.schedule import require_descending_to_zero
+from ..diffusion.schedule import require_descending_to_zero, require_whole_picture
 from ..diffusion.trajectory import ModelFingerprint, Trajectory, require_picture_latent
 from .solvers import Effort, Level, ddim_step, euler_step, fixed_point_step
 
@@ -34,22 +34,33 @@ def invert(
     sigmas: torch.Tensor,
     method: str = "fixed_point",
     iterations: int = 5,
+    negative: Conditioning | None = None,
+    cfg: float = 1.0,
 ) -> Trajectory:
-    """The trajectory of `latent` [B, C, H, W] or [B, C, 1, H, W] (as a VAE gives it) up the descending schedule `sigmas` [T+1], at guidance 1.
+    """The trajectory of `latent` [B, C, H, W] or [B, C, 1, H, W] (as a VAE gives it) up the descending schedule `sigmas` [T+1].
 
     `method`: "ddim" and "euler" spend T evaluations of the model, "fixed_point" at most `iterations` * T.
+    `negative` is read if `cfg` is not 1: then each of them evaluates both prompts, as a sampler would.
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
+    guided = not math.isclose(cfg, 1.0)
+    if guided and negative is None:
+        raise ValueError(
+            f"negative: expected a negative prompt, because cfg is {cfg:g}, got none. Connect the sampler's negative prompt, or set cfg to 1."
+        )
     require_descending_to_zero(sigmas)
     require_unedited(model)
     _require_noise(model, float(sigmas[0]))
     latent = comfy.sample.fix_empty_latent_channels(model, latent)  # video models take one picture as a frame
     require_invertible_latent(model, latent)
     guider = comfy.samplers.CFGGuider(without_step_caches(model))
-    guider.inner_set_conds({"positive": positive, "negative": positive})
-    guider.set_cfg(1.0)
-    guider.model_options = without_guidance(guider.model_options)
+    guider.inner_set_conds({"positive": positive, "negative": negative if guided else positive})
+    guider.set_cfg(cfg if guided else 1.0)
+    if guided:
+        require_whole_picture(guider.original_conds)
+    else:
+        guider.model_options = without_guidance(guider.model_options)
     found: list[Climb] = []
 
     def walk(inside: Inside) -> None:
@@ -65,6 +76,7 @@ def invert(
         model=ModelFingerprint.of(model),
         method=method,
         residuals=torch.tensor(residuals[::-1], dtype=torch.float32),
+        cfg=float(guider.cfg),
     )
 
 

@@ -9,10 +9,9 @@ from comfy_api.latest import io, ui
 from ..diffusion.schedule import require_whole_picture, schedule_mismatch
 from ..diffusion.sockets import TrajectoryIO
 from ..diffusion.trajectory import Trajectory
-from ..display.feedback import RESENDS_RESULT, result, temporary_frames, temporary_pictures
+from ..display.feedback import RESENDS_RESULT, result, temporary_frames
 from ..files.prompt_values import left_out_of
 from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
-from . import comparison
 from .ddim import METHODS, convergence_report, invert, rounding
 from .noise import start_step, trajectory_latent, trajectory_noise
 from .preview import preview_frames, preview_steps, strip
@@ -24,6 +23,10 @@ log = logging.getLogger("palimpsest")
 LATENT_TOOLTIP = (
     "The same start as a latent, for KSampler (Advanced) with add_noise disabled. The noise is already in it: a plain KSampler would add noise a "
     "second time and give a bad picture. A noise mask of the picture is not passed on."
+)
+CFG_TOOLTIP = (
+    "The guidance (cfg) of the inversion. 1 reads no negative and suits guidance-distilled models such as Flux. Otherwise each call evaluates both "
+    "prompts: sample with the same cfg and prompts to reconstruct the picture. At a high cfg use ddim with Exact Retracing."
 )
 CATEGORY = "palimpsest/inversion"
 TRAJECTORY_TOOLTIP = "The path from noise to the picture: one latent for each step. The editing nodes read it. Save it to edit the picture again later."
@@ -73,6 +76,21 @@ class DDIMInvert(io.ComfyNode):
                     tooltip="Used by fixed_point only: the most model calls per step, on average. Steps that converge early use fewer. From 4 "
                     "upwards, difficult steps near the picture may use the calls that other steps saved.",
                 ),
+                io.Float.Input(
+                    "cfg",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    optional=True,
+                    tooltip=CFG_TOOLTIP,
+                ),
+                io.Conditioning.Input(
+                    "negative",
+                    optional=True,
+                    tooltip="The sampler's negative prompt, often an empty one. Needed if cfg is not 1; not read at cfg 1.",
+                ),
             ],
             outputs=[
                 TrajectoryIO.Output("trajectory", tooltip=TRAJECTORY_TOOLTIP),
@@ -88,15 +106,17 @@ class DDIMInvert(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, positive, latent_image, sigmas, method, iterations) -> io.NodeOutput:
-        trajectory = invert(model, positive, latent_image["samples"], sigmas, method, iterations)
+    def execute(
+        cls, model, positive, latent_image, sigmas, method, iterations, cfg=1.0, negative=None
+    ) -> io.NodeOutput:
+        trajectory = invert(model, positive, latent_image["samples"], sigmas, method, iterations, negative, cfg)
         report, converged = convergence_report(trajectory, rounding(model.model))
         if not converged:
             log.warning("DDIM Invert: %s", report)
         # Outside its noise_mask, core would keep this latent as if it were the picture.
         latent = {key: value for key, value in latent_image.items() if key != "noise_mask"}
         latent["samples"] = trajectory_latent(model, trajectory)
-        found = result(report, "Sample noised_latent with add_noise disabled")
+        found = result(report, *_guidance(trajectory), "Sample noised_latent with add_noise disabled")
         return io.NodeOutput(trajectory, trajectory_noise(model, trajectory), latent, sigmas, ui=found)
 
 
@@ -242,7 +262,13 @@ class LoadTrajectory(io.ComfyNode):
     @classmethod
     def execute(cls, trajectory_file) -> io.NodeOutput:
         trajectory = load_trajectory(resolve("trajectory_file", trajectory_file, SUFFIX))
-        return io.NodeOutput(trajectory, ui=result(*_lacks(trajectory)))
+        return io.NodeOutput(trajectory, ui=result(*_guidance(trajectory), *_lacks(trajectory)))
+
+
+def _guidance(trajectory: Trajectory) -> list[str]:
+    if trajectory.cfg == 1.0:
+        return []
+    return [f"Made at cfg {trajectory.cfg:g}: reconstruct it with this cfg and its negative prompt"]
 
 
 def _lacks(trajectory: Trajectory) -> list[str]:
@@ -291,52 +317,6 @@ class PreviewTrajectory(io.ComfyNode):
         return io.NodeOutput(image, ui={**ui.PreviewImage(image, cls=cls).as_dict(), **frames})
 
 
-class CompareImages(io.ComfyNode):
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="PAL_CompareImages",
-            display_name="Compare Images",
-            category=CATEGORY,
-            description="Measures how similar two pictures are, and shows where they differ.",
-            search_aliases=["psnr", "ssim", "image difference", "reconstruction error"],
-            inputs=[
-                io.Image.Input("image_a", tooltip="The first picture."),
-                io.Image.Input("image_b", tooltip="The picture to compare it with, of the same size."),
-                io.Float.Input(
-                    "gain",
-                    default=4.0,
-                    min=1.0,
-                    max=100.0,
-                    step=0.5,
-                    tooltip="Makes the error picture brighter. PSNR and SSIM do not change.",
-                ),
-            ],
-            outputs=[
-                io.Float.Output(
-                    "psnr",
-                    tooltip="Peak signal-to-noise ratio in dB. Higher means more similar; infinite for equal pictures.",
-                ),
-                io.Float.Output(
-                    "ssim", tooltip="Structural similarity: 1 for equal pictures, lower for different ones."
-                ),
-                io.Image.Output("error", tooltip="The absolute difference of the two pictures, multiplied by gain."),
-            ],
-            is_output_node=True,
-        )
-
-    @classmethod
-    def execute(cls, image_a, image_b, gain) -> io.NodeOutput:
-        a, b = comparison.match(image_a, image_b)
-        psnr, ssim, error = comparison.psnr(a, b), comparison.ssim(a, b), comparison.error_image(a, b, gain)
-        text = f"PSNR {psnr:.2f} dB   SSIM {ssim:.4f}"
-        names = zip(temporary_pictures(a, cls), temporary_pictures(b, cls), strict=True)
-        pairs = {"palimpsest_pairs": [{"a": before, "b": after} for before, after in names]}
-        return io.NodeOutput(
-            psnr, ssim, error, ui={**ui.PreviewImage(error, cls=cls).as_dict(), **pairs, **result(text)}
-        )
-
-
 NODES = [
     DDIMInvert,
     SampleTrajectory,
@@ -344,5 +324,4 @@ NODES = [
     SaveTrajectory,
     LoadTrajectory,
     PreviewTrajectory,
-    CompareImages,
 ]

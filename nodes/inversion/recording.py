@@ -100,6 +100,7 @@ def sample_trajectory(
         model=ModelFingerprint.of(model),
         method="sampled",
         residuals=torch.full((len(sigmas) - 1,), float("nan")),
+        cfg=float(guider.cfg),
     )
     return samples, trajectory
 

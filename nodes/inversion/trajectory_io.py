@@ -31,6 +31,7 @@ def save_trajectory(trajectory: Trajectory, path: Path) -> None:
     header = {
         "version": VERSION,
         "method": trajectory.method,
+        "cfg": trajectory.cfg,
         "model_class": trajectory.model.model_class,
         "latent_format": trajectory.model.latent_format,
         "sampling": list(trajectory.model.sampling),
@@ -60,6 +61,7 @@ def load_trajectory(path: Path) -> Trajectory:
             ),
             method=header["method"],
             residuals=tensors["residuals"],
+            cfg=header.get("cfg", 1.0),
         )
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise TrajectoryFileError(
@@ -76,7 +78,9 @@ def _check(header: dict[str, Any], found: dict[str, tuple[str, list[int]]]) -> N
     if header.get("version") == 1:
         checked_file.check_fields(header, 1, fields)
     else:
-        checked_file.check_fields(header, VERSION, {**fields, "text_width": int})
+        later = {"text_width": int} | ({"cfg": float} if "cfg" in header else {})
+        checked_file.check_fields(header, VERSION, {**fields, **later})
+        require(math.isfinite(header.get("cfg", 1.0)), "cfg is not finite")
     require(math.isfinite(header["sigma_max"]), "sigma_max is not finite")
     require(all(type(name) is str for name in header["sampling"]), "sampling: expected names")
     require(len(header["conditioning"]) > 0, "no conditioning")

@@ -16,7 +16,7 @@ from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
 from ..diffusion.conditioning import Conditioning, require_timeless, with_own_controls
 from ..diffusion.evaluation import Inside, run_inside
-from ..diffusion.patched_model import require_repeatable, require_unedited
+from ..diffusion.patched_model import OWN_GUIDANCE, require_repeatable, require_unedited
 from ..diffusion.schedule import MADE_FOR, step_interval
 from ..diffusion.source_run import RETRACING
 from ..diffusion.trajectory import Trajectory
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
 
 METHODS = ("fast", "null_text", "negative_prompt")
 PROMPT_CONDS = ("c_crossattn", "y")  # what UNets read of a prompt's text and pooled output
-OWN_GUIDANCE = (
-    "sampler_cfg_function",
-    "sampler_post_cfg_function",
-    "sampler_pre_cfg_function",
-    "sampler_calc_cond_batch_function",
-)
 
 
 @dataclass
@@ -67,6 +61,12 @@ def optimize(
     trajectory.model.require_match(model)
     _require_negative(model)
     if method == "negative_prompt":
+        if not math.isclose(trajectory.cfg, 1.0):
+            raise ValueError(
+                "trajectory: expected one made at cfg 1, because with the source prompt as the negative guidance has no effect, got "
+                f"one made at cfg {trajectory.cfg:g}. Remove this node and sample with that cfg and the negative prompt it was made "
+                "with, or use the method fast or null_text, whose report says how close they come."
+            )
         return [[embedding, dict(options)] for embedding, options in positive], Course()
     require_unedited(model, RETRACING)
     _require_plain(model, positive, negative, trajectory, cfg, method)

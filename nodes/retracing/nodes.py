@@ -13,8 +13,8 @@ class ExactRetracing(io.ComfyNode):
             node_id="PAL_ExactRetracing",
             display_name="Exact Retracing",
             category="palimpsest/inversion",
-            description="Makes a sampler follow a ddim inversion back exactly, at one model call per step. With guidance 1 and the "
-            "inversion's prompt, the picture is reconstructed up to rounding.",
+            description="Makes a sampler follow a ddim inversion back exactly, at one model call per step. With the inversion's "
+            "prompts and guidance, the picture is reconstructed up to rounding.",
             search_aliases=[
                 "aligned evaluation",
                 "reconstruct",

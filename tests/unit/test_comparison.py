@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from palimpsest.nodes.inversion.comparison import error_image, match, psnr, ssim
+from palimpsest.nodes.comparison.measures import error_image, match, psnr, ssim
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from support.fixtures.without_float64 import WithoutFloat64

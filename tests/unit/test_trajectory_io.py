@@ -30,13 +30,14 @@ def example(dtype: torch.dtype = torch.float32) -> Trajectory:
         model=ModelFingerprint("SDXL", "SDXL", ("EPS", "ModelSamplingDiscrete"), 14.6146, 2048),
         method="fixed_point",
         residuals=torch.tensor([1e-5, float("nan"), 3e-7]),
+        cfg=7.5,
     )
 
 
 def assert_same(a: Trajectory, b: Trajectory) -> None:
     for name in ("latents", "sigmas", "residuals"):
         assert getattr(a, name).numpy().tobytes() == getattr(b, name).numpy().tobytes()
-    assert (a.model, a.method) == (b.model, b.method)
+    assert (a.model, a.method, a.cfg) == (b.model, b.method, b.cfg)
     assert len(a.positive) == len(b.positive)
     for (text_a, extra_a), (text_b, extra_b) in zip(a.positive, b.positive, strict=True):
         assert text_a.dtype == text_b.dtype and torch.equal(text_a, text_b)
@@ -135,7 +136,18 @@ def test_files_of_version_1_load(tmp_path: Path):
     checked_file.write(path, HEADER, header, {**tensors, **pooled, "conditioning.1.cross_attn": other})
     loaded = load_trajectory(path)
     assert loaded.model.text_width is None
-    assert_same(replace(trajectory, model=replace(trajectory.model, text_width=None)), loaded)
+    assert_same(replace(trajectory, model=replace(trajectory.model, text_width=None), cfg=1.0), loaded)
+
+
+def test_files_from_before_inversions_had_guidance_load_as_made_at_cfg_1(tmp_path: Path):
+    path, trajectory = tmp_path / "a.trajectory.safetensors", replace(example(), positive=[[None, {}]])
+    header = {
+        "version": 2, "method": "fixed_point", "model_class": "SDXL", "latent_format": "SDXL",
+        "sampling": ["EPS", "ModelSamplingDiscrete"], "sigma_max": 14.6146, "text_width": 2048, "conditioning": [[None, {}]],
+    }  # fmt: skip
+    tensors = {"latents": trajectory.latents, "sigmas": trajectory.sigmas, "residuals": trajectory.residuals}
+    checked_file.write(path, HEADER, header, tensors)
+    assert load_trajectory(path).cfg == 1.0
 
 
 def test_two_thousand_mutated_files_raise_the_one_error(tmp_path: Path):
@@ -182,6 +194,8 @@ def rewritten(path: Path, change) -> None:
         (lambda h, t: h.update(version=3), "expected version 2"),
         (lambda h, t: h.update(steps=1), "other fields"),
         (lambda h, t: h.update(sigma_max="14"), "sigma_max: expected float"),
+        (lambda h, t: h.update(cfg=7), "cfg: expected float"),
+        (lambda h, t: h.update(cfg=float("nan")), "cfg is not finite"),
         (lambda h, t: h.update(conditioning=[]), "no conditioning"),
         (lambda h, t: h["conditioning"][0].append({"tensor": "conditioning.9"}), "other names"),
         (lambda h, t: h["conditioning"][0][1].update(x={"tensor": ["x"]}), "checksum"),

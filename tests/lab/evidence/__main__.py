@@ -25,6 +25,7 @@ PARTS = (
     "toy",
     "inversion",
     "retracing",
+    "guided_inversion",
     "plug_and_play",
     "null_text",
     "null_text_edits",

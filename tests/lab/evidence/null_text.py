@@ -12,8 +12,8 @@ from lab.evidence.null_text_ablations import ABLATIONS, ROWS, Ablation, ablate
 from lab.evidence.sheet import Sheet
 from lab.evidence.world import World, psnr_each
 from lab.toy.scenes import Scene, caption, render, sample_scenes
+from palimpsest.nodes.comparison.measures import ssim
 from palimpsest.nodes.diffusion.conditioning import Conditioning
-from palimpsest.nodes.inversion.comparison import ssim
 from palimpsest.nodes.null_text.optimize import Course, optimize
 from palimpsest.nodes.null_text.solvers import Effort
 from torch import Tensor

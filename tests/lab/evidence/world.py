@@ -49,10 +49,17 @@ class World:
         return torch.cat([self.vae.decode(chunk) for chunk in latents.split(16)]).movedim(-1, 1)
 
     def invert(
-        self, latent: Tensor, positive: Conditioning, sigmas: Tensor, method: str = "fixed_point", iterations: int = 5
+        self,
+        latent: Tensor,
+        positive: Conditioning,
+        sigmas: Tensor,
+        method: str = "fixed_point",
+        iterations: int = 5,
+        cfg: float = 1.0,
     ) -> tuple[Trajectory, TrajectoryNoise]:
+        """With the empty text as the negative."""
         trajectory, noise, *_ = DDIMInvert.execute(
-            self.model, positive, {"samples": latent}, sigmas, method, iterations
+            self.model, positive, {"samples": latent}, sigmas, method, iterations, cfg, self.prompts([""])
         ).args
         return trajectory, noise
 
