@@ -65,7 +65,7 @@ def test_the_muted_second_upsampler_runs_once_it_is_unmuted(
     [karlo] = [workflow for workflow in WORKFLOWS if workflow.name == "Text to picture with Karlo"]
     provide(api_format(karlo, object_info), server, client, photo, files)
     # One network for all steps, as DALL-E 2's is.
-    server.link_model("diffusion_models", files["PAL_LoadUpsampler"]["model_name"](), SECOND_UPSAMPLER)
+    server.link_model("diffusion_models", files["diffusion_models", SECOND_UPSAMPLER](), SECOND_UPSAMPLER)
     assert canvas.load(read(karlo)) == []
     canvas.unmute()
     canvas.set_widgets({"steps": 2, "scale": 2})

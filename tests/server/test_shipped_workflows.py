@@ -10,6 +10,7 @@ from support.host.client import Client
 from support.host.server import Server
 from workflows.api_format import api_format
 from workflows.description import Workflow
+from workflows.families import QWEN, Z
 from workflows.files_and_colours import CHECKPOINT, FOLDERS, URLS
 from workflows.fusion_notes import FASTCOMPOSER
 from workflows.shipped import WORKFLOWS
@@ -18,6 +19,10 @@ pytestmark = pytest.mark.server
 
 SHIPPED = Path(__file__).resolve().parents[2] / "example_workflows"
 WEIGHTS = (".safetensors", ".ckpt", ".bin")
+TEMPLATES = (
+    *("default", "gsl_starter_1_1", "sd3.5_simple_example", "flux_dev_full_text_to_image", "image_qwen_image"),
+    *("image_z_image", "image_z_image_turbo"),
+)
 EACH = pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
 
 
@@ -27,14 +32,25 @@ def nodes_of(workflow: Workflow) -> set[str]:
     return {node["type"] for graph in graphs for node in graph["nodes"] if node["type"].startswith("PAL_")}
 
 
-def marked_for_the_oldest() -> list:
-    """All of them; those that run on the oldest ComfyUI too are as few as have every node of the pack between them."""
+def marked() -> list:
+    """All of them; those that run on the oldest ComfyUI too are as few as have every node of the pack between them.
+
+    The files of Qwen-Image and Z-Image have their published widths.
+    """
     left, few = set().union(*map(nodes_of, WORKFLOWS)), []
     while left:
         few.append(max(WORKFLOWS, key=lambda workflow: len(nodes_of(workflow) & left)))
         left -= nodes_of(few[-1])
+    wide = [each for each in WORKFLOWS if each.name.endswith((QWEN.suffix, Z.suffix))]
     return [
-        pytest.param(each, marks=pytest.mark.compat, id=each.name) if each in few else pytest.param(each, id=each.name)
+        pytest.param(
+            each,
+            id=each.name,
+            marks=[
+                *([pytest.mark.compat] if each in few else []),
+                *([pytest.mark.long, pytest.mark.newest] if each in wide else []),
+            ],
+        )
         for each in WORKFLOWS
     ]
 
@@ -54,7 +70,7 @@ def test_the_shipped_files_are_those_that_are_described():
     assert sorted(file.stem for file in SHIPPED.glob("*.json")) == sorted(workflow.name for workflow in WORKFLOWS)
 
 
-@pytest.mark.parametrize("workflow", marked_for_the_oldest())
+@pytest.mark.parametrize("workflow", marked())
 def test_a_shipped_workflow_runs(
     server: Server, client: Client, photo: Path, files: StandIns, object_info: dict, workflow: Workflow
 ):
@@ -91,6 +107,6 @@ def test_loaders_say_where_their_files_are_published(workflow: Workflow):
 @pytest.mark.newest
 def test_files_are_where_the_readme_or_comfyui_s_own_templates_say():
     [folder] = importlib.util.find_spec("comfyui_workflow_templates_json").submodule_search_locations
-    templates = [Path(folder) / "templates" / f"{name}.json" for name in ("default", "gsl_starter_1_1")]
+    templates = [Path(folder) / "templates" / f"{name}.json" for name in TEMPLATES]
     known = "\n".join([FASTCOMPOSER, *(file.read_text("utf-8") for file in (SHIPPED.parent / "README.md", *templates))])
     assert [url for url in URLS.values() if "/".join(url.split("/")[3:5]) not in known] == []

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from workflows.description import Group, NodeSpec, Note, Workflow
+from workflows.families import SD15, Family
 from workflows.files_and_colours import BLUE, CYAN, GOLD, GREEN, NEGATIVE, POSITIVE, RED
 from workflows.photo_notes import (
     CAPTURE_NOTE,
     EXACT_NOTE,
     FIGURES_NOTE,
-    PLUG_AND_PLAY_NOTE,
     RECONSTRUCT_NOTE,
-    TUNING_NOTE,
+    plug_and_play_note,
+    tuning_note,
 )
 from workflows.shared_columns import invert_picture, load_picture, sample_back
 
@@ -123,12 +124,23 @@ def retrace_exactly() -> Workflow:
     )
 
 
-def plug_and_play_on_a_photo() -> Workflow:
-    load, load_links = load_picture()
-    invert, invert_links = invert_picture(380)
-    back, back_links = sample_back(1560, 190, 300)
+def plug_and_play_on_a_photo(family: Family = SD15) -> Workflow:
+    """Capture Features only for UNets: of a transformer it would keep gigabytes."""
+    load, load_links = load_picture(family)
+    invert, invert_links = invert_picture(380, family=family)
+    back, back_links = sample_back(1560, 190, 300, family)
+    windows = {"feature_end": family.feature_end, "attention_end": family.attention_end}
+    capture = NodeSpec(
+        "capture", "PAL_CaptureFeatures", (1180, 0), windows, size=(300, 470), title="Capture Features (optional)"
+    )
+    capture_links = [
+        (*family.model, "capture", "model"),
+        ("invert", "trajectory", "capture", "trajectory"),
+        ("capture", "features", "plug", "features"),
+    ]
+    captures = family is SD15
     return Workflow(
-        "Plug-and-Play on a photo",
+        f"Plug-and-Play on a photo{family.suffix}",
         nodes=[
             *load,
             *invert,
@@ -153,18 +165,9 @@ def plug_and_play_on_a_photo() -> Workflow:
             NodeSpec(
                 "fade", "PAL_NegativeSchedule", (780, 410), {"empty_weight": 1.0, "schedule": "linear"}, size=(320, 150)
             ),
-            NodeSpec(
-                "capture",
-                "PAL_CaptureFeatures",
-                (1180, 0),
-                {"feature_end": 0.8, "attention_end": 0.5},
-                size=(300, 470),
-                title="Capture Features (optional)",
-            ),
-            NodeSpec(
-                "plug", "PAL_PlugAndPlay", (1180, 570), {"feature_end": 0.8, "attention_end": 0.5}, size=(300, 190)
-            ),
-            NodeSpec("guider", "CFGGuider", (1560, 0), {"cfg": 7.5}, size=(300, 100)),
+            *([capture] if captures else []),
+            NodeSpec("plug", "PAL_PlugAndPlay", (1180, 570 if captures else 0), windows, size=(300, 190)),
+            NodeSpec("guider", "CFGGuider", (1560, 0), {"cfg": family.cfg}, size=(300, 100)),
             *back,
             NodeSpec("before", "PreviewImage", (780, 1050), size=(520, 440), title="Before"),
             NodeSpec(
@@ -174,16 +177,14 @@ def plug_and_play_on_a_photo() -> Workflow:
         links=[
             *load_links,
             *invert_links,
-            ("model", "CLIP", "positive", "clip"),
-            ("model", "CLIP", "negative", "clip"),
+            (*family.clip, "positive", "clip"),
+            (*family.clip, "negative", "clip"),
             ("negative", "CONDITIONING", "fade", "negative"),
             ("empty", "CONDITIONING", "fade", "empty"),
             ("schedule", "SIGMAS", "fade", "sigmas"),
-            ("model", "MODEL", "capture", "model"),
-            ("invert", "trajectory", "capture", "trajectory"),
-            ("model", "MODEL", "plug", "model"),
+            (*family.model, "plug", "model"),
             ("invert", "trajectory", "plug", "trajectory"),
-            ("capture", "features", "plug", "features"),
+            *(capture_links if captures else []),
             ("plug", "model", "guider", "model"),
             ("positive", "CONDITIONING", "guider", "positive"),
             ("fade", "negative", "guider", "negative"),
@@ -192,9 +193,9 @@ def plug_and_play_on_a_photo() -> Workflow:
             ("decode", "IMAGE", "save", "images"),
         ],
         notes=[
-            Note(PLUG_AND_PLAY_NOTE, (-440, 0), (380, 640), "Read me"),
-            Note(CAPTURE_NOTE, (-440, 1050), (380, 320), "Capture Features is optional"),
-            Note(TUNING_NOTE, (0, 1050), (700, 320), "When the edit is not what you want"),
+            Note(plug_and_play_note(family), (-440, 0), (380, 780 if family.files else 640), "Read me"),
+            *([Note(CAPTURE_NOTE, (-440, 1050), (380, 320), "Capture Features is optional")] if captures else []),
+            Note(tuning_note(family), (0, 1050), (700, 320), "When the edit is not what you want"),
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 980), BLUE),

@@ -1,5 +1,7 @@
 """What the shipped workflows say to the artist, in Markdown."""
 
+from workflows.families import Family
+
 RECONSTRUCT_NOTE = """## Invert and reconstruct
 
 Finds the noise from which the model generates **your** picture, then reconstructs the picture from it. Nothing is edited \
@@ -46,14 +48,15 @@ converge, raise *iterations*.
 
 **The VAE alone** is the best possible result. If both figures are equal, inversion lost nothing."""
 
-PLUG_AND_PLAY_NOTE = """## Plug-and-Play on a photo
+
+def plug_and_play_note(family: Family) -> str:
+    return f"""## Plug-and-Play on a photo{family.suffix}
 
 Keeps the layout, shapes and pose of your picture while a new prompt redraws the rest: material, style, season, \
 animal, light.
 
-### Change
-- the **checkpoint**: any SD1.5 model
-- **Your picture**: its centre is cropped to 512 x 512
+{family.files}### Change
+{family.change}- **Your picture**: its centre is cropped to {family.size} x {family.size}
 - **What it becomes**: the whole new picture in one sentence, its subject too: *a snow sculpture of a cat on a sofa*, \
 not *make it snow*
 - **What it looks like now**: a few words for the old look, such as *a photo of a cat*, or nothing
@@ -61,22 +64,26 @@ not *make it snow*
 Then press Run. The first run inverts the picture. If you change only the prompts, the next runs only sample.
 
 ### Keep
-- **The same scheduler and steps** for DDIM Invert and the sampler: both take them from one node. 50 steps, *euler*.
+- **The same scheduler and steps** for DDIM Invert and the sampler: both take them from one node. {family.steps} steps, *euler*.
 - The **source prompt empty**."""
+
 
 CAPTURE_NOTE = """It evaluates the source once and keeps what Plug-and-Play needs, about 340 MB of memory at this size; each edit then \
 costs no more than plain sampling. Delete it if you make only one edit or if memory is short: the picture stays the same \
 except for rounding."""
 
-TUNING_NOTE = """- **Too much of the old picture**: lower *attention_end* first, then *feature_end*, in Capture Features \
-and in Plug-and-Play.
-- **The shapes drift**: raise them in both. *feature_end* keeps the shapes, *attention_end* the layout; at 1 they are \
+
+def tuning_note(family: Family) -> str:
+    return f"""- **Too much of the old picture**: lower *attention_end* first, then *feature_end*; with Capture Features, in \
+both nodes.
+- **The shapes drift**: raise them. *feature_end* keeps the shapes, *attention_end* the layout; at 1 they are \
 kept to the last step.
 - **The old colours stay**: write them into **What it looks like now**. Negative Schedule fades these words in, from \
 the empty prompt in the first step to the words alone in the last. Its *empty_weight* at 0 uses the words from the first step, \
 which is stronger.
-- **Too weak or too harsh**: change *cfg*, 7.5 here.
+- **Too weak or too harsh**: change *cfg*, {family.cfg} here.
 - **An error about levels of the trajectory**: the scheduler or its steps differ between the inversion and the sampler."""
+
 
 GENERATED_NOTE = """## Edit a generated picture
 
@@ -100,13 +107,14 @@ SAVED_PATH_NOTE = """*Invert and reconstruct* saves its path. To edit that pictu
 (Ctrl+M), choose the file, and connect its output to *Plug-and-Play* and *Trajectory Start*. Mute *Before* and all nodes of \
 group 2 except the negative prompt."""
 
-SWAP_NOTE = """## Swap a word in a photo
+
+def swap_note(family: Family) -> str:
+    return f"""## Swap a word in a photo{family.suffix}
 
 Inverts your picture and samples it again with one word of its description replaced.
 
-### Change
-- the **checkpoint**: any SD1.5 model
-- **Your picture**: its centre is cropped to 512 x 512
+{family.files}### Change
+{family.change}- **Your picture**: its centre is cropped to {family.size} x {family.size}
 - *source_text*, the upper box: one sentence about it
 - *target_text*, the lower box: the same sentence with another word in its place
 - *blend_words*: the words whose area may change; everything else is kept. A click on a word's chip adds or removes it.
@@ -115,11 +123,19 @@ Then press Run. The first run inverts the picture. The next ones only sample, wh
 
 **Before and after**: drag the line. The dark picture below it shows the difference, made stronger."""
 
-SWAP_KEEP_NOTE = """- **The same steps and scheduler** in BasicScheduler and in KSampler (Advanced), with the sampler *euler*. If they differ, \
+
+def swap_keep_note(family: Family) -> str:
+    between = "unchanged"
+    if family.guidance:
+        between = (
+            "through FluxGuidance only, which sets the guidance. *cfg* stays **1**: the *negative* is not used then"
+        )
+    return f"""- **The same steps and scheduler** in BasicScheduler and in KSampler (Advanced), with the sampler *euler*. If they differ, \
 Prompt-to-Prompt gives an error.
 - *add_noise* **disable** (in Nodes 2.0 under *Show advanced inputs*): the latent of DDIM Invert is noisy already.
 - Connect **Empty prompt** to DDIM Invert and to *negative*.
-- Connect *target* to *positive*, unchanged."""
+- Connect *target* to *positive*, {between}."""
+
 
 REFINE_NOTE = """## Add words to a photo
 
@@ -151,25 +167,29 @@ long as your picture and **what it shows** do not change, the next runs only sam
 optimisation: it is slower and needs memory for gradients. Its result is saved in the output folder, under *conditionings*. To use it \
 on another day, un-mute **Load Conditioning** (Ctrl+M), choose the file, connect it to *CFG Guider* and mute *Null-Text Optimize*."""
 
-BLEND_NOTE = """- **Too little changes**: lower *self_end* first, then *cross_end*, in Prompt-to-Prompt; write more *blend_words*.
+
+def blend_note(family: Family) -> str:
+    return f"""- **Too little changes**: lower *self_end* first, then *cross_end*, in Prompt-to-Prompt; write more *blend_words*.
 - **The composition is lost**: raise them.
 - **Other areas change too**: write *blend_words*, or raise *blend_threshold*.
-- **Harsh colours or bright edges**: lower *cfg* of the sampler.
+- **Harsh colours or bright edges**: lower {family.strength}.
 - **An error about a word**: write it exactly as it is in the sentence."""
 
-MASK_NOTE = """## Mask by a word, then inpaint
+
+def mask_note(family: Family) -> str:
+    return f"""## Mask by a word, then inpaint{family.suffix}
 
 Finds where a word is in your picture, from the model's own attention to it, and inpaints that area with ComfyUI's own \
 nodes.
 
-### Change
-- the **checkpoint**: any SD1.5 model
-- **Your picture**: its centre is cropped to 512 x 512
+{family.files}### Change
+{family.change}- **Your picture**: its centre is cropped to {family.size} x {family.size}
 - **What it shows**, and the same sentence in Attention Mask
 - *words*: words of that sentence that the mask should cover
 - **What it becomes**
 
 Then press Run. The inversion is needed only to find the words; 20 steps are enough for it."""
+
 
 MASK_TUNING_NOTE = """- **Too small or too large**: set *threshold*: 0 finds a level by itself, higher values make it smaller. *Grow Mask* \
 makes it some pixels wider.

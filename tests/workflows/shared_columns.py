@@ -3,50 +3,52 @@
 from __future__ import annotations
 
 from workflows.description import Group, NodeSpec
-from workflows.files_and_colours import CHECKPOINT, CYAN, PICTURE
+from workflows.families import SD15, Family, Links
+from workflows.files_and_colours import CYAN, PICTURE
 
-Links = list[tuple[str, str | int, str, str]]
 
-
-def load_picture() -> tuple[list[NodeSpec], Links]:
-    """From a checkpoint and any photograph to the latent of its middle, 512 x 512."""
+def load_picture(family: Family = SD15) -> tuple[list[NodeSpec], Links]:
+    """From the files of a model and any photograph to the latent of its middle, a square."""
     nodes = [
-        NodeSpec("model", "CheckpointLoaderSimple", (0, 0), {"ckpt_name": CHECKPOINT}, size=(300, 100)),
+        *family.nodes,
         NodeSpec("picture", "LoadImage", (0, 190), {"image": PICTURE}, size=(300, 310), title="Your picture"),
         NodeSpec(
             "resize",
             "ImageScale",
             (0, 590),
-            {"upscale_method": "lanczos", "width": 512, "height": 512, "crop": "center"},
+            {"upscale_method": "lanczos", "width": family.size, "height": family.size, "crop": "center"},
             size=(300, 130),
         ),
         NodeSpec("encode", "VAEEncode", (0, 810), size=(300, 46)),
     ]
     links = [
+        *family.links,
         ("picture", "IMAGE", "resize", "image"),
         ("resize", "IMAGE", "encode", "pixels"),
-        ("model", "VAE", "encode", "vae"),
+        (*family.vae, "encode", "vae"),
     ]
     return nodes, links
 
 
-def invert_picture(x: int, method: str = "fixed_point") -> tuple[list[NodeSpec], Links]:
-    """A column at `x`: the latent of load_picture carried up 50 steps with an empty prompt."""
+def invert_picture(x: int, method: str = "fixed_point", family: Family = SD15) -> tuple[list[NodeSpec], Links]:
+    """A column at `x`: the latent of load_picture carried up with an empty prompt."""
     nodes = [
         NodeSpec("empty", "CLIPTextEncode", (x, 0), {"text": ""}, size=(320, 100), title="Source prompt (empty)"),
         NodeSpec(
             "schedule",
             "BasicScheduler",
             (x, 190),
-            {"scheduler": "ddim_uniform", "steps": 50, "denoise": 1.0},
+            {"scheduler": family.scheduler, "steps": family.steps, "denoise": 1.0},
             size=(320, 110),
         ),
-        NodeSpec("invert", "PAL_DDIMInvert", (x, 400), {"method": method, "iterations": 5}, size=(320, 490)),
+        NodeSpec(
+            "invert", "PAL_DDIMInvert", (x, 400), {"method": method, "iterations": family.iterations}, size=(320, 490)
+        ),
     ]
     links = [
-        ("model", "CLIP", "empty", "clip"),
-        ("model", "MODEL", "schedule", "model"),
-        ("model", "MODEL", "invert", "model"),
+        (*family.clip, "empty", "clip"),
+        (*family.model, "schedule", "model"),
+        (*family.model, "invert", "model"),
         ("empty", "CONDITIONING", "invert", "positive"),
         ("encode", "LATENT", "invert", "latent_image"),
         ("schedule", "SIGMAS", "invert", "sigmas"),
@@ -54,7 +56,7 @@ def invert_picture(x: int, method: str = "fixed_point") -> tuple[list[NodeSpec],
     return nodes, links
 
 
-def sample_back(x: int, y: int, width: int) -> tuple[list[NodeSpec], Links]:
+def sample_back(x: int, y: int, width: int, family: Family = SD15) -> tuple[list[NodeSpec], Links]:
     """A column from `y` on: from the noise of invert_picture, with whatever guider, down to the picture."""
     nodes = [
         NodeSpec("euler", "KSamplerSelect", (x, y), {"sampler_name": "euler"}, size=(width, 58)),
@@ -68,9 +70,17 @@ def sample_back(x: int, y: int, width: int) -> tuple[list[NodeSpec], Links]:
         ("schedule", "SIGMAS", "sample", "sigmas"),
         ("encode", "LATENT", "sample", "latent_image"),
         ("sample", "output", "decode", "samples"),
-        ("model", "VAE", "decode", "vae"),
+        (*family.vae, "decode", "vae"),
     ]
     return nodes, links
+
+
+def guided(key: str, output: str, x: int, y: int, family: Family) -> tuple[list[NodeSpec], Links, tuple[str, str]]:
+    """FluxGuidance after a prompt for models that take it, and where the prompt then comes from."""
+    if family.guidance is None:
+        return [], [], (key, output)
+    node = NodeSpec("guidance", "FluxGuidance", (x, y), {"guidance": family.guidance}, size=(320, 60))
+    return [node], [(key, output, "guidance", "conditioning")], ("guidance", "CONDITIONING")
 
 
 def draw(

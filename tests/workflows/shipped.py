@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from workflows.description import Blueprint, Workflow
 from workflows.embeddings import morph, text_diff, variations
+from workflows.families import FLUX1, QWEN, SD35, Z
 from workflows.fusion import checkpoint_and_lora, two_checkpoints, two_loras
 from workflows.generated_picture import edit_a_generated_picture
 from workflows.photo import invert_and_reconstruct, plug_and_play_on_a_photo, retrace_exactly
@@ -34,5 +35,10 @@ WORKFLOWS: list[Workflow] = [
     variations(),
     morph(),
     text_diff(),
+    plug_and_play_on_a_photo(SD35),
+    swap_a_word(FLUX1),
+    swap_a_word(QWEN),
+    swap_a_word(Z),
+    mask_by_word(FLUX1),
 ]
-BLUEPRINTS: list[Blueprint] = [swap_a_word_box(), mask_by_word_box()]
+BLUEPRINTS: list[Blueprint] = [swap_a_word_box(), mask_by_word_box(), swap_a_word_box(FLUX1), mask_by_word_box(FLUX1)]

@@ -5,25 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 from workflows.description import Group, NodeSpec, Note, Workflow
+from workflows.families import SD15, Family
 from workflows.files_and_colours import BLUE, CYAN, GOLD, GREEN, NEGATIVE, POSITIVE, RED
 from workflows.photo_notes import (
-    BLEND_NOTE,
     BY_WORDS_NOTE,
-    MASK_NOTE,
     MASK_TUNING_NOTE,
     REFINE_NOTE,
     REWEIGHT_NOTE,
-    SWAP_KEEP_NOTE,
-    SWAP_NOTE,
+    blend_note,
+    mask_note,
+    swap_keep_note,
+    swap_note,
 )
-from workflows.shared_columns import invert_picture, load_picture, sample_back
+from workflows.shared_columns import guided, invert_picture, load_picture, sample_back
 
 SOURCE = "a drawing of a girl in a pink dress on a green hill under a blue sky"
 
 
-def swap_a_word() -> Workflow:
-    load, load_links = load_picture()
-    invert, invert_links = invert_picture(380)
+def swap_a_word(family: Family = SD15) -> Workflow:
+    load, load_links = load_picture(family)
+    invert, invert_links = invert_picture(380, family=family)
+    guidance, guidance_links, positive = guided("words", "target", 1260, 820, family)
     words = {
         "source_text": SOURCE,
         "target_text": SOURCE.replace("pink", "yellow"),
@@ -34,19 +36,26 @@ def swap_a_word() -> Workflow:
         "add_noise": "disable",
         "noise_seed": 0,
         "control_after_generate": "fixed",
-        "steps": 50,
-        "cfg": 7.5,
+        "steps": family.steps,
+        "cfg": family.cfg,
         "sampler_name": "euler",
-        "scheduler": "ddim_uniform",
+        "scheduler": family.scheduler,
     }
     return Workflow(
-        "Swap a word in a photo",
+        f"Swap a word in a photo{family.suffix}",
         nodes=[
             *load,
             *(replace(node, title="Empty prompt") if node.key == "empty" else node for node in invert),
             NodeSpec("words", "PAL_EncodePromptEdit", (780, 0), words, size=(400, 600)),
-            NodeSpec("edit", "PAL_PromptToPrompt", (780, 740), {"cross_end": 0.8, "self_end": 0.4}, size=(400, 210)),
+            NodeSpec(
+                "edit",
+                "PAL_PromptToPrompt",
+                (780, 740),
+                {"cross_end": family.cross_end, "self_end": family.self_end},
+                size=(400, 210),
+            ),
             NodeSpec("sample", "KSamplerAdvanced", (1260, 0), sampler, size=(320, 360)),
+            *guidance,
             NodeSpec("decode", "VAEDecode", (1260, 680), size=(320, 46)),
             NodeSpec("compare", "PAL_CompareImages", (-420, 1240), size=(980, 520), title="Before and after"),
             NodeSpec("save", "SaveImage", (600, 1240), {"filename_prefix": "words"}, size=(980, 520), title="After"),
@@ -54,26 +63,28 @@ def swap_a_word() -> Workflow:
         links=[
             *load_links,
             *invert_links,
-            ("model", "CLIP", "words", "clip"),
-            ("model", "MODEL", "edit", "model"),
+            (*family.clip, "words", "clip"),
+            (*family.model, "edit", "model"),
             ("invert", "trajectory", "edit", "trajectory"),
             ("words", "edit", "edit", "edit"),
             ("edit", "model", "sample", "model"),
-            ("words", "target", "sample", "positive"),
+            *guidance_links,
+            (*positive, "sample", "positive"),
             ("empty", "CONDITIONING", "sample", "negative"),
             ("invert", "noised_latent", "sample", "latent_image"),
             ("sample", "LATENT", "decode", "samples"),
-            ("model", "VAE", "decode", "vae"),
+            (*family.vae, "decode", "vae"),
             ("decode", "IMAGE", "save", "images"),
             ("resize", "IMAGE", "compare", "image_a"),
             ("decode", "IMAGE", "compare", "image_b"),
         ],
         notes=[
-            Note(SWAP_NOTE, (-440, 0), (380, 420), "Read me"),
-            Note(SWAP_KEEP_NOTE, (-440, 460), (380, 280), "What to keep"),
-            Note(BLEND_NOTE, (-440, 780), (380, 300), "When the edit is not what you want"),
+            Note(swap_note(family), (-440, family.top), (380, 420 - family.top), "Read me"),
+            Note(swap_keep_note(family), (-440, 460), (380, 280), "What to keep"),
+            Note(blend_note(family), (-440, 780), (380, 300), "When the edit is not what you want"),
         ],
         groups=[
+            *family.groups,
             Group("1  Load", (-20, -70), (340, 1200), BLUE),
             Group("2  Invert the picture", (360, -70), (360, 1200), GREEN),
             Group("3  Describe the edit", (760, -70), (440, 1200), GOLD),
@@ -176,7 +187,7 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
         notes=[
             Note(note, (-440, 0), (380, 330), "Read me"),
             Note(BY_WORDS_NOTE, (-440, 370), (380, 420), "What to keep"),
-            Note(BLEND_NOTE, (-440, 830), (380, 300), "When the edit is not what you want"),
+            Note(blend_note(SD15), (-440, 830), (380, 300), "When the edit is not what you want"),
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 1670), BLUE),
@@ -189,10 +200,11 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
     )
 
 
-def mask_by_word() -> Workflow:
-    load, load_links = load_picture()
+def mask_by_word(family: Family = SD15) -> Workflow:
+    load, load_links = load_picture(family)
+    guidance, guidance_links, positive = guided("positive", "CONDITIONING", 1200, 1080, family)
     return Workflow(
-        "Mask by a word, then inpaint",
+        f"Mask by a word, then inpaint{family.suffix}",
         nodes=[
             *load,
             NodeSpec("source", "CLIPTextEncode", (380, 0), {"text": SOURCE}, size=(320, 130), title="What it shows"),
@@ -200,11 +212,15 @@ def mask_by_word() -> Workflow:
                 "schedule",
                 "BasicScheduler",
                 (380, 220),
-                {"scheduler": "ddim_uniform", "steps": 20, "denoise": 1.0},
+                {"scheduler": family.scheduler, "steps": 20, "denoise": 1.0},
                 size=(320, 110),
             ),
             NodeSpec(
-                "invert", "PAL_DDIMInvert", (380, 420), {"method": "fixed_point", "iterations": 5}, size=(320, 490)
+                "invert",
+                "PAL_DDIMInvert",
+                (380, 420),
+                {"method": "fixed_point", "iterations": family.iterations},
+                size=(320, 490),
             ),
             NodeSpec("mask", "PAL_AttentionMask", (780, 0), {"text": SOURCE, "words": "dress"}, size=(340, 620)),
             NodeSpec("grow", "GrowMask", (780, 900), {"expand": 8, "tapered_corners": True}, size=(340, 90)),
@@ -235,13 +251,14 @@ def mask_by_word() -> Workflow:
                     "seed": 1,
                     "control_after_generate": "fixed",
                     "steps": 30,
-                    "cfg": 7.5,
+                    "cfg": family.cfg,
                     "sampler_name": "euler",
-                    "scheduler": "normal",
+                    "scheduler": family.inpaint_scheduler,
                     "denoise": 0.9,
                 },
                 size=(320, 480),
             ),
+            *guidance,
             NodeSpec("decode", "VAEDecode", (1200, 970), size=(320, 46)),
             NodeSpec("heat", "PreviewImage", (-420, 1280), size=(460, 440), title="Where the words are"),
             NodeSpec("show_mask", "MaskPreview", (80, 1280), size=(460, 440), title="The mask"),
@@ -250,37 +267,39 @@ def mask_by_word() -> Workflow:
         ],
         links=[
             *load_links,
-            ("model", "CLIP", "source", "clip"),
-            ("model", "MODEL", "schedule", "model"),
-            ("model", "MODEL", "invert", "model"),
+            (*family.clip, "source", "clip"),
+            (*family.model, "schedule", "model"),
+            (*family.model, "invert", "model"),
             ("source", "CONDITIONING", "invert", "positive"),
             ("encode", "LATENT", "invert", "latent_image"),
             ("schedule", "SIGMAS", "invert", "sigmas"),
-            ("model", "MODEL", "mask", "model"),
-            ("model", "CLIP", "mask", "clip"),
+            (*family.model, "mask", "model"),
+            (*family.clip, "mask", "clip"),
             ("invert", "trajectory", "mask", "trajectory"),
             ("resize", "IMAGE", "mask", "image"),
             ("mask", "mask", "grow", "mask"),
             ("encode", "LATENT", "inpaint", "samples"),
             ("grow", "MASK", "inpaint", "mask"),
-            ("model", "CLIP", "positive", "clip"),
-            ("model", "CLIP", "negative", "clip"),
-            ("model", "MODEL", "sample", "model"),
-            ("positive", "CONDITIONING", "sample", "positive"),
+            (*family.clip, "positive", "clip"),
+            (*family.clip, "negative", "clip"),
+            (*family.model, "sample", "model"),
+            *guidance_links,
+            (*positive, "sample", "positive"),
             ("negative", "CONDITIONING", "sample", "negative"),
             ("inpaint", "LATENT", "sample", "latent_image"),
             ("sample", "LATENT", "decode", "samples"),
-            ("model", "VAE", "decode", "vae"),
+            (*family.vae, "decode", "vae"),
             ("mask", "heatmap", "heat", "images"),
             ("grow", "MASK", "show_mask", "mask"),
             ("resize", "IMAGE", "before", "images"),
             ("decode", "IMAGE", "save", "images"),
         ],
         notes=[
-            Note(MASK_NOTE, (-440, 0), (380, 430), "Read me"),
+            Note(mask_note(family), (-440, family.top), (380, 430 - family.top), "Read me"),
             Note(MASK_TUNING_NOTE, (-440, 470), (380, 330), "When the mask is not what you want"),
         ],
         groups=[
+            *family.groups,
             Group("1  Load", (-20, -70), (340, 1240), BLUE),
             Group("2  Invert", (360, -70), (360, 1240), GREEN),
             Group("3  Find the words", (760, -70), (380, 1240), GOLD),
