@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.cases import cases
-from support.fixtures import checkpoints
+from support.fixtures.shipped import StandIns, provide, stand_ins
 from support.host.client import Client, Run
 from support.host.frontend import Frontend
 from support.host.server import Server
 from workflows.api_format import api_format
 from workflows.description import Blueprint
+from workflows.files_and_colours import FOLDERS
 from workflows.shipped import BLUEPRINTS, WORKFLOWS
 from workflows.subgraph_saving import save_blueprint
 
@@ -21,7 +22,16 @@ pytestmark = pytest.mark.browser
 
 FLAT = {workflow.name: workflow for workflow in WORKFLOWS}
 QUICK = {"steps": 2, "width": 64, "height": 64}
-OTHERS = {"cfg": 3.0, "cross_end": 0.5, "self_end": 1.0, "threshold": 0.4, "denoise": 0.5, "seed": 7, "grow": 2}
+OTHERS = {
+    "cfg": 3.0,
+    "guidance": 2.0,
+    "cross_end": 0.5,
+    "self_end": 1.0,
+    "threshold": 0.4,
+    "denoise": 0.5,
+    "seed": 7,
+    "grow": 2,
+}
 WORDS = {
     "source_text": "a red cat",
     "text": "a red cat",
@@ -29,6 +39,7 @@ WORDS = {
     "blend_words": "cat",
     "words": "cat",
 }
+SOCKETS = {"model": "MODEL", "clip": "CLIP", "vae": "VAE", "image": "IMAGE"}
 OUTPUTS = {"image": ("SaveImage", "images"), "mask": ("MaskPreview", "mask")}
 
 BOX = """() => {
@@ -40,24 +51,24 @@ BOX = """() => {
         values: box.widgets.map(widget => [widget.name, widget.value]),
     }
 }"""
-WIRE = """({checkpoint, picture, outputs}) => {
+WIRE = """({loaders, ends, picture, outputs}) => {
     const [box] = app.graph.nodes
-    const add = (type, values, x) => {
+    const add = (type, values, x, y) => {
         const node = LiteGraph.createNode(type)
-        node.pos = [x, 0]
+        node.pos = [x, y]
         app.graph.add(node)
         for (const [name, value] of Object.entries(values)) node.widgets.find(w => w.name === name).value = value
         return node
     }
-    const loader = add('CheckpointLoaderSimple', {ckpt_name: checkpoint}, -800)
-    const image = add('LoadImage', {image: picture}, -400)
-    const input = name => box.inputs.findIndex(input => input.name === name)
+    const sources = Object.fromEntries(loaders.map(([key, type, values], n) => [key, add(type, values, -800, 220 * n)]))
+    sources.picture = add('LoadImage', {image: picture}, -400, 0)
+    const slot = (slots, name) => slots.findIndex(slot => slot.name === name)
     const made = [
-        ...['model', 'clip', 'vae'].map((name, slot) => loader.connect(slot, box, input(name))),
-        image.connect(0, box, input('image')),
+        ...ends.map(([name, key, output]) =>
+            sources[key].connect(slot(sources[key].outputs, output), box, slot(box.inputs, name))),
         ...Object.entries(outputs).map(([name, [type, socket]]) => {
-            const node = add(type, {}, type === 'SaveImage' ? 800 : 1200)
-            return box.connect(box.outputs.findIndex(o => o.name === name), node, node.inputs.findIndex(i => i.name === socket))
+            const node = add(type, {}, type === 'SaveImage' ? 800 : 1200, 0)
+            return box.connect(slot(box.outputs, name), node, slot(node.inputs, socket))
         }),
     ]
     return made.every(Boolean)
@@ -90,34 +101,65 @@ def drop(frontend: Frontend, name: str) -> None:
     page.wait_for_function("() => app.canvas.state.ghostNodeId == null")
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> StandIns:
+    return stand_ins(tmp_path_factory.mktemp("files"))
+
+
+def ends_of(blueprint: Blueprint) -> list[tuple[str, str, str]]:
+    """The box's input, the key of the node of its workflow that feeds it, and that node's output."""
+    sources = {(target, slot): (key, str(output)) for key, output, target, slot in FLAT[blueprint.name].links}
+    return [(name, *sources[blueprint.inputs[name][0]]) for name in SOCKETS]
+
+
+def loaders_of(blueprint: Blueprint, files: StandIns, server: Server) -> list[tuple[str, str, dict[str, object]]]:
+    """Key, type and widgets of the nodes that load the model, each file under a name of the box's own.
+
+    So nothing of a box's run is a cached output of its workflow's.
+    """
+    feeding, made = {key for _, key, _ in ends_of(blueprint)} - {"picture"}, []
+    for node in FLAT[blueprint.name].nodes:
+        if node.key in feeding:
+            folder, widgets = FOLDERS[node.type], dict(node.widgets)
+            for widget, name in node.widgets.items():
+                if (folder, name) in files:
+                    widgets[widget] = server.link_model(folder, files[folder, name](), f"box-{name}")
+            made.append((node.key, node.type, widgets))
+    return made
+
+
 @pytest.mark.parametrize(
     ("frontend", "blueprint"),
     cases(
         product(("canvas", "nodes2"), BLUEPRINTS),
-        *product(["canvas"], BLUEPRINTS),
+        *product(["canvas"], BLUEPRINTS[:2]),
         ("nodes2", BLUEPRINTS[0]),
     ),
     indirect=["frontend"],
     ids=lambda value: getattr(value, "name", value),
 )
 def test_a_box_is_found_dropped_wired_and_draws_what_its_workflow_draws_and_inverts_once(
-    frontend: Frontend, server: Server, client: Client, photo: Path, screenshots: Path, blueprint: Blueprint
+    frontend: Frontend,
+    server: Server,
+    client: Client,
+    photo: Path,
+    files: StandIns,
+    screenshots: Path,
+    blueprint: Blueprint,
 ):
-    # One file under two names, so that nothing of one run is a cached output of the other.
-    checkpoint, twin = (
-        server.link_model("checkpoints", checkpoints.sd15(), f"{n}.safetensors") for n in ("box", "flat")
-    )
+    loaders = loaders_of(blueprint, files, server)
     picture = client.upload_image(photo)
     changes = [QUICK, {name: value for name, value in {**QUICK, **OTHERS, **WORDS}.items() if name in blueprint.inputs}]
     drop(frontend, blueprint.name)
     box = frontend.page.evaluate(BOX)
     assert box["title"] == blueprint.name
-    assert box["inputs"] == [["model", "MODEL"], ["clip", "CLIP"], ["vae", "VAE"], ["image", "IMAGE"]]
+    assert box["inputs"] == [list(socket) for socket in SOCKETS.items()]
     assert [name for name, _ in box["outputs"]] == list(blueprint.outputs)
     assert [name for name, _ in box["values"]] == list(blueprint.inputs)[4:]
 
     outputs = {name: OUTPUTS[name] for name in blueprint.outputs}
-    assert frontend.page.evaluate(WIRE, {"checkpoint": checkpoint, "picture": picture, "outputs": outputs})
+    wiring = {"loaders": loaders, "ends": ends_of(blueprint), "picture": picture, "outputs": outputs}
+    assert frontend.page.evaluate(WIRE, wiring)
     show(frontend, screenshots / f"{blueprint.name} box {frontend.renderer}.png")
     graphs = []
     for values in changes:
@@ -133,8 +175,9 @@ def test_a_box_is_found_dropped_wired_and_draws_what_its_workflow_draws_and_inve
     assert frontend.outside == []
 
     flat = api_format(FLAT[blueprint.name], client.object_info())
+    provide(flat, server, client, photo, files)
     for graph, values in zip(graphs, changes, strict=True):
-        same = with_values(flat, blueprint, values, twin, picture)
+        same = with_values(flat, blueprint, values, picture)
         assert {spec["class_type"] for spec in graph.values()} <= {spec["class_type"] for spec in same.values()}
         if frontend.renderer == "canvas":
             assert drawn(client, hurried(same)) == drawn(client, hurried(graph))
@@ -168,7 +211,7 @@ def other_words(graph: dict[str, dict]) -> None:
 
 
 def with_values(
-    flat: dict[str, dict], blueprint: Blueprint, values: dict[str, object], checkpoint: str, picture: str
+    flat: dict[str, dict], blueprint: Blueprint, values: dict[str, object], picture: str
 ) -> dict[str, dict]:
     """The shipped workflow with the values of the box where they belong."""
     graph = copy.deepcopy(flat)
@@ -177,7 +220,6 @@ def with_values(
         for key, widget in blueprint.inputs[name]:
             assert widget in graph[keys[key]]["inputs"]
             graph[keys[key]]["inputs"][widget] = value
-    graph[keys["model"]]["inputs"]["ckpt_name"] = checkpoint
     graph[keys["picture"]]["inputs"]["image"] = picture
     return graph
 
