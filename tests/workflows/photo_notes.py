@@ -74,8 +74,8 @@ except for rounding."""
 
 
 def tuning_note(family: Family) -> str:
-    return f"""- **Too much of the old picture**: lower *attention_end* first, then *feature_end*; with Capture Features, in \
-both nodes.
+    return f"""- **Too much of the old picture**: lower *attention_end* first, then *feature_end*. If you use Capture Features, \
+change both nodes.
 - **The shapes drift**: raise them. *feature_end* keeps the shapes, *attention_end* the layout; at 1 they are \
 kept to the last step.
 - **The old colours stay**: write them into **What it looks like now**. Negative Schedule fades these words in, from \

@@ -9,9 +9,10 @@ from workflows.files_and_colours import CYAN, PICTURE
 
 def load_picture(family: Family = SD15) -> tuple[list[NodeSpec], Links]:
     """From the files of a model and any photograph to the latent of its middle, a square."""
+    y = 0 if family.groups else 190  # below the loader, if it is in this column
     nodes = [
         *family.nodes,
-        NodeSpec("picture", "LoadImage", (0, 190), {"image": PICTURE}, size=(300, 310), title="Your picture"),
+        NodeSpec("picture", "LoadImage", (0, y), {"image": PICTURE}, size=(300, 500 - y), title="Your picture"),
         NodeSpec(
             "resize",
             "ImageScale",
