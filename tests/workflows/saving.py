@@ -18,6 +18,7 @@ from workflows.files_and_colours import FOLDERS, URLS
 NAMESPACE = uuid.UUID("7d0c9b1e-6d5f-4c0e-9a53-1f1f0f5a2b7c")
 
 BUILD = """workflow => {
+    app.clean()  // or pictures of the workflow before enlarge the nodes that have their nodes' numbers
     app.graph.clear()
     app.graph.id = crypto.randomUUID()  // the frontend remembers values by graph, node number and widget
     const made = {}
