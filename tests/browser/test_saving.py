@@ -7,7 +7,7 @@ from support.host.frontend import Frontend
 from support.host.server import Server
 from workflows.api_format import api_format
 from workflows.description import Group, NodeSpec, Note, Workflow
-from workflows.saving import save_workflow
+from workflows.saving import build, save_workflow
 
 pytestmark = pytest.mark.browser
 
@@ -82,3 +82,12 @@ def test_a_workflow_keeps_nothing_of_the_one_before(canvas: Frontend, tmp_path: 
     assert (tmp_path / "x.json").read_bytes() != written
     save_workflow(canvas, sampler({}), tmp_path)
     assert (tmp_path / "x.json").read_bytes() == written
+
+
+def test_no_picture_of_the_workflow_before_enlarges_a_node(canvas: Frontend, client: Client, photo: Path):
+    size = (320, 110)
+    build(canvas, Workflow("x", [NodeSpec("picture", "LoadImage", (0, 0), {"image": client.upload_image(photo)})], []))
+    canvas.page.wait_for_function("() => app.graph.nodes[0].imgs?.length")
+    build(canvas, Workflow("y", [NodeSpec("schedule", "BasicScheduler", (0, 0), size=size)], []))
+    canvas.page.wait_for_timeout(500)  # frames are drawn
+    assert tuple(canvas.page.evaluate("() => [...app.graph.nodes[0].size]")) == size
