@@ -85,9 +85,10 @@ def test_a_workflow_keeps_nothing_of_the_one_before(canvas: Frontend, tmp_path: 
 
 
 def test_no_picture_of_the_workflow_before_enlarges_a_node(canvas: Frontend, client: Client, photo: Path):
-    size = (320, 110)
     build(canvas, Workflow("x", [NodeSpec("picture", "LoadImage", (0, 0), {"image": client.upload_image(photo)})], []))
     canvas.page.wait_for_function("() => app.graph.nodes[0].imgs?.length")
-    build(canvas, Workflow("y", [NodeSpec("schedule", "BasicScheduler", (0, 0), size=size)], []))
+    build(canvas, Workflow("y", [NodeSpec("schedule", "BasicScheduler", (0, 0), size=(320, 110))], []))
     canvas.page.wait_for_timeout(500)  # frames are drawn
-    assert tuple(canvas.page.evaluate("() => [...app.graph.nodes[0].size]")) == size
+    saved = canvas.page.evaluate("() => app.graph.serialize()")
+    assert saved["nodes"][0]["size"] == [320, 110]
+    assert canvas.load(saved) == []
