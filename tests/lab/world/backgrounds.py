@@ -38,7 +38,9 @@ class Canvas:
         self.colour.paste(Image.fromarray(block), (0, first))
         ImageDraw.Draw(self.line).rectangle((0, first, self.line.width, last), fill=0)
 
-    def shape(self, points: Points | list[tuple[float, float]], colour: RGB, line: float = 0.6, alpha: float = 1.0) -> None:
+    def shape(
+        self, points: Points | list[tuple[float, float]], colour: RGB, line: float = 0.6, alpha: float = 1.0
+    ) -> None:
         corners = [(x * FINER, y * FINER) for x, y in np.asarray(points).tolist()]
         if alpha < 1:
             cover = Image.new("L", self.colour.size)
@@ -51,11 +53,15 @@ class Canvas:
             outline = [*corners, corners[0]]
             ImageDraw.Draw(self.line).line(outline, fill=round(255 * line), width=FINER, joint="curve")
 
-    def ellipse(self, x: float, y: float, across: float, down: float, colour: RGB, line: float = 0.6, alpha: float = 1.0) -> None:
+    def ellipse(
+        self, x: float, y: float, across: float, down: float, colour: RGB, line: float = 0.6, alpha: float = 1.0
+    ) -> None:
         angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
         self.shape(np.stack([x + across * np.cos(angle), y + down * np.sin(angle)], 1), colour, line, alpha)
 
-    def box(self, left: float, top: float, right: float, bottom: float, colour: RGB, line: float = 0.6, alpha: float = 1.0) -> None:
+    def box(
+        self, left: float, top: float, right: float, bottom: float, colour: RGB, line: float = 0.6, alpha: float = 1.0
+    ) -> None:
         self.shape([(left, top), (right, top), (right, bottom), (left, bottom)], colour, line, alpha)
 
     def ridge(self, heights: Callable[[NDArray], NDArray], colour: RGB, line: float = 0.6) -> None:
@@ -78,7 +84,9 @@ class Canvas:
     def channels(self) -> NDArray[np.float32]:
         colour = np.asarray(self.colour.reduce(FINER), np.float32) / 255
         line = np.asarray(self.line.reduce(FINER), np.float32) / 255
-        return np.concatenate([colour.transpose(2, 0, 1), np.stack([line, np.clip(gaussian_filter(line, 1.8) * 2, 0, 1)])])
+        return np.concatenate(
+            [colour.transpose(2, 0, 1), np.stack([line, np.clip(gaussian_filter(line, 1.8) * 2, 0, 1)])]
+        )
 
 
 def _bytes(colour: RGB) -> tuple[int, int, int]:
@@ -101,7 +109,11 @@ def meadow(c: Canvas) -> None:
     for _ in range(46):
         x, y = c.chance.uniform(0, WIDTH), c.chance.uniform(86, HEIGHT)
         h = 1.5 + (y - 80) / 22
-        c.shape([(x - h * 0.6, y), (x - h * 0.5, y - h), (x, y - h * 0.3), (x + h * 0.4, y - h * 1.2), (x + h * 0.6, y)], (0.45, 0.66, 0.34), 0)
+        c.shape(
+            [(x - h * 0.6, y), (x - h * 0.5, y - h), (x, y - h * 0.3), (x + h * 0.4, y - h * 1.2), (x + h * 0.6, y)],
+            (0.45, 0.66, 0.34),
+            0,
+        )
     for k in range(22):
         x, y = c.chance.uniform(0, WIDTH), c.chance.uniform(90, HEIGHT)
         r = 0.7 + (y - 80) / 60
@@ -134,7 +146,11 @@ def beach(c: Canvas) -> None:
 def night(c: Canvas) -> None:
     c.gradient(0, HORIZON + 12, (0.07, 0.09, 0.24), (0.14, 0.18, 0.40), (0.30, 0.30, 0.54))
     for _ in range(90):
-        x, y, r = c.chance.uniform(0, WIDTH), c.chance.uniform(0, HORIZON - 8), c.chance.choice([0.45, 0.6, 0.9], p=[0.5, 0.35, 0.15])
+        x, y, r = (
+            c.chance.uniform(0, WIDTH),
+            c.chance.uniform(0, HORIZON - 8),
+            c.chance.choice([0.45, 0.6, 0.9], p=[0.5, 0.35, 0.15]),
+        )
         c.ellipse(x, y, r, r, (0.98, 0.96, 0.84), 0.5 if r > 0.8 else 0)
     c.glow(138, 28, 44, (0.80, 0.82, 0.95), 0.55)
     c.ellipse(138, 28, 13, 13, (0.98, 0.95, 0.80), 0.7)
@@ -165,7 +181,10 @@ def room(c: Canvas) -> None:
     c.box(132.7, 12, 135.3, 54, (0.99, 0.97, 0.92))
     c.box(116, 31.5, 152, 34, (0.99, 0.97, 0.92))
     for left in (104, 152):
-        c.shape([(left, 4), (left + 12, 4), (left + (6 if left < 120 else 12), 64), (left + (0 if left < 120 else 6), 64)], (0.80, 0.48, 0.42))
+        c.shape(
+            [(left, 4), (left + 12, 4), (left + (6 if left < 120 else 12), 64), (left + (0 if left < 120 else 6), 64)],
+            (0.80, 0.48, 0.42),
+        )
     c.box(100, 2, 168, 5, (0.55, 0.37, 0.27))
     c.box(18, 18, 50, 44, (0.62, 0.43, 0.30))
     c.box(21, 21, 47, 41, (0.93, 0.89, 0.80), 0.3)
@@ -178,7 +197,16 @@ def room(c: Canvas) -> None:
     c.ridge(lambda x: HORIZON + 6 + 0 * x, (0.76, 0.55, 0.38))
     for k in range(-9, 28):
         x = 10 * k
-        c.shape([(x, HORIZON + 6.5), (x + 10, HORIZON + 6.5), (88 + (x - 78) * 2.4, HEIGHT + 2), (88 + (x - 88) * 2.4, HEIGHT + 2)], ((0.74, 0.53, 0.36), (0.79, 0.58, 0.40), (0.71, 0.50, 0.34))[k % 3], 0.25)
+        c.shape(
+            [
+                (x, HORIZON + 6.5),
+                (x + 10, HORIZON + 6.5),
+                (88 + (x - 78) * 2.4, HEIGHT + 2),
+                (88 + (x - 88) * 2.4, HEIGHT + 2),
+            ],
+            ((0.74, 0.53, 0.36), (0.79, 0.58, 0.40), (0.71, 0.50, 0.34))[k % 3],
+            0.25,
+        )
     c.shape([(96, 84), (132, 84), (98, 130), (40, 130)], (0.98, 0.85, 0.60), 0, 0.38)
     c.ellipse(84, 116, 66, 19, (0.57, 0.40, 0.42), 0.5, 0.55)
     c.ellipse(84, 116, 58, 15.5, (0.88, 0.77, 0.66), 0.3, 0.5)
@@ -194,7 +222,18 @@ def snow(c: Canvas) -> None:
         c.shape([(x, top), (x + half, 78), (x + half * 0.2, 78)], (0.70, 0.77, 0.88), 0)
         f = 0.36
         h = (78 - top) * f
-        c.shape([(x - half * f, top + h), (x, top), (x + half * f, top + h), (x + half * 0.18, top + h * 0.75), (x, top + h * 1.15), (x - half * 0.16, top + h * 0.8)], (0.98, 0.98, 1.0), 0.4)
+        c.shape(
+            [
+                (x - half * f, top + h),
+                (x, top),
+                (x + half * f, top + h),
+                (x + half * 0.18, top + h * 0.75),
+                (x, top + h * 1.15),
+                (x - half * 0.16, top + h * 0.8),
+            ],
+            (0.98, 0.98, 1.0),
+            0.4,
+        )
     c.ridge(lambda x: 72 - 4 * np.sin(x / 30 + 1), (0.87, 0.91, 0.97))
     for x, s in ((6, 1.0), (18, 1.3), (31, 0.9), (86, 0.8), (95, 1.1), (128, 1.2), (164, 1.0)):
         y = 77 - 4 * np.sin(x / 30 + 1)
@@ -202,7 +241,11 @@ def snow(c: Canvas) -> None:
         for k, w in ((0, 6), (1, 4.8), (2, 3.4)):
             b = y - 2 - 4.4 * k * s
             c.shape([(x - w * s, b), (x, b - 7 * s), (x + w * s, b)], (0.30, 0.49, 0.47))
-            c.shape([(x - w * s * 0.5, b - 3.5 * s), (x, b - 7 * s), (x + w * s * 0.5, b - 3.5 * s), (x, b - 2.6 * s)], (0.95, 0.97, 1.0), 0)
+            c.shape(
+                [(x - w * s * 0.5, b - 3.5 * s), (x, b - 7 * s), (x + w * s * 0.5, b - 3.5 * s), (x, b - 2.6 * s)],
+                (0.95, 0.97, 1.0),
+                0,
+            )
     c.ridge(lambda x: 82 + 2 * np.sin(x / 43), (0.96, 0.97, 1.0))
     c.ridge(lambda x: 99 + 4 * np.sin(x / 35 + 2), (0.91, 0.94, 0.99), 0.2)
     c.ridge(lambda x: 122 - 5 * np.sin(x / 42), (0.85, 0.90, 0.97), 0.2)
@@ -215,7 +258,19 @@ def city(c: Canvas) -> None:
     c.gradient(0, HORIZON + 12, (0.45, 0.42, 0.66), (0.87, 0.58, 0.62), (0.99, 0.81, 0.58))
     c.glow(134, 50, 44, (1.0, 0.86, 0.55), 0.95)
     c.ellipse(134, 48, 11, 11, (1.0, 0.92, 0.68), 0.5)
-    far = ((0, 16, 46), (16, 14, 36), (30, 18, 50), (48, 12, 40), (60, 20, 54), (80, 14, 44), (94, 20, 58), (114, 12, 52), (128, 16, 60), (146, 14, 46), (160, 18, 52))
+    far = (
+        (0, 16, 46),
+        (16, 14, 36),
+        (30, 18, 50),
+        (48, 12, 40),
+        (60, 20, 54),
+        (80, 14, 44),
+        (94, 20, 58),
+        (114, 12, 52),
+        (128, 16, 60),
+        (146, 14, 46),
+        (160, 18, 52),
+    )
     for x, w, top in far:
         c.box(x, top, x + w, 80, (0.66, 0.50, 0.62))
     near = ((-4, 22, 54), (22, 18, 44), (44, 16, 58), (66, 22, 48), (92, 16, 62), (112, 14, 57), (150, 30, 50))

@@ -10,6 +10,7 @@ from functools import cache
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lab.world import animals, buildings_and_vehicles, plants_and_food
 from lab.world.outlines import RGB, Kind, Layer
 from PIL import Image, ImageDraw
@@ -55,6 +56,7 @@ RADII = (19.0, 24.0, 30.0)  # pixels a unit, for which sprites are drawn
 TEXELS = 88
 FINER = 4  # sprites are drawn at this multiple and averaged
 LINE = 1.25  # a line's width in pixels of the picture
+BLUR = 1.8  # pixels
 CHANNELS = ("alpha", "share", "red", "green", "blue", "line", "glow", "shade")
 
 
@@ -64,9 +66,20 @@ def sprites() -> Tensor:
     return torch.stack([torch.stack([_sprite(kind, radius) for kind in KINDS.values()]) for radius in RADII])
 
 
+@cache
+def blurred_sprites() -> Tensor:
+    """The same in a picture that is blurred by BLUR pixels, at half the resolution."""
+    texels = [BLUR * TEXELS / (2 * REACH) / radius for radius in RADII]
+    parts = [gaussian_filter(level.numpy(), (0, 0, blur, blur)) for level, blur in zip(sprites(), texels, strict=True)]
+    return F.avg_pool2d(torch.from_numpy(np.concatenate(parts)), 2).unflatten(0, (len(RADII), len(KINDS)))
+
+
 def _sprite(kind: Kind, radius: float) -> Tensor:
     size, unit = TEXELS * FINER, TEXELS * FINER / (2 * REACH)
-    shape, colour = Image.new("RGB", (size, size)), Image.new("RGB", (size, size))  # (alpha, share, line), fixed colours
+    shape, colour = (
+        Image.new("RGB", (size, size)),
+        Image.new("RGB", (size, size)),
+    )  # (alpha, share, line), fixed colours
     draw_shape, draw_colour = ImageDraw.Draw(shape), ImageDraw.Draw(colour)
     width = round(LINE * unit / radius)
     for layer in kind.layers:

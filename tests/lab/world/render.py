@@ -59,7 +59,9 @@ def _render(scenes: list[Scene], style: str, rows: Tensor, result: Rendering) ->
         pictures[some] = styles.shaded(pictures[some], shadows(pose), style)
     for depth, (some, pose) in enumerate(zip(having, lying, strict=True)):
         maps = sampled(pose)
-        paint, cover = styles.drawn(maps, lighting(pose), style, styles.patterns())
+        along = torch.arange(SIZE) + 0.5
+        light = lighting(pose, along[None, None, :], along[None, :, None])
+        paint, cover = styles.drawn(maps, light, style, styles.patterns())
         colours = torch.tensor([COLOURS[scenes[i].things[depth].colour] for i in some])
         pictures[some] = pictures[some] * (1 - cover) + paint[:, 1:] + paint[:, :1] * colours[..., None, None]
         alpha = maps[:, 0].clamp(0, 1)
@@ -101,14 +103,17 @@ def sampled(pose: Poses) -> Tensor:
     return _texture(pose, theta)
 
 
-def sampled_at(pose: Poses, x: Tensor, y: Tensor) -> Tensor:
-    """The sprites' channels [N, 8, *] where the pictures' pixels are (x, y), both [N, *]."""
-    trials = pose.x.shape[1]  # each of several poses of one kind: [N, T]
+def sampled_at(pose: Poses, x: Tensor, y: Tensor, textures: Tensor) -> Tensor:
+    """Of N textures [N, C, *, *], each in T poses [N, T]: [N, C, T, P] at pixels (x, y) [N, P]."""
     matrix = _axes(pose).flatten(0, 1)
     offset = torch.stack([x[:, None] - pose.x[..., None], y[:, None] - pose.y[..., None]], 2).flatten(0, 1)
-    grid = (matrix @ offset / REACH).movedim(1, 2).reshape(len(x), trials, -1, 2)
-    near = (pose.radius[:, :1].log() - torch.tensor(RADII).log()).abs().argmin(1)
-    return F.grid_sample(sprites()[near, pose.kind], grid, align_corners=False, padding_mode="zeros")
+    grid = (matrix @ offset / REACH).movedim(1, 2).reshape(*pose.x.shape, -1, 2)
+    return F.grid_sample(textures, grid, align_corners=False, padding_mode="zeros")
+
+
+def level(radius: Tensor) -> Tensor:
+    """Which of RADII is nearest."""
+    return (radius.log()[:, None] - torch.tensor(RADII).log()).abs().argmin(1)
 
 
 def _axes(pose: Poses) -> Tensor:
@@ -125,7 +130,9 @@ def shadows(pose: Poses) -> Tensor:
     # A point at height h above the ground throws its shadow to (x - light * aside * h, ground + near * h).
     lean = pose.light * aside / near
     zero = torch.zeros_like(lean)
-    matrix = torch.stack([torch.stack([pose.mirrored, pose.mirrored * lean], 1), torch.stack([zero, -1 / near + zero], 1)], 1)
+    matrix = torch.stack(
+        [torch.stack([pose.mirrored, pose.mirrored * lean], 1), torch.stack([zero, -1 / near + zero], 1)], 1
+    )
     matrix = matrix / pose.radius[:, None, None]
     middle = SIZE / 2 - torch.stack([pose.x, ground], 1)
     height = torch.stack([zero, (ground - pose.y) / pose.radius], 1)[..., None]
@@ -134,11 +141,14 @@ def shadows(pose: Poses) -> Tensor:
 
 
 def lighting(pose: Poses, x: Tensor, y: Tensor) -> Tensor:
-    """From -1 on the side away from the light to 1, at pixels (x, y); the pose's numbers must broadcast with them."""
-    return ((pose.light * (x - pose.x) - (y - pose.y)) * 0.7 / pose.radius).clamp(-1, 1)
+    """[N, *, *] from -1 on the side away from the light to 1, at pixels (x, y) of three dimensions."""
+    left, top, radius, light = (
+        part.reshape(*part.shape, *[1] * (3 - part.ndim)) for part in (pose.x, pose.y, pose.radius, pose.light)
+    )
+    return ((light * (x - left) - (y - top)) * 0.7 / radius).clamp(-1, 1)
 
 
 def _texture(pose: Poses, theta: Tensor, channels: slice = slice(None)) -> Tensor:
-    near = (pose.radius.log()[:, None] - torch.tensor(RADII).log()).abs().argmin(1)
     grid = F.affine_grid(theta, [len(theta), 1, SIZE, SIZE], align_corners=False)
-    return F.grid_sample(sprites()[near, pose.kind, channels], grid, align_corners=False, padding_mode="zeros")
+    texture = sprites()[level(pose.radius), pose.kind, channels]
+    return F.grid_sample(texture, grid, align_corners=False, padding_mode="zeros")

@@ -52,7 +52,8 @@ def held_out(scene: Scene) -> bool:
     names, colours = list(KINDS), list(COLOURS)
     kinds = [names.index(thing.kind) for thing in scene.things]
     coloured = any(
-        colours.index(thing.colour) == (3 * kind + 1) % len(COLOURS) for kind, thing in zip(kinds, scene.things, strict=True)
+        colours.index(thing.colour) == (3 * kind + 1) % len(COLOURS)
+        for kind, thing in zip(kinds, scene.things, strict=True)
     )
     # Every second kind is kept from one style.
     styled = any(kind % 2 == 0 and STYLES.index(scene.style) == kind // 2 % len(STYLES) for kind in kinds)

@@ -77,7 +77,9 @@ def drawn(maps: Tensor, light: Tensor, style: str, patterns: Tensor) -> tuple[Te
     return _over(*glowing, 0.92 * line, 0.62, (0.38, 0.38, 0.38))
 
 
-def _over(paint: Tensor, cover: Tensor, amount: Tensor, own: float, rgb: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
+def _over(
+    paint: Tensor, cover: Tensor, amount: Tensor, own: float, rgb: tuple[float, float, float]
+) -> tuple[Tensor, Tensor]:
     """With an ink over it that is `own` times the thing's colour plus `rgb`."""
     return torch.lerp(paint, _even((own, *rgb)), amount), torch.lerp(cover, torch.ones(()), amount)
 
