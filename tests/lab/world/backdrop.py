@@ -13,7 +13,7 @@ from lab.world.styles import STYLES
 from torch import Tensor
 
 COARSE, FINE = 8, 2  # pixels averaged in the first and in the second search
-KEPT = 6  # candidates of the first search
+KEPT = 4  # candidates of the first search
 CAP = 0.30  # what a pixel may add to a distance: things stand before the background
 
 
@@ -25,7 +25,6 @@ class Backdrop:
     pan: int
     tilt: int
     picture: Tensor  # [3, SIZE, SIZE]
-    distance: float  # from the picture, as a share of how far the picture is from its own mean colour
 
 
 def backdrops(pictures: Tensor) -> list[Backdrop]:
@@ -70,7 +69,7 @@ def _fine() -> Tensor:
 def _finest(picture: Tensor, places: list[tuple[int, int, int]]) -> Backdrop:
     """The best part near the places, to the pixel, and then the best style of it."""
     averaged = F.avg_pool2d(picture, FINE).flatten(1)
-    cells, reach = SIZE // FINE, COARSE // FINE // 2 + 1
+    cells, reach = SIZE // FINE, COARSE // FINE // 2
     tried: dict[tuple[int, int, int], float] = {}
     for number, pan, tilt in places:
         near = [
@@ -96,9 +95,8 @@ def _finest(picture: Tensor, places: list[tuple[int, int, int]]) -> Backdrop:
     # Tiles and strokes show the last pixel that the view from afar may have missed.
     near = [(px, py) for px, py in whole if abs(px - pan) + abs(py - tilt) <= 1]
     drawn = torch.stack([_drawn(side, px, py, style) for px, py in near])
-    distance, best = _distance(drawn.flatten(2), picture.flatten(1)).min(0)
-    pan, tilt = near[int(best)]
-    spread = _distance(picture.mean((1, 2), keepdim=True).flatten(1), picture.flatten(1))
+    best = int(_distance(drawn.flatten(2), picture.flatten(1)).argmin())
+    pan, tilt = near[best]
     return Backdrop(
         style=style,
         background=list(BACKGROUNDS)[side // 2],
@@ -106,7 +104,6 @@ def _finest(picture: Tensor, places: list[tuple[int, int, int]]) -> Backdrop:
         pan=pan,
         tilt=tilt,
         picture=drawn[best],
-        distance=float(distance / spread.clamp(min=0.02)),
     )
 
 

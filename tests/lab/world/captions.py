@@ -44,6 +44,8 @@ def phrase(scene: Scene, number: int, colour: bool = True) -> str:
 
 def caption(scene: Scene, said: Collection[str] = ATTRIBUTES, *, order: int = 0, wording: int = 0) -> Caption:
     """`order` 1 names the nearer thing first; `wording` 0 begins with the things, 1 with the style, 2 with the place."""
+    if len({thing.kind for thing in scene.things}) < len(scene.things):
+        said = {*said, *ATTRIBUTES[:2]}  # two of a kind are told apart
     told = {attribute for attribute in said if len(scene.things) == 2 or attribute not in ("second colour", "side")}
     phrases = [
         phrase(scene, k, colour)

@@ -29,7 +29,7 @@ class Stage:
     trust: tuple[float, ...]  # squared error beyond which a pixel counts less, round by round
 
 
-FAR = Stage(True, 4, (1.0, 0.6, 0.4))  # reaches things that are some pixels off
+FAR = Stage(True, 4, (1.0, 0.5))  # reaches things that are some pixels off
 NEAR = Stage(False, 3, (0.5, 0.25))
 EXACT = Stage(False, 3, (0.25, 0.12))
 
@@ -101,7 +101,9 @@ def _settled(
     light = light.repeat_interleave(count)
     state = torch.stack([found.x, found.y, found.radius.log(), found.turn], 2).flatten(0, 1)  # N x 4
     kind, mirrored = found.kind.flatten(), found.mirrored.flatten()
-    textures = (blurred_sprites() if stage.blurred else sprites())[level(found.radius.flatten()), kind, :7]
+    textures = (blurred_sprites() if stage.blurred else sprites())[
+        level(found.radius.flatten()), kind, : 7 if style == "neon" else 6
+    ]
     palette = torch.tensor(list(COLOURS.values()))
 
     def drawn(states: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
+import torch.nn.functional as F
 from lab.world import styles
 from lab.world.backdrop import Backdrop, backdrops
 from lab.world.backgrounds import SIZE
@@ -16,12 +17,12 @@ from lab.world.scenes import Thing
 from lab.world.search import Candidates, candidates, unexplained
 from torch import Tensor
 
-CANDIDATES, AGAIN = 8, 24  # at first, and where the first search explains too little
-CHUNK = 32
+CANDIDATES, AGAIN = 6, 24  # at first, and where the first search explains too little
+CHUNK = 16
 # Set on held-out renders; docs/judge.md says what they let through.
-BACKDROP = 0.62  # the largest distance of a background that is known
+PICTURE = 0.80  # the least share of a picture that must be explained
+THING = 0.90  # the least share of what a thing's area shows that must be explained
 DOUBTFUL = 0.95  # a share below which a thing is searched once more
-THING = 0.80  # the least share of what a thing's area shows that must be explained
 LEAST = 90.0  # pixels of what the background does not explain, where a thing is looked for
 
 
@@ -42,7 +43,8 @@ class Reading:
     things: tuple[Seen, ...]
     style: str | None
     background: str | None
-    backdrop: Backdrop
+    backdrop: Backdrop  # the nearest, known or not
+    explained: float  # the share of the picture, 1 if all
     unknown: int  # things that are none of the world's
     shares: tuple[float, ...]  # what is explained of each thing, known or not
 
@@ -51,7 +53,7 @@ class Reading:
         return self.style is not None and bool(self.things) and not self.unknown
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def judge(pictures: Tensor) -> list[Reading]:
     """Of pictures [B, 3, SIZE, SIZE] in 0..1."""
     return [reading for chunk in pictures.float().split(CHUNK) for reading in _judged(chunk)]
@@ -85,7 +87,7 @@ def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str) -> list[R
         free = left * (1 - taken)
         present.append(free.sum((1, 2)) >= LEAST)
         fits.append(fitted(pictures, ground, 1 - taken, candidates(free, style == "neon", CANDIDATES), style, light))
-        taken = torch.maximum(taken, _drawn(fits[-1], light, style)[2])
+        taken = torch.maximum(taken, sampled(_pose(fits[-1], light), slice(0, 1))[:, 0].clamp(0, 1))
     fits = _polished(pictures, ground, fits, present, style, light)
     readings = _composed(pictures, under, ground, left, found, fits, present, style, light)
     again = [i for i, reading in enumerate(readings) if min(reading.shares, default=1.0) < DOUBTFUL]
@@ -202,6 +204,7 @@ def _composed(
     errors = torch.stack([(picture - pictures).square().sum((1, 2, 3)) for picture in orders])
     second_in_front = errors[0] <= errors[1]
     shown = torch.where(second_in_front[:, None, None, None], *orders)
+    whole_picture = _share(pictures, shown)
     readings = []
     for row, backdrop in enumerate(found):
         order = (0, 1) if second_in_front[row] else (1, 0)
@@ -215,18 +218,26 @@ def _composed(
             shares.append(explained)
             if explained >= THING:
                 seen.append(Seen(_thing(fits[k], row), explained, mask, full))
-        known = backdrop.distance <= BACKDROP
+        known = float(whole_picture[row]) >= PICTURE
         readings.append(
             Reading(
                 things=tuple(seen) if known else (),
                 style=style if known else None,
                 background=backdrop.background if known else None,
                 backdrop=backdrop,
+                explained=float(whole_picture[row]),
                 unknown=len(shares) - len(seen),
                 shares=tuple(shares),
             )
         )
     return readings
+
+
+def _share(pictures: Tensor, shown: Tensor) -> Tensor:
+    """[B], of what sets a picture apart from its mean colour, seen from afar where noise is even."""
+    seen, drawn = F.avg_pool2d(pictures, 4), F.avg_pool2d(shown, 4)
+    spread = (seen - seen.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
+    return 1 - (seen - drawn).square().mean((1, 2, 3)) / (spread + 1e-4)
 
 
 def _explained(

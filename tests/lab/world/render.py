@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lab.world import styles
 from lab.world.backgrounds import BACKGROUNDS, SIZE, panoramas
 from lab.world.kinds import COLOURS, KINDS, RADII, REACH, sprites
-from lab.world.scenes import Scene
+from lab.world.scenes import BOUNDS, Scene
 from lab.world.styles import STYLES
 from torch import Tensor
 
@@ -96,11 +96,11 @@ def poses(scenes: Sequence[Scene], depth: int) -> Poses:
     )
 
 
-def sampled(pose: Poses) -> Tensor:
-    """The sprites' channels [N, 8, SIZE, SIZE]."""
+def sampled(pose: Poses, channels: slice = slice(None)) -> Tensor:
+    """The sprites' channels [N, C, SIZE, SIZE]."""
     matrix, middle = _axes(pose), SIZE / 2 - torch.stack([pose.x, pose.y], 1)
     theta = torch.cat([matrix * (SIZE / 2 / REACH), (matrix @ middle[..., None]) / REACH], 2)
-    return _texture(pose, theta)
+    return _texture(pose, theta, channels)
 
 
 def sampled_at(pose: Poses, x: Tensor, y: Tensor, textures: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def _axes(pose: Poses) -> Tensor:
 def shadows(pose: Poses) -> Tensor:
     """[N, SIZE, SIZE]: how deep the shadow on the ground is."""
     aside, near = SHADOW
-    foot = torch.tensor([kind.bounds[3] for kind in KINDS.values()])[pose.kind]
+    foot = torch.tensor([bounds[3] for bounds in BOUNDS.values()])[pose.kind]
     ground = pose.y + foot * pose.radius + pose.lift
     # A point at height h above the ground throws its shadow to (x - light * aside * h, ground + near * h).
     lean = pose.light * aside / near
@@ -148,7 +148,7 @@ def lighting(pose: Poses, x: Tensor, y: Tensor) -> Tensor:
     return ((light * (x - left) - (y - top)) * 0.7 / radius).clamp(-1, 1)
 
 
-def _texture(pose: Poses, theta: Tensor, channels: slice = slice(None)) -> Tensor:
+def _texture(pose: Poses, theta: Tensor, channels: slice) -> Tensor:
     grid = F.affine_grid(theta, [len(theta), 1, SIZE, SIZE], align_corners=False)
     texture = sprites()[level(pose.radius), pose.kind, channels]
     return F.grid_sample(texture, grid, align_corners=False, padding_mode="zeros")

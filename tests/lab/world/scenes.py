@@ -10,6 +10,8 @@ from lab.world.backgrounds import BACKGROUNDS, HORIZON, PAN, SIZE, TILT
 from lab.world.kinds import COLOURS, KINDS
 from lab.world.styles import STYLES
 
+NAMES, PALETTE, PLACES = tuple(KINDS), tuple(COLOURS), tuple(BACKGROUNDS)
+BOUNDS = {name: kind.bounds for name, kind in KINDS.items()}
 RADIUS = (19.0, 30.0)  # pixels a unit of the outlines, from the horizon to the nearest
 TURN = 14.0  # degrees to either side
 MARGIN = 3.0  # pixels that stay free at the sides of a picture
@@ -32,7 +34,7 @@ class Thing:
     @property
     def ground(self) -> float:
         """Where it would touch the ground."""
-        return self.y + KINDS[self.kind].bounds[3] * self.radius + self.lift
+        return self.y + BOUNDS[self.kind][3] * self.radius + self.lift
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,9 @@ class Scene:
 
 def held_out(scene: Scene) -> bool:
     """Whether no training draw has this scene: it holds a colour, a style or a pair of kinds that is kept back."""
-    names, colours = list(KINDS), list(COLOURS)
-    kinds = [names.index(thing.kind) for thing in scene.things]
+    kinds = [NAMES.index(thing.kind) for thing in scene.things]
     coloured = any(
-        colours.index(thing.colour) == (3 * kind + 1) % len(COLOURS)
+        PALETTE.index(thing.colour) == (3 * kind + 1) % len(PALETTE)
         for kind, thing in zip(kinds, scene.things, strict=True)
     )
     # Every second kind is kept from one style.
@@ -73,8 +74,8 @@ def sample_scenes(count: int, seed: int | Sequence[int], *, split: str = "train"
 
 
 def _sample(chance: np.random.Generator, count: int) -> Scene | None:
-    kinds = chance.choice(list(KINDS), count, replace=False).tolist()
-    colours = chance.choice(list(COLOURS), count, replace=False).tolist()
+    kinds = [NAMES[i] for i in chance.integers(0, len(NAMES), count)]
+    colours = [PALETTE[i] for i in chance.permutation(len(PALETTE))[:count]]
     tilt = int(chance.integers(0, TILT + 1))
     placed = [_placed(kind, colour, HORIZON - tilt, chance) for kind, colour in zip(kinds, colours, strict=True)]
     lefts, rights = zip(*(_sides(thing) for thing in placed), strict=True)
@@ -94,8 +95,8 @@ def _sample(chance: np.random.Generator, count: int) -> Scene | None:
     ]
     return Scene(
         things=tuple(sorted(placed, key=lambda thing: thing.ground)),
-        background=str(chance.choice(list(BACKGROUNDS))),
-        style=str(chance.choice(STYLES)),
+        background=PLACES[chance.integers(0, len(PLACES))],
+        style=STYLES[chance.integers(0, len(STYLES))],
         pan=int(chance.integers(0, PAN + 1)),
         tilt=tilt,
         lit_from_left=bool(chance.random() < 0.5),
@@ -106,7 +107,7 @@ def _placed(kind: str, colour: str, horizon: float, chance: np.random.Generator)
     """At x = 0. What stands nearer is larger and lower."""
     near = chance.uniform(0, 1)
     radius = (RADIUS[0] + (RADIUS[1] - RADIUS[0]) * near) * chance.uniform(0.94, 1.06)
-    _, top, _, bottom = KINDS[kind].bounds
+    _, top, _, bottom = BOUNDS[kind]
     ground = horizon + 18 + near * (SIZE - 5 - horizon - 18)
     lift = KINDS[kind].lift * radius * chance.uniform(0, 1)
     lift = max(min(lift, ground - radius * (bottom - top) - MARGIN), 0.0)
@@ -124,6 +125,6 @@ def _placed(kind: str, colour: str, horizon: float, chance: np.random.Generator)
 
 def _sides(thing: Thing) -> tuple[float, float]:
     """How far it reaches to the left (negative) and to the right of its x, not turned."""
-    left, _, right, _ = KINDS[thing.kind].bounds
+    left, _, right, _ = BOUNDS[thing.kind]
     left, right = (-right, -left) if thing.mirrored else (left, right)
     return left * thing.radius, right * thing.radius

@@ -15,7 +15,7 @@ from torch import Tensor
 COARSE = 4  # pixels averaged
 CELLS = SIZE // COARSE
 RADII = (19.0, 21.5, 24.5, 27.5, 31.0)
-TURNS = (-12.0, -4.0, 4.0, 12.0)
+TURNS = (-10.0, 0.0, 10.0)
 NEAR = 3  # cells from the best place, within which other kinds are tried
 
 
@@ -37,8 +37,8 @@ def unexplained(pictures: Tensor, backdrops: Tensor, neon: bool) -> Tensor:
     # A shadow takes some of that away: picture = backdrop - s * ground.
     depth = ((backdrops - pictures) * ground).sum(1) / ground.square().sum(1)
     left = pictures - backdrops + depth.clamp(0, 0.5)[:, None] * ground
-    least, more = (0.28, 0.4) if neon else (0.09, 0.14)  # of neon, the lines without their glow
-    return ((left.norm(dim=1) - least) / more).clamp(0, 1)
+    least, more = (0.28, 0.4) if neon else (0.06, 0.11)  # of neon, the lines without their glow
+    return ((left.square().sum(1).sqrt() - least) / more).clamp(0, 1)
 
 
 def candidates(found: Tensor, neon: bool, count: int, *, turns: bool = False) -> Candidates:
@@ -84,8 +84,9 @@ def _bank(neon: bool) -> tuple[Tensor, Tensor, Poses]:
     )
     parts = []
     for some in torch.arange(len(kind)).split(32):
-        maps = sampled(Poses(*(getattr(poses, name)[some] for name in Poses.__dataclass_fields__)))
-        shape = (1.2 * maps[:, 5] + 0.25 * maps[:, 6]).clamp(max=1) if neon else maps[:, 0]
+        pose = Poses(*(getattr(poses, name)[some] for name in Poses.__dataclass_fields__))
+        maps = sampled(pose, slice(5, 7) if neon else slice(0, 1))
+        shape = (1.2 * maps[:, 0] + 0.25 * maps[:, 1]).clamp(max=1) if neon else maps[:, 0]
         parts.append(F.avg_pool2d(shape[:, None], COARSE)[:, 0])
     templates = torch.cat(parts).roll((-CELLS // 2, -CELLS // 2), (1, 2))
     return torch.fft.rfft2(templates).conj(), templates.square().sum((1, 2)), poses
