@@ -14,12 +14,14 @@ DOCS = Path(__file__).resolve().parents[3] / "docs"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", nargs="?", choices=("sheet", "judge"))
-    part = parser.parse_args().part
+    parser.add_argument("--scenes", type=int, default=200, help="how many the judge is measured on")
+    arguments = parser.parse_args()
+    part = arguments.part
     missed: list[str] = []
     if part in (None, "sheet"):
         sheet.write(DOCS)
     if part in (None, "judge"):
-        missed = measure.write(DOCS)
+        missed = measure.write(DOCS, arguments.scenes)
     for bar in missed:
         print(f"MISSED: {bar}")
     sys.exit(bool(missed))

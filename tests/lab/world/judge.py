@@ -22,13 +22,14 @@ CHUNK = 16
 # Set on held-out renders; docs/judge.md says what they let through.
 PICTURE = 0.80  # the least share of a picture that must be explained
 THING = 0.90  # the least share of what a thing's area shows that must be explained
-DOUBTFUL = 0.95  # a share below which a thing is searched once more
+DOUBTFUL = 0.95  # a share below which things are searched once more
+HOPELESS = 0.5  # a share of a picture below which they are not
 LEAST = 90.0  # pixels of what the background does not explain, where a thing is looked for
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A thing that is seen; `explained`: the share of what its area shows, 1 if all."""
+    """A thing that is seen, but for its lift; `explained`: the share of what its area shows, 1 if all."""
 
     thing: Thing
     explained: float
@@ -64,6 +65,23 @@ def mask_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.minimum(a, b).sum((-2, -1)) / torch.maximum(a, b).sum((-2, -1)).clamp(min=1e-6)
 
 
+@dataclass(frozen=True)
+class _Views:
+    """Pictures of one style, and what is known of them before things are looked for."""
+
+    style: str
+    backdrops: Sequence[Backdrop]
+    pictures: Tensor  # [B, 3, SIZE, SIZE]
+    under: Tensor  # the backgrounds
+    ground: Tensor  # with the shadows that things throw on them
+    left: Tensor  # [B, SIZE, SIZE], what neither explains
+    light: Tensor  # [B]
+
+    def at(self, rows: list[int]) -> _Views:
+        tensors = (self.pictures, self.under, self.ground, self.left, self.light)
+        return _Views(self.style, [self.backdrops[i] for i in rows], *(part[rows] for part in tensors))
+
+
 def _judged(pictures: Tensor) -> list[Reading]:
     found = backdrops(pictures)
     readings: dict[int, Reading] = {}
@@ -76,158 +94,114 @@ def _judged(pictures: Tensor) -> list[Reading]:
 
 def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str) -> list[Reading]:
     under = torch.stack([backdrop.picture for backdrop in found])
-    light = torch.tensor([-1.0 if backdrop.lit_from_left else 1.0 for backdrop in found])
     left = unexplained(pictures, under, style == "neon")
     # Shadows are let pass: they belong to the ground that a thing stands on.
     ground = torch.minimum(under, torch.maximum(pictures, under * 0.45)).lerp(under, left[:, None])
-    fits: list[Fit] = []
-    present: list[Tensor] = []
-    taken = torch.zeros_like(left)
-    for _ in range(2):
-        free = left * (1 - taken)
-        present.append(free.sum((1, 2)) >= LEAST)
-        fits.append(fitted(pictures, ground, 1 - taken, candidates(free, style == "neon", CANDIDATES), style, light))
-        taken = torch.maximum(taken, sampled(_pose(fits[-1], light), slice(0, 1))[:, 0].clamp(0, 1))
-    fits = _polished(pictures, ground, fits, present, style, light)
-    readings = _composed(pictures, under, ground, left, found, fits, present, style, light)
-    again = [i for i, reading in enumerate(readings) if min(reading.shares, default=1.0) < DOUBTFUL]
+    light = torch.tensor([-1.0 if backdrop.lit_from_left else 1.0 for backdrop in found])
+    views = _Views(style, found, pictures, under, ground, left, light)
+    fits, present = _searched(views)
+    readings = _composed(views, fits, present)
+    again = [i for i, r in enumerate(readings) if r.explained >= HOPELESS and min(r.shares, default=1.0) < DOUBTFUL]
     if again:
-        some = _again(
-            pictures[again],
-            ground[again],
-            left[again],
-            [_rows(fit, again) for fit in fits],
-            [p[again] for p in present],
-            style,
-            light[again],
-        )
-        second = _composed(
-            pictures[again],
-            under[again],
-            ground[again],
-            left[again],
-            [found[i] for i in again],
-            some,
-            [p[again] for p in present],
-            style,
-            light[again],
-        )
-        for i, reading in zip(again, second, strict=True):
+        some, there = views.at(again), [part[again] for part in present]
+        fits = [Fit(*(getattr(fit, field.name)[again] for field in fields(Fit))) for fit in fits]
+        for i, reading in zip(again, _composed(some, _searched_again(some, fits, there), there), strict=True):
             if sum(reading.shares) > sum(readings[i].shares):
                 readings[i] = reading
     return readings
 
 
-def _again(
-    pictures: Tensor, ground: Tensor, left: Tensor, fits: list[Fit], present: list[Tensor], style: str, light: Tensor
-) -> list[Fit]:
-    """Both things searched anew with the other one drawn beneath it, the worse one first."""
-    order = sorted((0, 1), key=lambda k: -float(fits[k].cost.sum()))
+def _searched(views: _Views) -> tuple[list[Fit], list[Tensor]]:
+    """The thing that is plainest, then the other in what is left; and whether there is enough left for one, [B] each."""
+    fits: list[Fit] = []
+    present: list[Tensor] = []
+    taken = torch.zeros_like(views.left)
+    for _ in range(2):
+        free = views.left * (1 - taken)
+        present.append(free.sum((1, 2)) >= LEAST)
+        found = candidates(free, views.style == "neon", CANDIDATES)
+        fits.append(fitted(views.pictures, views.ground, 1 - taken, found, views.style, views.light))
+        taken = torch.maximum(taken, sampled(_pose(fits[-1], views.light), slice(0, 1))[:, 0].clamp(0, 1))
+    return _polished(views, fits, present), present
+
+
+def _searched_again(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Fit]:
+    """With more candidates, and with the other thing drawn beneath; first the one that fits less well."""
     fits = list(fits)
-    for k in order:
-        add, cover, alpha = _drawn(fits[1 - k], light, style)
-        there = present[1 - k].float()[:, None, None, None]
-        beneath = ground * (1 - cover * there) + add * there
-        free = left * (1 - alpha * there[:, 0])
-        fits[k] = fitted(
-            pictures,
-            beneath,
-            1 - 0.5 * alpha * there[:, 0],
-            candidates(free, style == "neon", AGAIN, turns=True),
-            style,
-            light,
-        )
-    return _polished(pictures, ground, fits, present, style, light)
+    for k in sorted((0, 1), key=lambda k: -float(fits[k].cost.sum())):
+        beneath, other = _beneath(views, fits[1 - k], present[1 - k])
+        found = candidates(views.left * (1 - other), views.style == "neon", AGAIN, turns=True)
+        fits[k] = fitted(views.pictures, beneath, 1 - 0.5 * other, found, views.style, views.light)
+    return _polished(views, fits, present)
 
 
-def _rows(fit: Fit, rows: list[int]) -> Fit:
-    return Fit(*(getattr(fit, field.name)[rows] for field in fields(Fit)))
-
-
-def _polished(
-    pictures: Tensor, ground: Tensor, fits: list[Fit], present: list[Tensor], style: str, light: Tensor
-) -> list[Fit]:
+def _polished(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Fit]:
     """Each thing once more, with the other one drawn beneath it."""
     fits = list(fits)
     for k in (0, 1):
-        add, cover, alpha = _drawn(fits[1 - k], light, style)
-        there = present[1 - k].float()[:, None, None, None]
-        beneath = ground * (1 - cover * there) + add * there
+        beneath, other = _beneath(views, fits[1 - k], present[1 - k])
         alone = Candidates(*(getattr(fits[k], field.name)[:, None] for field in fields(Candidates)))
-        fits[k] = fitted(pictures, beneath, 1 - 0.5 * alpha * there[:, 0], alone, style, light, polish=True)
+        fits[k] = fitted(views.pictures, beneath, 1 - 0.5 * other, alone, views.style, views.light, polish=True)
     return fits
 
 
-def _pose(fit: Fit, light: Tensor, lift: Tensor | None = None) -> Poses:
-    return Poses(
-        fit.kind,
-        fit.x,
-        fit.y,
-        fit.radius,
-        fit.turn,
-        fit.mirrored,
-        torch.zeros_like(fit.x) if lift is None else lift,
-        light,
-    )
+def _beneath(views: _Views, fit: Fit, present: Tensor) -> tuple[Tensor, Tensor]:
+    """The ground with a thing on it, and the thing's mask, where it is present."""
+    add, cover, alpha = _drawn(views, fit)
+    there = present.float()[:, None, None, None]
+    return views.ground * (1 - cover * there) + add * there, alpha * there[:, 0]
 
 
-def _drawn(fit: Fit, light: Tensor, style: str) -> tuple[Tensor, Tensor, Tensor]:
-    """A thing's addition and cover, and its mask."""
-    pose = _pose(fit, light)
+def _pose(fit: Fit, light: Tensor) -> Poses:
+    return Poses(fit.kind, fit.x, fit.y, fit.radius, fit.turn, fit.mirrored, torch.zeros_like(fit.x), light)
+
+
+def _drawn(views: _Views, fit: Fit) -> tuple[Tensor, Tensor, Tensor]:
+    """What a thing adds, its cover, and its mask."""
+    pose = _pose(fit, views.light)
     maps, along = sampled(pose), torch.arange(SIZE) + 0.5
-    paint, cover = styles.drawn(maps, lighting(pose, along[None, None], along[None, :, None]), style, styles.patterns())
+    light = lighting(pose, along[None, None], along[None, :, None])
+    paint, cover = styles.drawn(maps, light, views.style, styles.patterns())
     colour = torch.tensor(list(COLOURS.values()))[fit.colour][..., None, None]
     return paint[:, 1:] + paint[:, :1] * colour, cover, maps[:, 0].clamp(0, 1)
 
 
-def _composed(
-    pictures: Tensor,
-    under: Tensor,
-    ground: Tensor,
-    left: Tensor,
-    found: Sequence[Backdrop],
-    fits: list[Fit],
-    present: list[Tensor],
-    style: str,
-    light: Tensor,
-) -> list[Reading]:
-    """Draws both things in either order and measures what is explained."""
-    parts = [_drawn(fit, light, style) for fit in fits]
+def _composed(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Reading]:
+    """Draws both things, the one in front that explains more so, and measures what is explained."""
+    parts = [_drawn(views, fit) for fit in fits]
     orders = []
-    for behind, front in ((0, 1), (1, 0)):
-        picture = ground
-        for k in (behind, front):
+    for order in ((0, 1), (1, 0)):
+        picture = views.ground
+        for k in order:
             add, cover, _ = parts[k]
             there = present[k].float()[:, None, None, None]
             picture = picture * (1 - cover * there) + add * there
         orders.append(picture)
-    errors = torch.stack([(picture - pictures).square().sum((1, 2, 3)) for picture in orders])
+    errors = torch.stack([(picture - views.pictures).square().sum((1, 2, 3)) for picture in orders])
     second_in_front = errors[0] <= errors[1]
     shown = torch.where(second_in_front[:, None, None, None], *orders)
-    whole_picture = _share(pictures, shown)
+    shares = _share(views.pictures, shown).tolist()
     readings = []
-    for row, backdrop in enumerate(found):
+    for row, (backdrop, share) in enumerate(zip(views.backdrops, shares, strict=True)):
         order = (0, 1) if second_in_front[row] else (1, 0)
         whole = [parts[k][2][row] * present[k][row] for k in order]
         masks = [whole[0] * (1 - whole[1]), whole[1]]
-        seen, shares = [], []
-        for k, mask, full, other in zip(order, masks, whole, reversed(masks), strict=True):
-            if not present[k][row]:
-                continue
-            explained = _explained(pictures[row], shown[row], under[row], left[row], mask, other, fits[k], row)
-            shares.append(explained)
-            if explained >= THING:
-                seen.append(Seen(_thing(fits[k], row), explained, mask, full))
-        known = float(whole_picture[row]) >= PICTURE
+        seen = [
+            Seen(_thing(fits[k], row), _share_of_thing(views, row, shown[row], mask, other, fits[k]), mask, full)
+            for k, mask, full, other in zip(order, masks, whole, reversed(masks), strict=True)
+            if present[k][row]
+        ]
+        known = [thing for thing in seen if thing.explained >= THING]
+        is_known = share >= PICTURE
         readings.append(
             Reading(
-                things=tuple(seen) if known else (),
-                style=style if known else None,
-                background=backdrop.background if known else None,
+                things=tuple(known) if is_known else (),
+                style=views.style if is_known else None,
+                background=backdrop.background if is_known else None,
                 backdrop=backdrop,
-                explained=float(whole_picture[row]),
-                unknown=len(shares) - len(seen),
-                shares=tuple(shares),
+                explained=share,
+                unknown=len(seen) - len(known),
+                shares=tuple(thing.explained for thing in seen),
             )
         )
     return readings
@@ -240,17 +214,14 @@ def _share(pictures: Tensor, shown: Tensor) -> Tensor:
     return 1 - (seen - drawn).square().mean((1, 2, 3)) / (spread + 1e-4)
 
 
-def _explained(
-    picture: Tensor, shown: Tensor, under: Tensor, left: Tensor, mask: Tensor, other: Tensor, fit: Fit, row: int
-) -> float:
+def _share_of_thing(views: _Views, row: int, shown: Tensor, mask: Tensor, other: Tensor, fit: Fit) -> float:
     """Within its mask, and around it where neither the background nor the other thing shows."""
-    along = torch.arange(SIZE) + 0.5
-    near = ((along[None] - fit.x[row]).abs() < 1.35 * fit.radius[row]) & (
-        (along[:, None] - fit.y[row]).abs() < 1.35 * fit.radius[row]
-    )
-    area = torch.maximum(mask, left * (1 - other) * near)
+    along, reach = torch.arange(SIZE) + 0.5, 1.35 * fit.radius[row]
+    near = ((along[None] - fit.x[row]).abs() < reach) & ((along[:, None] - fit.y[row]).abs() < reach)
+    area = torch.maximum(mask, views.left[row] * (1 - other) * near)
+    picture = views.pictures[row]
     wrong = ((picture - shown).square().sum(0) * area).sum()
-    wanted = ((picture - under).square().sum(0) * area).sum() + 0.02 * area.sum()
+    wanted = ((picture - views.under[row]).square().sum(0) * area).sum() + 0.02 * area.sum()
     return float(1 - wrong / wanted.clamp(min=1e-6))
 
 

@@ -20,7 +20,7 @@ from lab.world.styles import STYLES
 from scipy.stats import binomtest
 from torch import Tensor
 
-COUNT, FOREIGN_COUNT, BATCH = 200, 100, 25
+BATCH = 20
 SEED = 900
 FOREIGN: dict[str, Callable[[int, int], Tensor]] = {
     "noise": foreign.noise,
@@ -43,12 +43,12 @@ class Compared:
     iou: float
 
 
-def write(docs: Path) -> list[str]:
-    """Returns the bars that were missed."""
-    scenes = sample_scenes(COUNT, SEED, split="held_out")
+def write(docs: Path, count: int) -> list[str]:
+    """Of `count` scenes, and half as many foreign pictures of each sort; returns the bars that were missed."""
+    scenes = sample_scenes(count, SEED, split="held_out")
     started = time.process_time()
-    drawn = [render(scenes[i : i + BATCH]) for i in range(0, COUNT, BATCH)]
-    rate = COUNT / (time.process_time() - started)
+    drawn = [render(scenes[i : i + BATCH]) for i in range(0, count, BATCH)]
+    rate = count / (time.process_time() - started)
     rendering = Rendering(
         *(torch.cat([getattr(part, name) for part in drawn]) for name in ("pictures", "whole", "visible"))
     )
@@ -59,7 +59,7 @@ def write(docs: Path) -> list[str]:
     }
     started = time.process_time()
     readings = {name: judge(shown) for name, shown in pictures.items()}
-    spent = (time.process_time() - started) / COUNT / len(pictures)
+    spent = (time.process_time() - started) / count / len(pictures)
     bars = Bars("judge")
     lines = [
         "# The judge of the toy world, measured",
@@ -68,7 +68,7 @@ def write(docs: Path) -> list[str]:
         "sizes and turns, and answers with what explains the picture best. Where that explains too little, it says that it is none of the "
         "world's.",
         "",
-        f"n = {COUNT} held-out scenes of two things, 128x128. Percent with 95 % intervals (Wilson). IoU: the visible part of a thing as "
+        f"n = {count} held-out scenes of two things, 128x128. Percent with 95 % intervals (Wilson). IoU: the visible part of a thing as "
         "fitted, with the one that it was drawn with. Whole: style, background, both kinds and both colours are right, and nothing else is seen.",
         "",
         "| pictures | kinds | colours | style | background | whole | IoU, mean | IoU, worst 5 % |",
@@ -94,14 +94,14 @@ def write(docs: Path) -> list[str]:
         "",
         "## What is none of the world's",
         "",
-        f"n = {FOREIGN_COUNT} each.",
+        f"n = {count // 2 // BATCH * BATCH} each.",
         "",
         "| pictures | refused | no thing is seen |",
         "|---|---|---|",
     ]
     wrong: list[tuple[Tensor, str]] = []
     for name, make in FOREIGN.items():
-        parts = [make(BATCH, SEED + k) for k in range(FOREIGN_COUNT // BATCH)]
+        parts = [make(BATCH, SEED + k) for k in range(count // 2 // BATCH)]
         found = [reading for part in parts for reading in judge(part)]
         wrong += [(p, f"{name}: {words(r)}") for p, r in zip(torch.cat(parts), found, strict=True) if r.is_known]
         refused, empty = sum(not r.is_known for r in found), sum(not r.things for r in found)

@@ -31,7 +31,7 @@ def background(view: Tensor, style: str, *, even: bool = False) -> Tensor:
     colour, line, glow = view[:, :3], view[:, 3:4], view[:, 4:5]
     if style == "pencil":
         _, strokes, grain = hatching().mean((1, 2)) if even else hatching()
-        paper = torch.lerp(_even(PAPER), colour, 0.46 + 0.22 * strokes)
+        paper = torch.lerp(_even(PAPER), colour, 0.50 + 0.16 * strokes)
         return torch.lerp(paper, _even(GRAPHITE), line * (0.30 + 0.40 * grain))
     if style == "mosaic":
         centre, tone, grout = tiles()
@@ -41,8 +41,8 @@ def background(view: Tensor, style: str, *, even: bool = False) -> Tensor:
         return torch.lerp(tiled, _even(GROUT) * (0.5 + 0.5 * tiled), 0.6 * (grout.mean() if even else grout))
     if style == "neon":
         bright = (colour / colour.amax(1, keepdim=True).clamp(min=0.15)).pow(1.7)
-        lit = _even(DUSK) + 0.13 * colour + 0.30 * glow * bright
-        return torch.lerp(lit, 0.8 * bright + 0.1, 0.55 * line)
+        lit = _even(DUSK) + 0.13 * colour + 0.36 * glow * bright
+        return torch.lerp(lit, 0.8 * bright + 0.1, 0.7 * line)
     return colour
 
 
@@ -65,7 +65,7 @@ def drawn(maps: Tensor, light: Tensor, style: str, patterns: Tensor) -> tuple[Te
     if style == "flat":
         return _over(paint, alpha, 0.9 * line, 0.34, (0.03, 0.02, 0.05))
     if style == "pencil":
-        strength = 0.66 + 0.34 * strokes
+        strength = 0.74 + 0.26 * strokes
         paper = _even((0.0, *PAPER))
         pencilled = paint * strength + paper * alpha * (1 - strength)
         return _over(pencilled, alpha, line * (0.5 + 0.45 * grain), 0.10, tuple(0.9 * c for c in GRAPHITE))
