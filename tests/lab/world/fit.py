@@ -29,7 +29,7 @@ class Stage:
     trust: tuple[float, ...]  # squared error beyond which a pixel counts less, round by round
 
 
-FAR = Stage(True, 4, (1.0, 0.5))  # reaches things that are some pixels off
+FAR = Stage(True, 4, (1.0, 0.6, 0.4))  # reaches things that are some pixels off
 NEAR = Stage(False, 3, (0.5, 0.25))
 EXACT = Stage(False, 3, (0.25, 0.12))
 

@@ -23,7 +23,7 @@ CHUNK = 16
 PICTURE = 0.80  # the least share of a picture that must be explained
 THING = 0.90  # the least share of what a thing's area shows that must be explained
 DOUBTFUL = 0.95  # a share below which things are searched once more
-HOPELESS = 0.5  # a share of a picture below which they are not
+HOPELESS = 0.0  # a share of a picture below which they are not
 LEAST = 90.0  # pixels of what the background does not explain, where a thing is looked for
 
 

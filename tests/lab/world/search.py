@@ -15,7 +15,7 @@ from torch import Tensor
 COARSE = 4  # pixels averaged
 CELLS = SIZE // COARSE
 RADII = (19.0, 21.5, 24.5, 27.5, 31.0)
-TURNS = (-10.0, 0.0, 10.0)
+TURNS = (-12.0, -4.0, 4.0, 12.0)
 NEAR = 3  # cells from the best place, within which other kinds are tried
 
 
