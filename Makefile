@@ -9,7 +9,7 @@ OLDEST = 0.16.3
 DAILY = not slow and not long
 
 .PHONY: test test-all test-unit test-model test-server test-browser test-hosted test-hosted-all test-oldest test-oldest-all
-.PHONY: test-slow lint demo toy evidence bench golden locales workflows thumbnails clean
+.PHONY: test-slow lint demo toy world evidence bench golden locales workflows thumbnails clean
 
 # Half an hour on two cores, installation apart. What it leaves out runs in `make test-all`.
 test: test-unit test-hosted test-oldest
@@ -59,6 +59,10 @@ demo:
 
 toy:
 	$(RUN) tests/lab/toy/train.py
+
+# What the second toy world looks like and how well its judge reads it: docs/world.webp, docs/judge.md. PART=sheet or judge: one alone.
+world:
+	PYTHONPATH=tests $(RUN) -m lab.world $(PART)
 
 evidence:
 	$(RUN) tests/lab/evidence $(PART)

@@ -1,0 +1,237 @@
+"""Reads a picture back by drawing it: what it shows is what explains it best, or none of what the world has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from lab.world import styles
+from lab.world.backdrop import Backdrop, backdrops
+from lab.world.backgrounds import SIZE
+from lab.world.fit import Fit, fitted
+from lab.world.kinds import COLOURS, KINDS
+from lab.world.render import Poses, lighting, sampled
+from lab.world.scenes import Thing
+from lab.world.search import Candidates, candidates, unexplained
+from torch import Tensor
+
+CANDIDATES, AGAIN = 6, 24  # at first, and where the first search explains too little
+CHUNK = 16
+# Set on held-out renders; docs/judge.md says what they let through.
+PICTURE = 0.80  # the least share of a picture that must be explained
+THING = 0.90  # the least share of what a thing's area shows that must be explained
+DOUBTFUL = 0.95  # a share below which things are searched once more
+HOPELESS = 0.0  # a share of a picture below which they are not
+LEAST = 90.0  # pixels of what the background does not explain, where a thing is looked for
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A thing that is seen, but for its lift; `explained`: the share of what its area shows, 1 if all."""
+
+    thing: Thing
+    explained: float
+    mask: Tensor  # [SIZE, SIZE], what is visible of it
+    whole: Tensor  # [SIZE, SIZE]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """`things` from the farthest to the nearest; no style and background if the picture is none of the world's."""
+
+    things: tuple[Seen, ...]
+    style: str | None
+    background: str | None
+    backdrop: Backdrop  # the nearest, known or not
+    explained: float  # the share of the picture, 1 if all
+    unknown: int  # things that are none of the world's
+    shares: tuple[float, ...]  # what is explained of each thing, known or not
+
+    @property
+    def is_known(self) -> bool:
+        return self.style is not None and bool(self.things) and not self.unknown
+
+
+@torch.inference_mode()
+def judge(pictures: Tensor) -> list[Reading]:
+    """Of pictures [B, 3, SIZE, SIZE] in 0..1."""
+    return [reading for chunk in pictures.float().split(CHUNK) for reading in _judged(chunk)]
+
+
+def mask_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Soft intersection over union of masks [..., H, W]."""
+    return torch.minimum(a, b).sum((-2, -1)) / torch.maximum(a, b).sum((-2, -1)).clamp(min=1e-6)
+
+
+@dataclass(frozen=True)
+class _Views:
+    """Pictures of one style, and what is known of them before things are looked for."""
+
+    style: str
+    backdrops: Sequence[Backdrop]
+    pictures: Tensor  # [B, 3, SIZE, SIZE]
+    under: Tensor  # the backgrounds
+    ground: Tensor  # with the shadows that things throw on them
+    left: Tensor  # [B, SIZE, SIZE], what neither explains
+    light: Tensor  # [B]
+
+    def at(self, rows: list[int]) -> _Views:
+        tensors = (self.pictures, self.under, self.ground, self.left, self.light)
+        return _Views(self.style, [self.backdrops[i] for i in rows], *(part[rows] for part in tensors))
+
+
+def _judged(pictures: Tensor) -> list[Reading]:
+    found = backdrops(pictures)
+    readings: dict[int, Reading] = {}
+    for style in styles.STYLES:
+        rows = [i for i, backdrop in enumerate(found) if backdrop.style == style]
+        if rows:
+            readings.update(zip(rows, _of_style(pictures[rows], [found[i] for i in rows], style), strict=True))
+    return [readings[i] for i in range(len(pictures))]
+
+
+def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str) -> list[Reading]:
+    under = torch.stack([backdrop.picture for backdrop in found])
+    left = unexplained(pictures, under, style == "neon")
+    # Shadows are let pass: they belong to the ground that a thing stands on.
+    ground = torch.minimum(under, torch.maximum(pictures, under * 0.45)).lerp(under, left[:, None])
+    light = torch.tensor([-1.0 if backdrop.lit_from_left else 1.0 for backdrop in found])
+    views = _Views(style, found, pictures, under, ground, left, light)
+    fits, present = _searched(views)
+    readings = _composed(views, fits, present)
+    again = [i for i, r in enumerate(readings) if r.explained >= HOPELESS and min(r.shares, default=1.0) < DOUBTFUL]
+    if again:
+        some, there = views.at(again), [part[again] for part in present]
+        fits = [Fit(*(getattr(fit, field.name)[again] for field in fields(Fit))) for fit in fits]
+        for i, reading in zip(again, _composed(some, _searched_again(some, fits, there), there), strict=True):
+            if sum(reading.shares) > sum(readings[i].shares):
+                readings[i] = reading
+    return readings
+
+
+def _searched(views: _Views) -> tuple[list[Fit], list[Tensor]]:
+    """The thing that is plainest, then the other in what is left; and whether there is enough left for one, [B] each."""
+    fits: list[Fit] = []
+    present: list[Tensor] = []
+    taken = torch.zeros_like(views.left)
+    for _ in range(2):
+        free = views.left * (1 - taken)
+        present.append(free.sum((1, 2)) >= LEAST)
+        found = candidates(free, views.style == "neon", CANDIDATES)
+        fits.append(fitted(views.pictures, views.ground, 1 - taken, found, views.style, views.light))
+        taken = torch.maximum(taken, sampled(_pose(fits[-1], views.light), slice(0, 1))[:, 0].clamp(0, 1))
+    return _polished(views, fits, present), present
+
+
+def _searched_again(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Fit]:
+    """With more candidates, and with the other thing drawn beneath; first the one that fits less well."""
+    fits = list(fits)
+    for k in sorted((0, 1), key=lambda k: -float(fits[k].cost.sum())):
+        beneath, other = _beneath(views, fits[1 - k], present[1 - k])
+        found = candidates(views.left * (1 - other), views.style == "neon", AGAIN, turns=True)
+        fits[k] = fitted(views.pictures, beneath, 1 - 0.5 * other, found, views.style, views.light)
+    return _polished(views, fits, present)
+
+
+def _polished(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Fit]:
+    """Each thing once more, with the other one drawn beneath it."""
+    fits = list(fits)
+    for k in (0, 1):
+        beneath, other = _beneath(views, fits[1 - k], present[1 - k])
+        alone = Candidates(*(getattr(fits[k], field.name)[:, None] for field in fields(Candidates)))
+        fits[k] = fitted(views.pictures, beneath, 1 - 0.5 * other, alone, views.style, views.light, polish=True)
+    return fits
+
+
+def _beneath(views: _Views, fit: Fit, present: Tensor) -> tuple[Tensor, Tensor]:
+    """The ground with a thing on it, and the thing's mask, where it is present."""
+    add, cover, alpha = _drawn(views, fit)
+    there = present.float()[:, None, None, None]
+    return views.ground * (1 - cover * there) + add * there, alpha * there[:, 0]
+
+
+def _pose(fit: Fit, light: Tensor) -> Poses:
+    return Poses(fit.kind, fit.x, fit.y, fit.radius, fit.turn, fit.mirrored, torch.zeros_like(fit.x), light)
+
+
+def _drawn(views: _Views, fit: Fit) -> tuple[Tensor, Tensor, Tensor]:
+    """What a thing adds, its cover, and its mask."""
+    pose = _pose(fit, views.light)
+    maps, along = sampled(pose), torch.arange(SIZE) + 0.5
+    light = lighting(pose, along[None, None], along[None, :, None])
+    paint, cover = styles.drawn(maps, light, views.style, styles.patterns())
+    colour = torch.tensor(list(COLOURS.values()))[fit.colour][..., None, None]
+    return paint[:, 1:] + paint[:, :1] * colour, cover, maps[:, 0].clamp(0, 1)
+
+
+def _composed(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Reading]:
+    """Draws both things, the one in front that explains more so, and measures what is explained."""
+    parts = [_drawn(views, fit) for fit in fits]
+    orders = []
+    for order in ((0, 1), (1, 0)):
+        picture = views.ground
+        for k in order:
+            add, cover, _ = parts[k]
+            there = present[k].float()[:, None, None, None]
+            picture = picture * (1 - cover * there) + add * there
+        orders.append(picture)
+    errors = torch.stack([(picture - views.pictures).square().sum((1, 2, 3)) for picture in orders])
+    second_in_front = errors[0] <= errors[1]
+    shown = torch.where(second_in_front[:, None, None, None], *orders)
+    shares = _share(views.pictures, shown).tolist()
+    readings = []
+    for row, (backdrop, share) in enumerate(zip(views.backdrops, shares, strict=True)):
+        order = (0, 1) if second_in_front[row] else (1, 0)
+        whole = [parts[k][2][row] * present[k][row] for k in order]
+        masks = [whole[0] * (1 - whole[1]), whole[1]]
+        seen = [
+            Seen(_thing(fits[k], row), _share_of_thing(views, row, shown[row], mask, other, fits[k]), mask, full)
+            for k, mask, full, other in zip(order, masks, whole, reversed(masks), strict=True)
+            if present[k][row]
+        ]
+        known = [thing for thing in seen if thing.explained >= THING]
+        is_known = share >= PICTURE
+        readings.append(
+            Reading(
+                things=tuple(known) if is_known else (),
+                style=views.style if is_known else None,
+                background=backdrop.background if is_known else None,
+                backdrop=backdrop,
+                explained=share,
+                unknown=len(seen) - len(known),
+                shares=tuple(thing.explained for thing in seen),
+            )
+        )
+    return readings
+
+
+def _share(pictures: Tensor, shown: Tensor) -> Tensor:
+    """[B], of what sets a picture apart from its mean colour, seen from afar where noise is even."""
+    seen, drawn = F.avg_pool2d(pictures, 4), F.avg_pool2d(shown, 4)
+    spread = (seen - seen.mean((2, 3), keepdim=True)).square().mean((1, 2, 3))
+    return 1 - (seen - drawn).square().mean((1, 2, 3)) / (spread + 1e-4)
+
+
+def _share_of_thing(views: _Views, row: int, shown: Tensor, mask: Tensor, other: Tensor, fit: Fit) -> float:
+    """Within its mask, and around it where neither the background nor the other thing shows."""
+    along, reach = torch.arange(SIZE) + 0.5, 1.35 * fit.radius[row]
+    near = ((along[None] - fit.x[row]).abs() < reach) & ((along[:, None] - fit.y[row]).abs() < reach)
+    area = torch.maximum(mask, views.left[row] * (1 - other) * near)
+    picture = views.pictures[row]
+    wrong = ((picture - shown).square().sum(0) * area).sum()
+    wanted = ((picture - views.under[row]).square().sum(0) * area).sum() + 0.02 * area.sum()
+    return float(1 - wrong / wanted.clamp(min=1e-6))
+
+
+def _thing(fit: Fit, row: int) -> Thing:
+    return Thing(
+        kind=list(KINDS)[int(fit.kind[row])],
+        colour=list(COLOURS)[int(fit.colour[row])],
+        x=float(fit.x[row]),
+        y=float(fit.y[row]),
+        radius=float(fit.radius[row]),
+        turn=float(fit.turn[row].rad2deg()),
+        mirrored=bool(fit.mirrored[row] < 0),
+    )

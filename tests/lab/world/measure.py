@@ -1,0 +1,191 @@
+"""docs/judge.md: how often the judge is right about renders it has not been set on, and what it lets through."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lab.evidence.bars import Bars
+from lab.evidence.sheet import Sheet
+from lab.world import foreign
+from lab.world.captions import phrase
+from lab.world.judge import PICTURE, THING, Reading, judge, mask_iou
+from lab.world.kinds import KINDS
+from lab.world.render import Rendering, render
+from lab.world.scenes import Scene, Thing, sample_scenes
+from lab.world.styles import STYLES
+from scipy.stats import binomtest
+from torch import Tensor
+
+BATCH = 20
+SEED = 900
+FOREIGN: dict[str, Callable[[int, int], Tensor]] = {
+    "noise": foreign.noise,
+    "one grey or colour": foreign.plain,
+    "the first toy world": foreign.first_world_scenes,
+    "polygons and stars before the world's backgrounds": foreign.polygons,
+    "letters before the world's backgrounds": foreign.letters,
+}
+BAR, REJECTED = 98, 99  # percent
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A thing of a scene and what the judge sees there."""
+
+    scene: Scene
+    thing: Thing
+    kind: bool
+    colour: bool
+    iou: float
+
+
+def write(docs: Path, count: int) -> list[str]:
+    """Of `count` scenes, and half as many foreign pictures of each sort; returns the bars that were missed."""
+    scenes = sample_scenes(count, SEED, split="held_out")
+    started = time.process_time()
+    drawn = [render(scenes[i : i + BATCH]) for i in range(0, count, BATCH)]
+    rate = count / (time.process_time() - started)
+    rendering = Rendering(
+        *(torch.cat([getattr(part, name) for part in drawn]) for name in ("pictures", "whole", "visible"))
+    )
+    pictures = {
+        "as rendered": rendering.pictures,
+        f"blurred and noisy, {foreign.DECIBELS:.0f} dB": foreign.blurred_and_noisy(rendering.pictures, SEED),
+        "JPEG of quality 60": foreign.jpeg(rendering.pictures, 60),
+    }
+    started = time.process_time()
+    readings = {name: judge(shown) for name, shown in pictures.items()}
+    spent = (time.process_time() - started) / count / len(pictures)
+    bars = Bars("judge")
+    lines = [
+        "# The judge of the toy world, measured",
+        "",
+        "`make world` writes this page. The judge reads a picture by drawing it: it finds the background, fits every kind of thing at many "
+        "sizes and turns, and answers with what explains the picture best. Where that explains too little, it says that it is none of the "
+        "world's.",
+        "",
+        f"n = {count} held-out scenes of two things, 128x128. Percent with 95 % intervals (Wilson). IoU: the visible part of a thing as "
+        "fitted, with the one that it was drawn with. Whole: style, background, both kinds and both colours are right, and nothing else is seen.",
+        "",
+        "| pictures | kinds | colours | style | background | whole | IoU, mean | IoU, worst 5 % |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    compared = {name: compare(scenes, rendering.visible, found) for name, found in readings.items()}
+    for name, found in readings.items():
+        things = compared[name]
+        right = {
+            "kinds": [c.kind for c in things],
+            "colours": [c.colour for c in things],
+            "styles": [r.style == s.style for r, s in zip(found, scenes, strict=True)],
+            "background": [r.background == s.background for r, s in zip(found, scenes, strict=True)],
+            "whole": [is_right(r, s) for r, s in zip(found, scenes, strict=True)],
+        }
+        iou = torch.tensor([c.iou for c in things])
+        cells = [percent(sum(values), len(values)) for values in right.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} | {iou.mean():.3f} | {iou.quantile(0.05):.3f} |")
+        for part in ("kinds", "colours", "styles"):
+            share = 100 * sum(right[part]) / len(right[part])
+            bars.add(f"{part}, {name}", f"at least {BAR} %", f"{share:.1f} %", share >= BAR)
+    lines += [
+        "",
+        "## What is none of the world's",
+        "",
+        f"n = {count // 2 // BATCH * BATCH} each.",
+        "",
+        "| pictures | refused | no thing is seen |",
+        "|---|---|---|",
+    ]
+    wrong: list[tuple[Tensor, str]] = []
+    for name, make in FOREIGN.items():
+        parts = [make(BATCH, SEED + k) for k in range(count // 2 // BATCH)]
+        found = [reading for part in parts for reading in judge(part)]
+        wrong += [(p, f"{name}: {words(r)}") for p, r in zip(torch.cat(parts), found, strict=True) if r.is_known]
+        refused, empty = sum(not r.is_known for r in found), sum(not r.things for r in found)
+        lines.append(f"| {name} | {percent(refused, len(found))} | {percent(empty, len(found))} |")
+        bars.add(
+            f"{name}: refused",
+            f"at least {REJECTED} %",
+            f"{100 * refused / len(found):.1f} %",
+            refused >= REJECTED / 100 * len(found),
+        )
+    lines += [
+        "",
+        f"Refused: less than {100 * PICTURE:.0f} % of the picture is explained, nothing is seen, or less than {100 * THING:.0f} % of what a "
+        "thing's area shows is explained.",
+        "",
+        f"{1000 * spent:.0f} ms a picture on one core, in batches of {BATCH}; the renderer draws {rate:.0f} scenes a second.",
+        "",
+        *bars.table(),
+        "![What the judge says of renders](judge.webp)",
+        "",
+        "## By kind and style",
+        "",
+        "Blurred and noisy renders: kinds that are read right.",
+        "",
+        f"| kind | things | {' | '.join(STYLES)} |",
+        f"|---|---|{'---|' * len(STYLES)}",
+    ]
+    noisy = list(compared.values())[1]
+    for kind in KINDS:
+        own = [c for c in noisy if c.thing.kind == kind]
+        by_style = [[c.kind for c in own if c.scene.style == style] for style in STYLES]
+        lines.append(f"| {kind} | {len(own)} | {' | '.join(f'{sum(v)} of {len(v)}' for v in by_style)} |")
+    (docs / "judge.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    _sheet(scenes, list(pictures.values())[1], list(readings.values())[1], wrong).save(docs / "judge.webp")
+    return bars.missed
+
+
+def compare(scenes: Sequence[Scene], visible: Tensor, readings: Sequence[Reading]) -> list[Compared]:
+    """Each thing with what is seen at its place: the mask that it shares most with."""
+    found = []
+    for row, (scene, reading) in enumerate(zip(scenes, readings, strict=True)):
+        for depth, thing in enumerate(scene.things):
+            shared = [float(mask_iou(seen.mask, visible[row, depth])) for seen in reading.things]
+            best = max(range(len(shared)), key=shared.__getitem__, default=None)
+            if best is None or shared[best] < 0.1:
+                found.append(Compared(scene, thing, False, False, 0.0))
+            else:
+                seen = reading.things[best].thing
+                found.append(Compared(scene, thing, seen.kind == thing.kind, seen.colour == thing.colour, shared[best]))
+    return found
+
+
+def is_right(reading: Reading, scene: Scene) -> bool:
+    seen = sorted((s.thing.kind, s.thing.colour) for s in reading.things)
+    wanted = sorted((thing.kind, thing.colour) for thing in scene.things)
+    return (reading.style, reading.background, reading.unknown, seen) == (scene.style, scene.background, 0, wanted)
+
+
+def percent(right: int, count: int) -> str:
+    interval = binomtest(right, count).proportion_ci(method="wilson")
+    return f"{100 * right / count:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
+def words(reading: Reading) -> str:
+    if reading.style is None:
+        return "none of the world's"
+    things = [f"{s.thing.colour} {s.thing.kind}" for s in reading.things] + ["unknown"] * reading.unknown
+    return f"{', '.join(things) or 'nothing'}; {reading.background}, {reading.style}"
+
+
+def _sheet(
+    scenes: Sequence[Scene], pictures: Tensor, readings: Sequence[Reading], wrong: list[tuple[Tensor, str]]
+) -> Sheet:
+    sheet = Sheet(
+        "What the judge says of blurred and noisy renders: the first, then those it is wrong about, then foreign pictures it lets through"
+    )
+    missed = [i for i, (r, s) in enumerate(zip(readings, scenes, strict=True)) if not is_right(r, s)]
+
+    def cell(i: int) -> tuple[Tensor, str]:
+        truth = ", ".join(phrase(scenes[i], k) for k in range(len(scenes[i].things)))
+        return pictures[i], words(readings[i]) + (f" (is: {truth})" if i in missed else "")
+
+    for some in ([cell(i) for i in range(8)], [cell(i) for i in missed[:8]], wrong[:8]):
+        if some:
+            sheet.add(some)
+    return sheet

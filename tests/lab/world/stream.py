@@ -1,0 +1,39 @@
+"""Batches of scenes to train on, each determined by a seed and its number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from lab.world.captions import Caption, random_caption
+from lab.world.render import render
+from lab.world.scenes import Scene, sample_scenes
+from torch import Tensor
+
+ALONE = 0.15  # scenes of one thing
+
+
+@dataclass(frozen=True)
+class Batch:
+    pictures: Tensor  # uint8 [B, SIZE, SIZE, 3]
+    captions: list[Caption]
+    scenes: list[Scene]
+
+
+def batch(seed: int, number: int, size: int, split: str = "train") -> Batch:
+    chance = np.random.default_rng((seed, number))
+    alone = int(chance.binomial(size, ALONE))
+    scenes = sample_scenes(alone, (seed, number, 1), split=split, things=1)
+    scenes += sample_scenes(size - alone, (seed, number, 2), split=split)
+    pictures = (render(scenes).pictures * 255).round().to(torch.uint8).movedim(1, -1)
+    return Batch(pictures, [random_caption(scene, chance) for scene in scenes], scenes)
+
+
+def batches(seed: int, size: int, split: str = "train", start: int = 0) -> Iterator[Batch]:
+    """Without end; `start` is the number of the first, for a training that is taken up again."""
+    number = start
+    while True:
+        yield batch(seed, number, size, split)
+        number += 1
