@@ -104,7 +104,7 @@ def judge_bars(trips: dict[Key, RoundTrip], images: Tensor) -> tuple[list[str], 
         name = f"held-out photograph after encode, invert, sample, decode, {steps} steps"
         rows.append((name, f"at least {PHOTO_BAR:.0f} dB", f"{photo:.2f} dB", photo >= PHOTO_BAR))
     lines = [
-        "| bar | wanted | measured | |",
+        "| goal | required | measured | |",
         "|---|---|---|---|",
         *(f"| {name} | {wanted} | {got} | {'met' if met else '**missed**'} |" for name, wanted, got, met in rows),
         "",

@@ -229,7 +229,7 @@ def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> 
         "of results in which the judge finds the value that the prompt asks for. The rows in italics are not edits: they "
         "show what the judge itself gets right.",
         "",
-        "| bar | wanted | measured | |",
+        "| goal | required | measured | |",
         "|---|---|---|---|",
         *(f"| {n} | at least {bar} | {got:.3f} | {'met' if got >= bar else '**missed**'} |" for n, bar, got in bars),
         "",

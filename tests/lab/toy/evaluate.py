@@ -88,7 +88,7 @@ def bars(judged: float, decoded: float, prompted: float) -> tuple[list[str], boo
         (f"shape and colour right in {PROMPTS} samples of held-out prompts", PROMPT_BAR, prompted, "{:.1%}"),
     )
     lines = [
-        "| bar | wanted | measured | |",
+        "| goal | required | measured | |",
         "|---|---|---|---|",
         *(
             f"| {name} | at least {form.format(bar)} | {form.format(got)} | {'met' if got >= bar else '**missed**'} |"
