@@ -1,4 +1,4 @@
-"""docs/attention_mask.md: how well the place of words, read from cross-attention, covers the object that they name."""
+"""docs/attention_mask.md: how well the area of words, read from cross-attention, covers the object that they name."""
 
 from __future__ import annotations
 
@@ -124,8 +124,9 @@ def write(docs: Path) -> list[str]:
     lines = [
         "# Attention Mask: measured results",
         "",
-        "All figures come from the [toy model](toy.md), a small model trained on drawn scenes, not from Stable "
-        "Diffusion. `make evidence PART=attention_mask` measures them again and writes this page.",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=attention_mask` measures them again and writes this page.",
         "",
         f"{SCENES} held-out scenes of 128 x 128 pixels were inverted with their own captions, with `{METHOD[0]}` on {STEPS} "
         "steps of `ddim_uniform`. `PAL_AttentionMask` then read the same captions at all of these steps. Its "

@@ -119,13 +119,14 @@ def introduction(images: Tensor, vae: Tensor) -> list[str]:
     return [
         "# DDIM Invert: measured results",
         "",
-        "All figures come from the [toy model](toy.md), a small model trained on drawn scenes, not from Stable "
-        "Diffusion. `make evidence PART=inversion` measures them again and writes this page.",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=inversion` measures them again and writes this page.",
         "",
         f"{SCENES} held-out scenes and one held-out photograph, 128 x 128 pixels each, are encoded, inverted by "
         "`PAL_DDIMInvert` on the `ddim_uniform` schedule, sampled from its `noise` by ComfyUI's `euler` at guidance "
-        "1 with the same prompt, and decoded. The prompt is empty, or it is the caption of the picture (for the "
-        f"photograph: {PHOTO_CAPTION}). The relative error is the distance between the sampled latent and the "
+        "1 with the same prompt, and decoded. The prompt is empty, or it is the caption of the picture "
+        f"(`{PHOTO_CAPTION}` for the photograph). The relative error is the distance between the sampled latent and the "
         "inverted one, divided by the norm of the inverted one. `fixed_point` makes at most `iterations` model "
         "calls per step on average: a difficult step can use calls that easier steps have left.",
         "",

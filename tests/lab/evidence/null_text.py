@@ -1,4 +1,4 @@
-"""docs/null_text.md: how well guided sampling gives an inverted picture back, by every method, and what that costs."""
+"""docs/null_text.md: how well guided sampling reconstructs an inverted picture, by every method, and what that costs."""
 
 from __future__ import annotations
 
@@ -154,8 +154,9 @@ def report(
     lines = [
         "# Null-Text Optimize: measured results",
         "",
-        "All figures come from the [toy model](toy.md), a small model trained on drawn scenes, not from Stable "
-        "Diffusion. `make evidence PART=null_text` measures them again and writes this page.",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=null_text` measures them again and writes this page.",
         "",
         f"{len(images)} held-out scenes of 128 x 128 pixels were inverted with their own captions on {STEPS} steps "
         f"of `ddim_uniform`, then sampled by ComfyUI's `euler` at guidance {CFG} with the same captions. The "
@@ -187,12 +188,12 @@ def report(
         + ", ".join(f"{NAMES[name]} {median(counts):.0f}" for name, counts in batches.items())
         + ". Sampling takes 100 calls more.",
         "",
-        "`null_text`, as published, uses the constants of the published code, which are the node's default. Their "
-        "tolerance grows from 1e-5 to 1e-3 over the steps, for latents with a variance near 1 as in Stable "
+        "`null_text`, as published, uses the constants of the published code, which the node has as its default. "
+        "Their tolerance grows from 1e-5 to 1e-3 over the steps, for latents with a variance near 1 as in Stable "
         "Diffusion. The latents of the toy model have a standard deviation near 0.3, so that the same tolerance "
         "stops the search earlier. The tolerance of the paper stays at 1e-5. The ablations show what that changes.",
         "",
-        "![Scenes, and what guided sampling makes of their inversions](null_text.webp)",
+        "![Scenes and their reconstructions at this guidance](null_text.webp)",
         "",
         *ablation_table(ablations, figures),
     ]

@@ -41,8 +41,9 @@ def write(docs: Path) -> list[str]:
     lines = [
         "# Edits with the negatives of Null-Text Optimize: measured results",
         "",
-        "All figures come from the [toy model](toy.md), a small model trained on drawn scenes, not from Stable "
-        "Diffusion. `make evidence PART=null_text_edits` measures them again and writes this page.",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=null_text_edits` measures them again and writes this page.",
         "",
         f"Prompt-to-Prompt with the settings of the first row of [its own page](prompt_to_prompt.md), {STEPS} steps "
         f"and guidance {CFG}, on {EDITS} other held-out scenes: a third of the edits change the colour, a third the "

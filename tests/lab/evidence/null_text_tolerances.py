@@ -104,8 +104,9 @@ def page(rows: list[Row], other: Row) -> list[str]:
     return [
         "# The tolerance of Null-Text Optimize: measured results",
         "",
-        "All figures come from the [toy model](toy.md), a small model trained on drawn scenes, not from Stable "
-        "Diffusion. `make evidence PART=null_text_tolerances` measures them again and writes this page.",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=null_text_tolerances` measures them again and writes this page.",
         "",
         f"{EDITS} edits of held-out scenes by Prompt-to-Prompt at guidance {CFG:g} with {STEPS} steps, without blend "
         "words: a third of the edits change the colour, a third the shape, a third the background. Reconstructed: "

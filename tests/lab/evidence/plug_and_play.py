@@ -60,7 +60,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Source:
-    """A batch of pictures, opened in the model."""
+    """A batch of pictures, inverted."""
 
     world: World
     latent: Tensor
@@ -217,8 +217,9 @@ def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> 
     return missed, [
         "# Plug-and-Play: measured results",
         "",
-        "All figures come from the [toy model](toy.md), a small model trained on drawn scenes, not from Stable "
-        "Diffusion. `make evidence PART=plug_and_play` measures them again and writes this page.",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=plug_and_play` measures them again and writes this page.",
         "",
         f"{len(score.edits)} held-out scenes. In each, the prompt changes one attribute ({', '.join((f'{kind} {count}' for kind, count in kinds.items()))}); "
         "the prompt is the whole caption of the edited scene. The source was inverted with its own caption by "

@@ -103,8 +103,9 @@ def page(scores: dict[str, Score], bars: Bars) -> list[str]:
     return [
         "# Prompt-to-Prompt: measured results",
         "",
-        "All figures come from the [toy model](toy.md), a small model trained on drawn scenes, not from Stable "
-        "Diffusion. `make evidence PART=prompt_to_prompt` measures them again and writes this page.",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=prompt_to_prompt` measures them again and writes this page.",
         "",
         f"{len(chosen.edits)} held-out scenes of 128 x 128 pixels, each with one word of its caption changed ({kinds}). "
         f"The source was inverted with its own caption by `fixed_point`, 5 iterations. All methods used {STEPS} "

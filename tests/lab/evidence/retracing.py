@@ -91,8 +91,9 @@ def page(found: dict[Way, Result], bars: Bars) -> list[str]:
     return [
         "# Exact Retracing: measured results",
         "",
-        "All figures come from the [toy model](toy.md), a small model trained on drawn scenes, not from Stable "
-        "Diffusion. `make evidence PART=retracing` measures them again and writes this page.",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=retracing` measures them again and writes this page.",
         "",
         f"{n} held-out scenes, each with one word of its caption changed: the same edits as on [the page of "
         f"Prompt-to-Prompt](prompt_to_prompt.md), with {STEPS} steps of `ddim_uniform`, ComfyUI's `euler` and "

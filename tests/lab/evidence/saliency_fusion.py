@@ -180,8 +180,9 @@ def page(bars: Bars, tables: dict[str, dict[str, float]]) -> list[str]:
     return [
         "# Saliency Fusion: measured results",
         "",
-        "All figures come from the [toy models](toy.md), small models trained on drawn scenes, not from Stable "
-        "Diffusion. `make evidence PART=saliency_fusion` measures them again and writes this page.",
+        "All figures were measured on the CPU with the [toy models](toy.md), small models trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=saliency_fusion` measures them again and writes this page.",
         "",
         f"{PROMPTS} held-out prompts of which each model knows only a part, such as \u201c{caption(prompts(1, 1001)[0])}\u201d. "
         "The expert's prompt leaves out the background. The general model knows sunsets, meadows and nights, but "

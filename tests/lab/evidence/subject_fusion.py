@@ -202,8 +202,9 @@ def page(bars: Bars, tables: dict[str, dict[str, float]], example: Scene) -> lis
     return [
         "# Subject Fusion: measured results",
         "",
-        "All figures come from the [toy models](toy.md), small models trained on drawn scenes, not from Stable "
-        "Diffusion. `make evidence PART=subject_fusion` measures them again and writes this page.",
+        "All figures were measured on the CPU with the [toy models](toy.md), small models trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=subject_fusion` measures them again and writes this page.",
         "",
         f"{PROMPTS} held-out scenes. The prompt names the shape, its position and the background, such as \u201c{marked(example)}\u201d. "
         f"A reference picture shows the colour and the texture; for this prompt it shows {caption(example, position=False, background=False)}. "

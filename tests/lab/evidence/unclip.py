@@ -90,8 +90,9 @@ def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -
     return [
         "# unCLIP: measured results",
         "",
-        "All figures come from a miniature DALL-E 2 trained on drawn scenes, not from Karlo. `make evidence "
-        "PART=unclip` measures them again and writes this page.",
+        "All figures were measured on the CPU with a miniature DALL-E 2, trained on drawn scenes. They are not "
+        "figures of Karlo: full-size models can behave differently. `make evidence PART=unclip` measures them again "
+        "and writes this page.",
         "",
         "The miniature has a CLIP pair, a prior, a decoder and two upsamplers in the published layouts, trained by "
         f"`make toy`. The nodes load and run them like the public ones. The decoder makes pictures of {SMALL} x {SMALL} "

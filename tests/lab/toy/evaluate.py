@@ -131,7 +131,7 @@ def main() -> int:
         "# The toy world: measured results",
         "",
         "The toy world is a set of small models with real architectures, trained on drawn scenes and a few "
-        "photographs by `make toy`. The other result pages are measured on these models.",
+        "photographs by `make toy`. Most other result pages are measured with these models.",
         "The UNet in the repository was trained for 10,000 steps in four runs, each of which continued the one "
         "before; `make toy` trains 9,000 steps in one run.",
         "The expert of [Saliency Fusion](saliency_fusion.md) and the subject model of [Subject "
@@ -139,8 +139,9 @@ def main() -> int:
         "steps in two runs. The subject model was trained for 2,500 steps, the first 1,500 of them with another "
         "noun in its captions. `make toy` trains as many steps in one run each.",
         "A miniature DALL-E 2 of the same scenes has [a page of its own](unclip.md).",
-        "`make evidence PART=toy` measures the figures again and writes this page. \u201cHeld out\u201d means not used for "
-        "training: every combination of shape, colour and position in these tables, and the photograph of a cat.",
+        "`make evidence PART=toy` measures the figures again, on the CPU, and writes this page. \u201cHeld out\u201d means "
+        "not used for training: the combinations of shape, colour and position in the scenes of these pages, before "
+        "an edit changes them, and the photograph of a cat.",
         "",
         *bar_lines,
         "## Autoencoder",
