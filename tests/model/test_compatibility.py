@@ -15,17 +15,17 @@ from support.cases import cases
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 
 BY_NAME = {column.name: column for column in COLUMNS}
-EVERY_COLUMN = "nothing"
+EVERY_COLUMN = "no other node"
 SPREAD = [
     ("LoRA", "DDIM Invert"),
     ("FreeU_V2", "Plug-and-Play"),
     ("FreeU", "Prompt-to-Prompt"),
     ("TorchCompileModel, backend eager", "Plug-and-Play, captured"),
-    ("attn2_replace, as IPAdapter, behind the node", "Prompt-to-Prompt"),
+    ("attn2_replace, as IPAdapter, after the node", "Prompt-to-Prompt"),
     ("dpmpp_2m", "local blend"),
     ("UNetCrossAttentionMultiply", "Attention Mask"),
     ("euler_ancestral", "Saliency Fusion"),
-    ("ConditioningSetMask, beside the whole", "Subject Fusion"),
+    ("ConditioningSetMask, with a prompt for the whole picture", "Subject Fusion"),
     ("batch of 2", "Sample Trajectory"),
     ("lowvram, with a LoRA", "Null-Text Optimize"),
     ("dpmpp_3m_sde", "unCLIP decoder"),

@@ -34,10 +34,10 @@ CROSS_END, SELF_END = 0.8, 0.4
 
 BARE = "bare UNet calls, one row"
 DDIM = "inversion, ddim"
-FIXED_POINT = "inversion, fixed_point, at most 5 a step on average"
+FIXED_POINT = "inversion, fixed_point, at most 5 calls per step on average"
 PLAIN = "plain CFG sampling"
-LIVE = "Plug-and-Play edit, live source"
-CAPTURED = "Plug-and-Play edit, captured features"
+LIVE = "Plug-and-Play edit without captured features"
+CAPTURED = "Plug-and-Play edit with captured features"
 CAPTURE = "capture of features"
 BLENDED = "Prompt-to-Prompt edit with local blend"
 MASK = "Attention Mask"

@@ -82,7 +82,7 @@ def leaves_the_expert_out(measured: list[dict[str, FusionCost]]) -> bool:
 
 
 def fusion_section(measured: list[dict[str, FusionCost]]) -> str:
-    ratios = table(["ratio", "model", "median", "range", "bar", ""], [bar.cells() for bar in fusion_bars(measured)])
+    ratios = table(["ratio", "model", "median", "range", "at most", ""], [bar.cells() for bar in fusion_bars(measured)])
     sizes = [*(size for *_, size in FUSION_BARS), WINDOWED_SIZE]
     rows = [
         [name, f"{h} x {w}", str(c.general_rows), str(c.expert_rows), f"{median(c.seconds):.2f}", _range(c.seconds, 2)]
@@ -96,10 +96,10 @@ def fusion_section(measured: list[dict[str, FusionCost]]) -> str:
 
 
 FUSION = f"""\
-Two SD1.5 UNets of 859.5 M random parameters in fp32, {STEPS} steps of euler; or one of them and a LoRA of all its attention. A LoRA
-variant alone is sampled in its checkpoint's UNet, and its rows are counted there; in a fusion it has a UNet of its own. A fusion runs
-between the two models' own sampling, {FUSION_REPETITIONS} times. Every run starts with no model loaded, so that the LoRA's calculation is on both
-sides of its ratio. Seconds are processor time."""
+Two SD1.5 UNets of 859.5 M random parameters each in fp32, or one of them and a LoRA of all its attention, with {STEPS} steps of euler. A LoRA
+variant alone is sampled in the UNet of its checkpoint, so its rows are counted there; in a fusion it has a UNet of its own. Each fusion
+runs between the two models' own sampling, {FUSION_REPETITIONS} times. Every run starts with no model loaded, so that both sides of a ratio contain the
+calculation of the LoRA. Seconds are processor time."""
 
 
 def captures_one_tensor_a_site(memory: dict[str, float]) -> bool:
@@ -107,7 +107,7 @@ def captures_one_tensor_a_site(memory: dict[str, float]) -> bool:
 
 
 def bars_section(results: Results) -> str:
-    header = ["ratio", "model", "median", "range", "bar", ""]
+    header = ["ratio", "model", "median", "range", "at most", ""]
     return table(header, [bar.cells() for bar in bars(results)])
 
 
@@ -132,19 +132,19 @@ def memory_section(memory: dict[str, float]) -> str:
     sites, steps = memory["attention_sites"], memory["attention_steps"]
     verdict = "pass" if captures_one_tensor_a_site(memory) else "MISSED"
     rows = [
-        [f"self-attention, {sites} sites, {steps} steps", f"{attention / MB:.1f}"],
-        [f"features, 1 site, {memory['feature_steps']} steps", f"{feature / MB:.1f}"],
+        [f"self-attention of {sites} layers, {steps} steps", f"{attention / MB:.1f}"],
+        [f"features of 1 layer, {memory['feature_steps']} steps", f"{feature / MB:.1f}"],
         ["all that an edit reads (fp16)", f"{(attention + feature) / MB:.1f}"],
-        ["the same with q and k kept apart", f"{(2 * attention + feature) / MB:.1f}"],
+        ["the same if q and k were kept separately", f"{(2 * attention + feature) / MB:.1f}"],
         ["peak resident memory: model loaded", f"{memory['peak_loaded'] / MB:.0f}"],
         ["peak resident memory: plain evaluations", f"{memory['peak_plain'] / MB:.0f}"],
         [f"peak resident memory: capture of {memory['captured_steps']} steps", f"{memory['peak_capture'] / MB:.0f}"],
     ]
     return (
         table(["SD1.5, 512 x 512, default windows of 50 steps", "MB"], rows)
-        + f"\n\n{memory['attention_tensors']} tensors a step for {sites} attention sites, "
-        f"{memory['feature_tensors']} for the features (one each: {verdict}). A plain evaluation that came before the "
-        f"capture had peaked {grown / MB:.0f} MB lower; the {memory['captured_steps']} captured steps hold {kept / MB:.1f} MB."
+        + f"\n\nA step captures {memory['attention_tensors']} tensors for {sites} attention layers and "
+        f"{memory['feature_tensors']} for the features (one each: {verdict}). The capture of {memory['captured_steps']} steps had "
+        f"a peak {grown / MB:.0f} MB above that of the plain evaluations before it; these steps hold {kept / MB:.1f} MB."
     )
 
 
@@ -203,9 +203,9 @@ def null_text_section(cases: list[NullTextCase]) -> str:
         "measured",
         "activations",
         "weights, MB",
-        "peak beside them",
-        "counted",
-        "after result, error, cancel",
+        "peak beside them, MB",
+        "counted, MB",
+        "in use after result, error, cancel, MB",
         "s",
     ]
     rows = [
@@ -226,7 +226,7 @@ def null_text_section(cases: list[NullTextCase]) -> str:
         for b in measured
         if (a.model, a.latent, a.precision, a.keep, b.keep) == (b.model, b.latent, b.precision, False, True)
     ]
-    ratios = "; ".join(f"{name}, {ratio:.2f} times the time of kept activations" for name, ratio in seconds)
+    ratios = "; ".join(f"{name}, {ratio:.2f} times that with kept activations" for name, ratio in seconds)
     verdict = "pass" if all(case.returned for case in measured) else "MISSED"
     goals = [
         [
@@ -242,21 +242,26 @@ def null_text_section(cases: list[NullTextCase]) -> str:
         if c.goal
     ]
     return (
-        f"{NULL_TEXT}\n\n{table(header, rows)}\n\nAn evaluation with checkpointing: {ratios}. "
-        f"One model loaded and less than {RETURNED_WITHIN:.0%} of its weights' size still in use after each ending: {verdict}.\n\n"
-        + table(["at full size", "activations", "weights, GB", "in all, counted", "measured", "goal", ""], goals)
+        f"{NULL_TEXT}\n\n{table(header, rows)}\n\nTime of an evaluation with checkpointing: {ratios}. "
+        f"After each ending, one model is loaded and less than {RETURNED_WITHIN:.0%} of its weights' size is still in use: {verdict}.\n\n"
+        + table(
+            ["at full size", "activations", "weights, GB", "total counted, GB", "measured, GB", "goal, GB", ""], goals
+        )
     )
 
 
 NULL_TEXT = """\
-One step of `null_text` through the node's code, with random weights and PyTorch's attention; an evaluation is a forward and a
-backward pass to the embedding, s its median seconds. Every case is a process of its own. On the CPU the peak is that of resident
-memory over what was resident before, with the weights there and a plain evaluation done, and the seconds are processor time; on a
-GPU they are what torch's allocator had given out at most, and wall-clock time. fp16-as-fp32 are weights in fp16 that ComfyUI casts
-to compute. Counted is one such evaluation on tensors that have shapes but no values: the bytes of all storages alive at once, the
-weights' transient copies among them. Resident memory comes out above the count: malloc and
-the CPU's libraries are not in it, and how much is whose was not taken apart; a GPU's allocator and libraries add theirs too.
-Where no GPU is at hand the figures at full size are such counts, not measurements, and judge nothing."""
+One step of `null_text` through the node's code, with random weights and PyTorch's attention. An evaluation is a forward pass and a
+backward pass to the embedding; the column s has its median seconds. Each case runs in a process of its own.
+
+On the CPU, the peak is the resident memory above what was resident before, when the weights were loaded and one plain evaluation was done;
+seconds are processor time. On a GPU, the peak is the most that PyTorch's allocator had given out; seconds are wall-clock time.
+fp16-as-fp32 means weights in fp16 that ComfyUI casts for computing.
+
+The column “counted” is the same evaluation on tensors that have shapes but no values: the bytes of all storages that are alive at once,
+temporary copies of the weights included. Resident memory is larger than this count, because it also contains malloc's overhead and the
+CPU's libraries; how much belongs to which was not measured. The allocator and the libraries of a GPU add theirs as well. Without a
+GPU, the figures at full size are such counts, not measurements, and do not show whether the goal is met."""
 
 
 def published_section(results: Results) -> str:
@@ -282,13 +287,13 @@ def _published_table(subject: Subject, measured: Measurements) -> str:
             "published recipe", f"{INVERSION_STEPS} + {EDIT_ROWS} x {EDIT_STEPS} = {INVERSION_STEPS + EDIT_ROWS * EDIT_STEPS}",
             published_inversion, cost(PUBLISHED_EDIT),
         ),
-        row("ddim inversion + live source", "50 + 2 x 50 + 40 = 190", cost(DDIM), cost(LIVE)),
-        row("fixed_point inversion + live source", "at most 5 x 50 + 2 x 50 + 40 = 390", cost(FIXED_POINT), cost(LIVE)),
+        row("ddim inversion + edit without captured features", "50 + 2 x 50 + 40 = 190", cost(DDIM), cost(LIVE)),
+        row("fixed_point inversion + edit without captured features", "at most 5 x 50 + 2 x 50 + 40 = 390", cost(FIXED_POINT), cost(LIVE)),
     ]  # fmt: skip
     further = [
         row("a further edit: published recipe", f"{EDIT_ROWS} x {EDIT_STEPS} = 150", cost(PUBLISHED_EDIT)),
-        row("a further edit: live source", "2 x 50 + 40 = 140", cost(LIVE)),
-        row("a further edit: captured features", "2 x 50 = 100", cost(CAPTURED)),
+        row("a further edit: without captured features", "2 x 50 + 40 = 140", cost(LIVE)),
+        row("a further edit: with captured features", "2 x 50 = 100", cost(CAPTURED)),
     ]
     rows = [
         [title, formula, f"{rows:.0f}", f"{calls:.0f}", f"{seconds:.1f}", f"{group[0][2][2] / seconds:.2f} x"]

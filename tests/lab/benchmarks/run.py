@@ -86,7 +86,7 @@ def benchmark(quick: bool, parts: Sequence[str]) -> int:
         passed &= all(bar.passed for bar in report.bars(results))
         sections["Ratios"] = report.bars_section(results)
         sections["Costs"] = report.costs_section(results)
-        sections["Beside the published recipe"] = PUBLISHED + "\n\n" + report.published_section(results)
+        sections["Compared with the published recipe"] = PUBLISHED + "\n\n" + report.published_section(results)
     sections = {title: f"{section}\n\n{machine()}" for title, section in sections.items()}
     standing = sections_of(REPORT.read_text(encoding="utf-8")) if REPORT.exists() else {}
     text = page({} if quick else standing, sections)
@@ -163,20 +163,26 @@ SECTIONS = (
     "Memory of captured features",
     "Memory of null-text optimisation",
     "Prior",
-    "Beside the published recipe",
+    "Compared with the published recipe",
 )
 
 INTRODUCTION = """\
-Printed by `make bench`. What a bar compares runs once in each of five repetitions (two of SD1.5 on the CPU), in turns, every other
-one in reverse order; a ratio divides two runs of one repetition, and their median is held against the bar. The other contestants run once.
-Bare UNet calls are `calc_cond_batch` calls alone; everything else is timed as a whole: guider, conditions, sampler, callbacks.
-Plug-and-Play has its default windows, features for 0.8 and self-attention for 0.5 of the steps; so has Prompt-to-Prompt, words for
-0.8 and self-attention for 0.4, and blend words besides. Attention Mask reads every step. A call is one forward of the
-UNet, a row one picture in it. The weights of SD1.5 are random, since cost depends on shapes alone."""
+`make bench` measures these figures and writes this page. `make bench PART=...` measures one part again: edits, fusion, capture_memory,
+null_text_memory or prior. Each section names its machine.
+
+The two runs of a ratio are repeated five times (SD1.5 on the CPU: twice), in turns, every other time in reverse order. Each repetition
+gives one ratio. The table has their median and range; the median must not exceed the figure under “at most”.
+All other runs are done once.
+
+“Bare UNet calls” are calls of ComfyUI's `calc_cond_batch` and nothing else. Everything else is timed as a whole, with guider,
+conditions, sampler and callbacks. Plug-and-Play has its default windows: features for 0.8 and self-attention for 0.5 of the steps.
+Prompt-to-Prompt has its own: cross-attention for 0.8 and self-attention for 0.4 of the steps, and blend words besides. Attention Mask reads
+every step. A call is one forward pass of the UNet, a row is one picture in it. The weights of SD1.5 are random, because the time depends on
+shapes only."""
 
 PUBLISHED = """\
-pnp-diffusers inverts in 999 steps and evaluates rows [source, negative, positive] in every one of 50. Here the same loop calls the
-same UNet in ComfyUI directly, without guider or condition handling, on the toy."""
+The published recipe is that of pnp-diffusers. It inverts in 999 steps, then evaluates the rows [source, negative, positive] at each of 50
+steps. Here its loop calls the same UNet in ComfyUI directly, without guider or condition handling, on the toy model."""
 
 
 def machine() -> str:

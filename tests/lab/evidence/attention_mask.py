@@ -1,4 +1,4 @@
-"""docs/attention_mask.md: how well the place of words, read from cross-attention, covers the object that they name."""
+"""docs/attention_mask.md: how well the area of words, read from cross-attention, covers the object that they name."""
 
 from __future__ import annotations
 
@@ -119,31 +119,39 @@ def write(docs: Path) -> list[str]:
     iou = {name: mask_iou(masks, truth) for name, (masks, _) in found.items()}
     bars = Bars("attention_mask")
     middle = float(iou["phrase"].median())
-    bars.add("IoU with the true mask, median", f"at least {IOU_BAR}", f"{middle:.3f}", middle >= IOU_BAR)
+    bars.add("median IoU with the true mask", f"at least {IOU_BAR}", f"{middle:.3f}", middle >= IOU_BAR)
     coarse = enlarged(F.adaptive_avg_pool2d(truth[:, None], 16)[:, 0], tuple(truth.shape[-2:]))
     lines = [
-        "# Attention masks, measured",
+        "# Attention Mask: measured results",
         "",
-        "These are figures of the toy model, not of Stable Diffusion. `make evidence` writes this page "
-        "(this part alone: `make evidence PART=attention_mask`).",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=attention_mask` measures them again and writes this page.",
         "",
-        f"{SCENES} held-out scenes, 128x128, inverted with their own captions by `{METHOD[0]}` on {STEPS} steps of `ddim_uniform` "
-        "and read by `PAL_AttentionMask` with the same caption at all of these steps, threshold 0 (Otsu). IoU: the mask with the "
-        "one that the scene was drawn with. The maps have 16 x 16 pixels, 8 pixels of the picture each.",
+        f"{SCENES} held-out scenes of 128 x 128 pixels were inverted with their own captions, with `{METHOD[0]}` on {STEPS} "
+        "steps of `ddim_uniform`. `PAL_AttentionMask` then read the same captions at all of these steps. Its "
+        "threshold was 0, which means that Otsu's method chooses it. The IoU compares the mask with the true mask "
+        "of the object, which is known because the scenes are drawn. The attention maps have 16 x 16 pixels, so "
+        "that one pixel of a map covers 8 x 8 pixels of the picture.",
+        "",
+        "Each scene has one object with a sharp outline. On photographs the IoU can be different.",
         "",
         *bars.table(),
-        "| words | IoU, median | mean | worst | share above 0.5 |",
+        "| words | median IoU | mean | worst | scenes with IoU above 0.5 |",
         "|---|---|---|---|---|",
         row(f'the object\'s phrase ("{phrase(scenes[0])}")', iou["phrase"]),
-        row(f'its noun alone ("{noun(scenes[0])}")', iou["noun"]),
-        row("*the true mask at 16 x 16 pixels, enlarged and cut the same way*", mask_iou(mask_of(coarse, 0.0), truth)),
-        row("*the whole picture*", mask_iou(torch.ones_like(truth), truth)),
+        row(f'its noun only ("{noun(scenes[0])}")', iou["noun"]),
+        row(
+            "*for comparison: the true mask reduced to 16 x 16 pixels, then enlarged and thresholded in the same way*",
+            mask_iou(mask_of(coarse, 0.0), truth),
+        ),
+        row("*for comparison: a mask of the whole picture*", mask_iou(torch.ones_like(truth), truth)),
         "",
         "![Scenes, heatmaps and masks](attention_mask.webp)",
         "",
         "## By shape",
         "",
-        "| shape | scenes | phrase, median IoU | noun alone |",
+        "| shape | scenes | phrase, median IoU | noun only, median IoU |",
         "|---|---|---|---|",
     ]
     for shape in SHAPES:
@@ -154,20 +162,23 @@ def write(docs: Path) -> list[str]:
     found["background"], iou["background"] = behind, mask_iou(behind[0], 1.0 - truth)
     lines += [
         "",
-        "## Steps read, threshold, text of the inversion",
+        "## Steps, threshold and prompt of the inversion",
         "",
-        f"The first {SUBSET} of these scenes, the object's phrase where nothing else is said.",
+        f"The first {SUBSET} of these scenes. The words are the object's phrase unless the row says otherwise.",
         "",
-        "| | IoU, median | mean | worst | share above 0.5 |",
+        "| | median IoU | mean | worst | scenes with IoU above 0.5 |",
         "|---|---|---|---|---|",
-        row(f"all {STEPS} steps, Otsu, inverted with the caption", iou["phrase"][:SUBSET]),
-        row("the same, inverted with the empty text", mask_iou(from_empty, truth)),
+        row(f"all {STEPS} steps, threshold by Otsu's method, inverted with the caption", iou["phrase"][:SUBSET]),
+        row("the same, inverted with the empty prompt", mask_iou(from_empty, truth)),
         *(
             row(f"start {start}, end {end}: {steps_of(start, end)}", mask_iou(masks, truth))
             for (start, end), masks in windows.items()
         ),
         *(row(f"all steps, threshold {t}", mask_iou(mask_of(maps, t), truth)) for t in THRESHOLDS),
-        row(f'"{background(scenes[0])}" and so on, with all but the object', iou["background"]),
+        row(
+            f'the words of the background, such as "{background(scenes[0])}", compared with all but the object',
+            iou["background"],
+        ),
     ]
     (docs / "attention_mask.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -19,7 +19,7 @@ class Bars:
 
     def table(self) -> list[str]:
         return [
-            "| bar | wanted | measured | |",
+            "| goal | required | measured | |",
             "|---|---|---|---|",
             *(
                 f"| {name} | {wanted} | {got} | {'met' if met else '**missed**'} |"

@@ -94,17 +94,19 @@ def judge_bars(trips: dict[Key, RoundTrip], images: Tensor) -> tuple[list[str], 
         for kind in ("empty", "caption"):
             trip = trips[(*DEFAULT, kind, steps)]
             error = float(trip.errors[-1].max())
-            name = f"relative error at the end, {steps} steps, {DEFAULT[1]} iterations, {kind} text, worst picture"
+            name = f"relative error at the end, {steps} steps, {DEFAULT[1]} iterations, {kind} prompt, worst picture"
             rows.append((name, f"at most {bar:.0e}", f"{error:.1e}", error <= bar))
         errors = [float(trips["fixed_point", n, "empty", steps].errors[-1].mean()) for n in ITERATIONS]
         falling = all(b < a for a, b in itertools.pairwise(errors))
-        rows.append((f"it falls with the iterations, {steps} steps", "yes", "yes" if falling else "no", falling))
+        rows.append(
+            (f"the mean error falls as `iterations` rises, {steps} steps", "yes", "yes" if falling else "no", falling)
+        )
     for steps in STEPS:
         photo = float(psnr_each(trips[(*DEFAULT, "empty", steps)].images, images)[PHOTO])
-        name = f"held-out photograph after encode, invert, sample, decode, {steps} steps"
+        name = f"PSNR of the held-out photograph after encoding, inverting, sampling and decoding, {steps} steps"
         rows.append((name, f"at least {PHOTO_BAR:.0f} dB", f"{photo:.2f} dB", photo >= PHOTO_BAR))
     lines = [
-        "| bar | wanted | measured | |",
+        "| goal | required | measured | |",
         "|---|---|---|---|",
         *(f"| {name} | {wanted} | {got} | {'met' if met else '**missed**'} |" for name, wanted, got, met in rows),
         "",
@@ -115,19 +117,21 @@ def judge_bars(trips: dict[Key, RoundTrip], images: Tensor) -> tuple[list[str], 
 def introduction(images: Tensor, vae: Tensor) -> list[str]:
     own = psnr_each(vae, images)
     return [
-        "# Inversion, measured",
+        "# DDIM Invert: measured results",
         "",
-        "These are figures of the toy model, not of Stable Diffusion. `make evidence` writes this page "
-        "(this part alone: `make evidence PART=inversion`).",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=inversion` measures them again and writes this page.",
         "",
-        f"{SCENES} held-out scenes and the held-out photograph, 128x128, are encoded, inverted by `PAL_DDIMInvert` on the "
-        "`ddim_uniform` schedule, sampled back from its `noise` by stock `euler` at guidance 1 with the same text, and decoded. "
-        f'Text: empty, or the picture\'s caption ("{PHOTO_CAPTION}" for the photograph). The relative error is the distance '
-        "of the sampled latent from the inverted one over the norm of the latter. `fixed_point` spends at most `iterations` times "
-        "the steps in evaluations; a hard step may take more than its share of what the others leave.",
+        f"{SCENES} held-out scenes and one held-out photograph, 128 x 128 pixels each, are encoded, inverted by "
+        "`PAL_DDIMInvert` on the `ddim_uniform` schedule, sampled from its `noise` by ComfyUI's `euler` at guidance "
+        "1 with the same prompt, and decoded. The prompt is empty, or it is the caption of the picture "
+        f"(`{PHOTO_CAPTION}` for the photograph). The relative error is the distance between the sampled latent and the "
+        "inverted one, divided by the norm of the inverted one. `fixed_point` makes at most `iterations` model "
+        "calls per step on average: a difficult step can use calls that easier steps have left.",
         "",
-        f"The autoencoder alone reaches {own[:PHOTO].mean():.2f} dB on the scenes and {own[PHOTO]:.2f} dB on the "
-        "photograph: no inversion can do better than that against the picture.",
+        f"The autoencoder alone, without any inversion, reaches {own[:PHOTO].mean():.2f} dB on the scenes and {own[PHOTO]:.2f} "
+        "dB on the photograph. That is the limit for the last column, the PSNR to the picture.",
         "",
     ]
 
@@ -136,12 +140,13 @@ def table(trips: dict[Key, RoundTrip], images: Tensor, vae: Tensor) -> list[str]
     lines = [
         "## Round trip",
         "",
-        "Error on the path: the worst step, mean over all pictures. Error at the end: the picture's latent, mean and "
-        "worst picture. Residual: what the trajectory itself reports (the worst step and picture by which one sampling step "
-        "misses). PSNR: mean of the scenes / the photograph.",
+        "Error on the path: the mean over all pictures, at the worst step. Error at the end: the error of the final "
+        "latent, as the mean over all pictures and for the worst one. Residual: the figure that the trajectory "
+        "reports, which is the error of one sampling step, at the worst step of the worst picture. PSNR: the mean "
+        "of the scenes / the photograph.",
         "",
-        "| steps | method | iterations | text | evaluations a step | residual | error on the path | error at the end | worst "
-        "| PSNR to the autoencoder's picture | PSNR to the picture |",
+        "| steps | method | iterations | prompt | model calls per step | residual | error on the path | error at "
+        "the end, mean | worst | PSNR to the autoencoder's picture | PSNR to the picture |",
         "|---" * 11 + "|",
     ]
     for (method, iterations, kind, steps), trip in sorted(trips.items(), key=lambda item: item[0][3]):
@@ -173,11 +178,11 @@ def convergence_table(found: list[Convergence]) -> list[str]:
     lines = [
         "## Plain iteration and Anderson mixing",
         "",
-        "The equation of one upward step, y = x + d(y) (sigma_high - sigma_low), contracts slowly where sigma falls by a "
-        "large factor in one step, which is at the picture's end of the schedule. `fixed_point` mixes the last "
-        "evaluations (Anderson, depth 3). Relative residual found by the n-th evaluation, worst picture, "
-        f"{min(STEPS)} steps, from the "
-        "first guess that an inversion has: the slope of the step before.",
+        "For every step, an inversion solves the equation y = x + d(y) (sigma_high - sigma_low). Plain iteration "
+        "converges slowly where sigma changes by a large factor in one step, which is at the end of the schedule, "
+        "near the picture. `fixed_point` therefore combines its last evaluations (Anderson mixing, depth 3). The "
+        f"table has the relative residual that the n-th evaluation finds, for the worst picture and {min(STEPS)} "
+        "steps. Both ways begin with the same first guess as an inversion: the slope of the step before.",
         "",
         f"| sigma | {' | '.join(f'plain {n}' for n in SHOWN)} | {' | '.join(f'Anderson {n}' for n in SHOWN)} |",
         "|---" * (1 + 2 * len(SHOWN)) + "|",

@@ -1,4 +1,4 @@
-"""docs/null_text.md: how well guided sampling gives an inverted picture back, by every method, and what that costs."""
+"""docs/null_text.md: how well guided sampling reconstructs an inverted picture, by every method, and what that costs."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ TO_BOUND, ABOVE_PLAIN, TO_PUBLISHED = 1.5, 10.0, 0.1  # dB
 SHARE_OF_EVALUATIONS = 1 / 3
 
 NAMES = {
-    "autoencoder": "*the autoencoder's own bound*",
-    "guidance 1": "*inversion alone, sampled at guidance 1*",
-    "ddim": "DDIM inversion alone (`ddim`)",
-    "fixed_point": "DDIM inversion alone (`fixed_point`)",
+    "autoencoder": "*the autoencoder alone*",
+    "guidance 1": "*the empty negative at guidance 1, where it has no effect*",
+    "ddim": "the empty negative, inverted by `ddim`",
+    "fixed_point": "the empty negative, inverted by `fixed_point`",
     "negative_prompt": "`negative_prompt`",
     "null_text": "`null_text`, as published",
     "fast": "`fast`",
@@ -115,27 +115,27 @@ def judge_bars(quality: dict[str, list[float]], costs: dict[str, list[int]]) -> 
     for name in ("null_text", "fast"):
         below, above = bound - middle[name], middle[name] - plain
         bars.add(
-            f"{NAMES[name]}: median PSNR below the autoencoder's bound",
+            f"{NAMES[name]}: loss of median PSNR against the autoencoder alone",
             f"at most {TO_BOUND} dB",
             f"{below:.2f} dB",
             below <= TO_BOUND,
         )
         bars.add(
-            f"{NAMES[name]}: median PSNR above DDIM inversion alone (`ddim`)",
+            f"{NAMES[name]}: gain of median PSNR over the empty negative, inverted by `ddim`",
             f"at least {ABOVE_PLAIN:.0f} dB",
             f"{above:.2f} dB",
             above >= ABOVE_PLAIN,
         )
     short = middle["null_text"] - middle["fast"]
     bars.add(
-        "`fast`: median PSNR below `null_text`",
+        "`fast`: loss of median PSNR against `null_text` (negative: a gain)",
         f"at most {TO_PUBLISHED} dB",
         f"{short:.2f} dB",
         short <= TO_PUBLISHED,
     )
     share = median(a / b for a, b in zip(costs["fast"], costs["null_text"], strict=True))
     bars.add(
-        "`fast`: share of the evaluations of `null_text`, one picture at a time, median",
+        "`fast`: model calls as a fraction of those of `null_text`, one picture at a time, median",
         "at most a third",
         f"{share:.2f}",
         share <= SHARE_OF_EVALUATIONS,
@@ -152,18 +152,23 @@ def report(
     figures = {name: result.against(images) for name, result in found.items()}
     bars = judge_bars({name: psnrs for name, (psnrs, _) in figures.items()}, costs)
     lines = [
-        "# Null-text optimisation, measured",
+        "# Null-Text Optimize: measured results",
         "",
-        "These are figures of the toy model, not of Stable Diffusion. `make evidence` writes this page "
-        "(this part alone: `make evidence PART=null_text`).",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=null_text` measures them again and writes this page.",
         "",
-        f"{len(images)} held-out scenes, 128x128, inverted with their own captions on {STEPS} steps of `ddim_uniform` and sampled "
-        f"back by stock `euler` at guidance {CFG} with the same caption, the negative being the empty text or what "
-        "`PAL_NullTextOptimize` made of it. Inversion: `fixed_point`, 5 iterations, where nothing else is said. PSNR and SSIM of "
-        "the picture against the one that was encoded.",
+        f"{len(images)} held-out scenes of 128 x 128 pixels were inverted with their own captions on {STEPS} steps "
+        f"of `ddim_uniform`, then sampled by ComfyUI's `euler` at guidance {CFG} with the same captions. The "
+        "negative was the empty prompt or the output of `PAL_NullTextOptimize`. The inversion was `fixed_point` "
+        "with 5 iterations unless the row says otherwise. PSNR and SSIM compare the result with the picture that "
+        "was encoded.",
+        "",
+        "This page measures how well a picture is reconstructed. What the same negatives do to edits is on [another "
+        "page](null_text_edits.md).",
         "",
         *bars.table(),
-        "| | PSNR, median | mean | worst | SSIM, median | evaluations for one picture |",
+        "| | median PSNR | mean | worst | median SSIM | model calls for one picture |",
         "|---|---|---|---|---|---|",
     ]
     for name, label in NAMES.items():
@@ -176,16 +181,19 @@ def report(
     return bars, [
         *lines,
         "",
-        f"Evaluations are calls of the UNet, backward passes counted as calls: median and range of {ALONE} scenes optimised one at "
-        f"a time. In batches of {BATCH}, as for the table, all rows go on until the last one has stopped: "
+        "A model call is one evaluation of the UNet, and a backward pass counts as one too. The column has the "
+        f"median and the range of {ALONE} scenes that were optimised one at a time. For the other columns the scenes "
+        f"were optimised in batches of {BATCH}, where all scenes go on until the last one has stopped. Median calls "
+        "for a batch: "
         + ", ".join(f"{NAMES[name]} {median(counts):.0f}" for name, counts in batches.items())
-        + ". Sampling itself takes 100 more.",
+        + ". Sampling takes 100 calls more.",
         "",
-        "As published: the constants of the published code, which are the node's default. Its tolerance grows from 1e-5 to 1e-3 over the "
-        "steps, for latents of a variance near 1 as Stable Diffusion has. The toy's have a standard deviation near 0.3, so that the "
-        "same numbers stop it earlier; the paper's tolerance stays at 1e-5, and the ablations show what that changes.",
+        "`null_text`, as published, uses the constants of the published code, which the node has as its default. "
+        "Their tolerance grows from 1e-5 to 1e-3 over the steps, for latents with a variance near 1 as in Stable "
+        "Diffusion. The latents of the toy model have a standard deviation near 0.3, so that the same tolerance "
+        "stops the search earlier. The tolerance of the paper stays at 1e-5. The ablations show what that changes.",
         "",
-        "![Scenes, and what guided sampling makes of their inversions](null_text.webp)",
+        "![Scenes and their reconstructions at this guidance](null_text.webp)",
         "",
         *ablation_table(ablations, figures),
     ]
@@ -195,10 +203,12 @@ def ablation_table(ablations: dict[str, Ablation], figures: dict[str, tuple[list
     lines = [
         "## Ablations",
         "",
-        f"The first {ROWS} of these scenes, guidance {CFG}, the published loop with one thing changed. To the pivot: PSNR of the "
-        "latent at the end against the one the search aimed at, mean over the scenes.",
+        f"The first {ROWS} of these scenes at guidance {CFG}. The rows in italics are the same scenes of the table "
+        "above. Each other row is the published loop with one thing changed. The pivot is the trajectory that the "
+        "search aims at. The third column is the PSNR of the final latent against the pivot's, as the mean over the "
+        "scenes.",
         "",
-        "| | PSNR, median | worst | latent to the pivot | evaluations |",
+        "| | median PSNR | worst | PSNR of the latent to the pivot | model calls |",
         "|---|---|---|---|---|",
     ]
     for name in ("autoencoder", "fixed_point", "null_text", "fast"):

@@ -27,11 +27,11 @@ GLOBAL_RATE = 1e-2
 
 ABLATIONS = {
     "code": "nothing changed",
-    "paper": "the paper's constants instead of its code's",
-    "ddim": "pivot by `ddim` instead of `fixed_point`",
+    "paper": "the constants of the paper instead of those of its code",
+    "ddim": "pivot: inverted by `ddim` instead of `fixed_point`",
     "global": "one null embedding for all steps",
-    "random": "pivot: the picture under one random noise at every level",
-    **{f"w {w}": f"pivot: `ddim` inverted at guidance {w:g}" for w in INVERSION_GUIDANCE},
+    "random": "pivot: the picture with the same random noise at every noise level",
+    **{f"w {w}": f"pivot: inverted by `ddim` at guidance {w:g}" for w in INVERSION_GUIDANCE},
 }
 
 

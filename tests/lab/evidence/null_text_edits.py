@@ -1,4 +1,4 @@
-"""docs/null_text_edits.md: what an edit by words makes of its negative, the empty text or that of `PAL_NullTextOptimize`."""
+"""docs/null_text_edits.md: what an edit by words makes of its negative, the empty prompt or that of `PAL_NullTextOptimize`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 EDITS = 18
-NEGATIVES = ("the empty text", "negative_prompt", "fast", "null_text")
+NEGATIVES = ("the empty prompt", "negative_prompt", "fast", "null_text")
 
 
 def edit_with_each(world: World) -> dict[str, Score]:
@@ -39,23 +39,28 @@ def write(docs: Path) -> list[str]:
     """Write the page, which has no bar to miss."""
     scores = edit_with_each(World.load())
     lines = [
-        "# Edits with null-text negatives, measured",
+        "# Edits with the negatives of Null-Text Optimize: measured results",
         "",
-        "These are figures of the toy model, not of Stable Diffusion. `make evidence` writes this page "
-        "(this part alone: `make evidence PART=null_text_edits`).",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=null_text_edits` measures them again and writes this page.",
         "",
-        f"Prompt-to-Prompt in the setting of the first row of [its own page](prompt_to_prompt.md): {STEPS} steps, guidance {CFG}, "
-        f"{EDITS} other held-out scenes, a colour, a shape or a background changed in a third each. The columns are that page's. Prompt-to-Prompt "
-        "takes its source from the trajectory, so the negative changes the edited picture alone.",
+        f"Prompt-to-Prompt with the settings of the first row of [its own page](prompt_to_prompt.md), {STEPS} steps "
+        f"and guidance {CFG}, on {EDITS} other held-out scenes: a third of the edits change the colour, a third the "
+        "shape, a third the background. The columns are those of that page. Prompt-to-Prompt takes its source from "
+        "the trajectory, so that the negative changes only the edited picture.",
+        "",
+        "With so few edits, a small difference between two rows may be chance.",
         "",
         f"| negative | {HEADER}",
         "|---" * 10 + "|",
         *(score.row(name if name == NEGATIVES[0] else f"`{name}`") for name, score in scores.items()),
         "",
-        "More tolerances of `fast`: [its own page](null_text_tolerances.md).",
+        "Other tolerances of `fast` are on [a page of their own](null_text_tolerances.md).",
         "",
-        "`fast` ends near the source prompt and edits as `negative_prompt` does: what the source prompt says of the background is "
-        "pushed away.",
+        "In this table the edits with `fast` are like those with `negative_prompt`. A likely reason: the search of "
+        "`fast` ends near the source prompt, so that guidance pushes away what the source prompt says about the "
+        "background.",
     ]
     (docs / "null_text_edits.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

@@ -1,4 +1,4 @@
-"""docs/null_text_tolerances.md: what `fast` trades at each tolerance, between getting the picture back and letting an edit through."""
+"""docs/null_text_tolerances.md: what `fast` trades at each tolerance, between reconstructing the picture and doing the edit."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tqdm import tqdm
 EDITS = 18
 CFG = 5.0
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
-EMPTY, SOURCE = "the empty text", "`negative_prompt`"
+EMPTY, SOURCE = "the empty prompt", "`negative_prompt`"
 WINDOWS = replace(CHOSEN, blend_words=no_words)
 
 
 @dataclass(frozen=True)
 class Row:
     name: str
-    returned: Tensor  # dB, the picture sampled back with its own prompt
+    reconstructed: Tensor  # dB, the picture sampled with its own prompt
     done: list[bool]
     kept: Tensor  # dB, the background of an edit of the object
 
     def cells(self) -> str:
-        return f"| {self.name} | {interval(self.returned)} | {share(self.done)} | {interval(self.kept)} |"
+        return f"| {self.name} | {interval(self.reconstructed)} | {share(self.done)} | {interval(self.kept)} |"
 
 
 def interval(values: Tensor) -> str:
@@ -49,7 +49,7 @@ def share(done: list[bool]) -> str:
 
 
 def measure(name: str, edits: Edits, negative: dict[int, Conditioning]) -> Row:
-    """negative: of each group, by its place."""
+    """negative: of each group, by its number."""
     places = {id(group): i for i, group in enumerate(edits.groups)}
 
     def edited(group: Group) -> Tensor:
@@ -58,14 +58,14 @@ def measure(name: str, edits: Edits, negative: dict[int, Conditioning]) -> Row:
             steered.sample(group.noise, group.target, CFG, sigmas, group.latent, negative[places[id(group)]])
         )
 
-    returned = torch.empty(len(edits.edits))
+    reconstructed = torch.empty(len(edits.edits))
     for i, group in enumerate(edits.groups):
         back = group.world.sample(group.noise, group.source, CFG, group.trajectory.sigmas, group.latent, negative[i])
-        returned[group.rows] = psnr_each(group.world.decode(back), edits.unedited[group.rows])
+        reconstructed[group.rows] = psnr_each(group.world.decode(back), edits.unedited[group.rows])
     score = edits.each(edited)
     pairs = zip(score.edits, score.readings, strict=True)
     done = [getattr(found, edit.attribute) == getattr(edit.target, edit.attribute) for edit, found in pairs]
-    row = Row(name, returned, done, score.outside)
+    row = Row(name, reconstructed, done, score.outside)
     print(row.cells(), flush=True)
     return row
 
@@ -86,7 +86,7 @@ def write(docs: Path) -> list[str]:
     edits = Edits.open(world, held_out_edits(EDITS, 700), STEPS)
     places = range(len(edits.groups))
     rows = [measure(EMPTY, edits, dict.fromkeys(places, empty))]
-    other = measure(f"{EMPTY}, inverted with it too", inverted_with(edits, empty), dict.fromkeys(places, empty))
+    other = measure(f"{EMPTY}, also for the inversion", inverted_with(edits, empty), dict.fromkeys(places, empty))
     for tolerance in tqdm(TOLERANCES, desc="tolerances"):
         found = {
             i: optimize(world.model, group.source, empty, group.trajectory, CFG, Effort(tolerance=tolerance), "fast")[0]
@@ -102,23 +102,28 @@ def write(docs: Path) -> list[str]:
 
 def page(rows: list[Row], other: Row) -> list[str]:
     return [
-        "# The tolerance of Null-Text Optimize, measured",
+        "# The tolerance of Null-Text Optimize: measured results",
         "",
-        "These are figures of the toy model, not of Stable Diffusion. `make evidence` writes this page "
-        "(this part alone: `make evidence PART=null_text_tolerances`).",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=null_text_tolerances` measures them again and writes this page.",
         "",
-        f"{EDITS} edits of held-out scenes, a colour, a shape or a background changed in a third each, by Prompt-to-Prompt at guidance "
-        f"{CFG:g}, {STEPS} steps, without blend words. Returned: the whole picture sampled back with its own prompt at that guidance, as "
-        "PSNR against what the autoencoder keeps of it. Edit done: the judge finds what the new prompt asks for. Background kept: PSNR "
-        "outside the object where the object was edited. Mean or share, and the 95 % interval.",
+        f"{EDITS} edits of held-out scenes by Prompt-to-Prompt at guidance {CFG:g} with {STEPS} steps, without blend "
+        "words: a third of the edits change the colour, a third the shape, a third the background. Reconstructed: "
+        "PSNR of the picture sampled with its own prompt at that guidance, against the picture that the autoencoder "
+        "alone reconstructs. Edit done: fraction of the edits in which the judge, a program that reads the drawn "
+        "scenes, finds what the new prompt asks for. Background kept: PSNR outside the object, for the edits that "
+        "change the object. Each cell has the mean or the fraction, and its 95 % interval.",
         "",
-        "| negative | returned | edit done | background kept |",
+        "The intervals are wide. Where those of two rows overlap, this table does not show which row is better.",
+        "",
+        "| negative | reconstructed | edit done | background kept |",
         "|---|---|---|---|",
         *(row.cells() for row in rows),
         "",
-        "The same pictures, inverted with the empty text in place of their captions:",
+        "The same pictures, inverted with the empty prompt instead of their captions:",
         "",
-        "| negative | returned | edit done | background kept |",
+        "| negative | reconstructed | edit done | background kept |",
         "|---|---|---|---|",
         other.cells(),
     ]

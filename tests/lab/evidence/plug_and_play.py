@@ -60,7 +60,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Source:
-    """A batch of pictures, opened in the model."""
+    """A batch of pictures, inverted."""
 
     world: World
     latent: Tensor
@@ -197,39 +197,42 @@ def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> 
     """The bars missed, and the page."""
     score = scores[PLUG_AND_PLAY]
     bars = (
-        ("foreground mask IoU with the source, mean", IOU_BAR, float(score.iou.mean())),
-        ("new attribute judged present", ATTRIBUTE_BAR, score.changed()),
+        ("mean IoU of the object's mask with the source's", IOU_BAR, float(score.iou.mean())),
+        ("fraction of the edits with the new attribute", ATTRIBUTE_BAR, score.changed()),
     )
     missed = [f"plug_and_play: {name}: at least {bar}, measured {got:.3f}" for name, bar, got in bars if got < bar]
-    header = "| mask IoU, mean | median | new attribute | shape kept | all five as in the prompt |"
+    header = "| mask IoU, mean | median | new attribute | shape kept | all five attributes as in the prompt |"
     names = {
-        PLUG_AND_PLAY: f"**Plug-and-Play ({PUBLISHED[0]}/{PUBLISHED[1]}, as published)**",
-        EMPTY_TEXT: "the same, but inverted with the empty text",
-        "attention only": f"attention only ({PUBLISHED[1]})",
-        "features only": f"features only ({PUBLISHED[0]})",
+        PLUG_AND_PLAY: f"**Plug-and-Play, feature_end {PUBLISHED[0]}, attention_end {PUBLISHED[1]}, as published**",
+        EMPTY_TEXT: "the same, inverted with the empty prompt",
+        "attention only": f"attention only, attention_end {PUBLISHED[1]}",
+        "features only": f"features only, feature_end {PUBLISHED[0]}",
         "plain sampling": "plain sampling from the inverted noise",
-        "SDEdit": f"SDEdit at its best strength ({best})",
+        "SDEdit": f"SDEdit at its best strength, {best}",
         "source": "*the source, unedited, through the autoencoder*",
-        "target": "*true renders of the edited scenes*",
+        "target": "*the edited scenes, drawn by the renderer*",
         "decoded target": "*the same through the autoencoder*",
     }
     kinds = {attribute: sum(edit.attribute == attribute for edit in score.edits) for attribute in ATTRIBUTES}
     return missed, [
-        "# Plug-and-Play, measured",
+        "# Plug-and-Play: measured results",
         "",
-        "These are figures of the toy model, not of Stable Diffusion. `make evidence` writes this page "
-        "(this part alone: `make evidence PART=plug_and_play`).",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=plug_and_play` measures them again and writes this page.",
         "",
-        f"{len(score.edits)} held-out scenes, one attribute each changed by the prompt "
-        f"({', '.join(f'{kind} {count}' for kind, count in kinds.items())}); the prompt is the edited scene's whole caption. "
-        f"Source: inverted with its own caption by `fixed_point`, {ITERATIONS} iterations. All methods: {STEPS} steps of "
-        f"`ddim_uniform`, stock `euler`, guidance {CFG}, the empty text as negative.",
+        f"{len(score.edits)} held-out scenes. In each, the prompt changes one attribute ({', '.join((f'{kind} {count}' for kind, count in kinds.items()))}); "
+        "the prompt is the whole caption of the edited scene. The source was inverted with its own caption by "
+        f"`fixed_point`, {ITERATIONS} iterations. All methods used {STEPS} steps of `ddim_uniform`, ComfyUI's "
+        f"`euler`, guidance {CFG} and the empty prompt as negative.",
         "",
-        "Mask IoU: the object's mask as the judge finds it in the result, with the source's true mask. New attribute: share "
-        "of results in which the judge finds the value that the prompt asks for. The rows in italics are not edits: they "
-        "show what the judge itself gets right.",
+        "The judge is a program (tests/lab/toy/judge.py) that finds the scene which explains a picture best. Mask "
+        "IoU: the overlap of the object's mask that the judge finds in the result with the true mask of the source. "
+        "New attribute: fraction of the results in which the judge finds the value that the prompt asks for. All "
+        "five attributes: shape, colour, texture, position and background. The rows in italics are not edits. They "
+        "show how well the judge itself reads pictures.",
         "",
-        "| bar | wanted | measured | |",
+        "| goal | required | measured | |",
         "|---|---|---|---|",
         *(f"| {n} | at least {bar} | {got:.3f} | {'met' if got >= bar else '**missed**'} |" for n, bar, got in bars),
         "",
@@ -237,9 +240,10 @@ def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> 
         "|---" * 6 + "|",
         *(scores[name].row(label) for name, label in names.items()),
         "",
-        f"Mask IoU with injection {float(score.iou.mean()):.3f}, from the same noise without it "
-        f"{float(scores['plain sampling'].iou.mean()):.3f}: at latents of 16 x 16 the layout is in the inverted noise already, and "
-        "the feature of block 4 has 4 x 4 pixels. What the method is worth on real pictures is not shown here.",
+        f"The mean mask IoU is {float(score.iou.mean()):.3f} with injection and {float(scores['plain sampling'].iou.mean()):.3f} "
+        "without it, from the same noise. With latents of 16 x 16, the inverted noise already holds the layout, and "
+        "the features of block 4 have only 4 x 4 pixels. This page does not show what the method adds on real "
+        "pictures.",
         "",
         "![Source and results of each method](plug_and_play.webp)",
         "",
@@ -251,8 +255,8 @@ def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> 
         "",
         "## SDEdit by strength",
         "",
-        f"On the first {SWEEP_SCENES} of these scenes; the best strength is the one with the largest sum of mean IoU and share "
-        "with the new attribute.",
+        f"The first {SWEEP_SCENES} of these scenes. The best strength is the one with the largest sum of the mean "
+        "mask IoU and the fraction with the new attribute.",
         "",
         f"| strength {header}",
         "|---" * 6 + "|",

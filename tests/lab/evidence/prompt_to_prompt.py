@@ -31,7 +31,7 @@ SHOWN = 9
 
 DEFAULTS = Windows()
 CHOSEN = Windows(0.4, 0.4, object_words, 0.7)
-HEADER = "edit done | colour | shape | background | all five | background kept, mean | median | to the outline | object kept |"
+HEADER = "edit done | colour | shape | background | all five | background kept, mean | median | up to the outline, mean | object kept, mean |"
 
 
 def compare(world: World) -> dict[str, Score]:
@@ -67,13 +67,13 @@ def publish(docs: Path, scores: dict[str, Score]) -> list[str]:
     chosen = scores["chosen"]
     kept = float(chosen.to_outline.mean())
     bars.add(
-        "edit judged done",
+        "edits done",
         f"at least {100 * DONE_BAR:.0f} %",
         f"{100 * chosen.done():.0f} %",
         chosen.done() >= DONE_BAR,
     )
     bars.add(
-        "background outside the object kept, to its very outline, mean of the pictures' PSNR",
+        "background kept up to the outline, mean PSNR",
         f"at least {KEPT_BAR:.0f} dB",
         f"{kept:.1f} dB",
         kept >= KEPT_BAR,
@@ -91,45 +91,51 @@ def page(scores: dict[str, Score], bars: Bars) -> list[str]:
     ends = f"cross_end {CHOSEN.cross_end}, self_end {CHOSEN.self_end}"
     names = {
         "chosen": f"**Prompt-to-Prompt, {ends}, local blend on the object's words, threshold {CHOSEN.blend_threshold}**",
-        "threshold": f"the same, the node's default threshold ({DEFAULTS.blend_threshold})",
-        "no blend": "the same, no local blend",
-        "defaults": f"Prompt-to-Prompt, the node's defaults ({DEFAULTS.cross_end}, {DEFAULTS.self_end}), no local blend",
-        "plain": "plain prompt change from the inverted noise",
-        "plug and play": "Plug-and-Play (0.8/0.5)",
-        "target": "*true renders of the edited scenes, through the autoencoder*",
+        "threshold": f"the same with the node's default threshold, {DEFAULTS.blend_threshold}",
+        "no blend": "the same without local blend",
+        "defaults": f"Prompt-to-Prompt with the node's defaults, cross_end {DEFAULTS.cross_end}, self_end {DEFAULTS.self_end}, "
+        "without local blend",
+        "plain": "only the new prompt, from the inverted noise",
+        "plug and play": "Plug-and-Play, feature_end 0.8, attention_end 0.5",
+        "target": "*the edited scenes, drawn by the renderer, through the autoencoder*",
     }
     rule = "|---" * 10 + "|"
     return [
-        "# Prompt-to-Prompt, measured",
+        "# Prompt-to-Prompt: measured results",
         "",
-        "These are figures of the toy model, not of Stable Diffusion. `make evidence` writes this page "
-        "(this part alone: `make evidence PART=prompt_to_prompt`).",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=prompt_to_prompt` measures them again and writes this page.",
         "",
-        f"{len(chosen.edits)} held-out scenes, 128x128, one word of the caption changed ({kinds}). Source: inverted with its own "
-        f"caption by `fixed_point`, 5 iterations. All methods: {STEPS} steps of `ddim_uniform`, stock `euler`, guidance {CFG} (the "
-        "toy model draws best at 2 to 3, see [its own page](toy.md)), the empty text as negative. "
-        "The setting of the first row was chosen on other held-out scenes. Local blend: the object's colour and shape are named, in "
-        "both prompts; for an edit of the background no word is. Edits whose captions "
-        "have their words in the same columns go through the nodes as one batch.",
+        f"{len(chosen.edits)} held-out scenes of 128 x 128 pixels, each with one word of its caption changed ({kinds}). "
+        f"The source was inverted with its own caption by `fixed_point`, 5 iterations. All methods used {STEPS} "
+        f"steps of `ddim_uniform`, ComfyUI's `euler`, guidance {CFG} and the empty prompt as negative. The toy model "
+        "draws best at guidance 2 to 3, see [its own page](toy.md). The settings of the first row were chosen on "
+        "other held-out scenes. Local blend: the colour and the shape of the object are the blend words, in both "
+        "prompts; edits of the background have no blend words.",
         "",
-        "Edit done: the judge finds the word that the prompt asks for. All five: shape, colour, texture, position and background "
-        "as in the prompt. Kept: PSNR in dB against the unedited source as the autoencoder gives it back. Background kept: edits of "
-        "colour and shape, outside the true mask of the object before and after the edit; object kept: edits of the background, "
-        f"inside the object's mask. {MARGIN} pixels along the outline are left out of both, because a latent pixel covers 8 and the "
-        "autoencoder blurs the object's colour over its outline; the column to the outline leaves out none.",
+        "Edit done: fraction of the edits in which the judge, a program that reads the drawn scenes, finds the word "
+        "that the prompt asks for; then the same for each kind of edit. All five: shape, colour, texture, position "
+        "and background are as in the prompt. Kept: PSNR in dB against the source as the autoencoder alone "
+        "reconstructs it. Background kept, for edits of colour and shape: outside the true masks of the object "
+        "before and after the edit. Object kept, for edits of the background: inside the object's mask. Both leave "
+        f"out {MARGIN} pixels along the outline, because one pixel of the latent covers 8 pixels of the picture and "
+        "the autoencoder blurs the object's colour over its outline. The column \u201cup to the outline\u201d leaves out "
+        "none.",
         "",
         *bars.table(),
         f"| method | {HEADER}",
         rule,
         *(scores[name].row(label) for name, label in names.items()),
         "",
-        f"The same noise without any injection does {100 * scores['plain'].done():.0f} % of the edits and keeps "
-        f"{float(scores['plain'].outside.mean()):.1f} dB: at latents of 16 x 16 the layout is in the inverted noise already, and what "
-        f"Prompt-to-Prompt adds is {float(chosen.outside.mean() - scores['plain'].outside.mean()):.1f} dB of background, most of it by the "
-        "local blend. The longer the source's cross-attention lasts, the fewer shapes change.",
+        f"The new prompt alone, from the same noise, does {100 * scores['plain'].done():.0f} % of the edits and "
+        f"keeps the background at {float(scores['plain'].outside.mean()):.1f} dB: with latents of 16 x 16, the "
+        f"inverted noise already holds the layout. Prompt-to-Prompt adds {float(chosen.outside.mean() - scores['plain'].outside.mean()):.1f} "
+        f"dB of background, most of it by the local blend. With cross_end {DEFAULTS.cross_end} fewer shapes change "
+        f"than with {CHOSEN.cross_end}.",
         "",
-        f"The row in italics is the most that a perfect edit could keep. The judge takes {100 * scores['unedited'].done():.0f} % of "
-        "the unedited sources for edited.",
+        f"The row in italics shows what a perfect edit would keep. The judge reads {100 * scores['unedited'].done():.0f} "
+        "% of the unedited sources as edited.",
         "",
         "![Sources and results of each method](prompt_to_prompt.webp)",
     ]

@@ -1,4 +1,4 @@
-"""Edits of one word of a caption: their sources opened in the model, their settings, and what is said of the results."""
+"""Edits of one word of a caption: their inverted sources, their settings, and how the results are judged."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def no_words(edit: Edit) -> str:
 
 
 def object_words(edit: Edit) -> str:
-    """What an artist names who wants the object alone to change; nothing where the background is to change."""
+    """The words an artist names to change the object only; none if the background changes."""
     if edit.attribute == "background":
         return ""
     return ", ".join(f"{scene.colour} {scene.shape}" for scene in (edit.source, edit.target))
@@ -93,7 +93,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Edits:
-    """Edits, their sources opened in the model, and what results are held against."""
+    """Edits, their inverted sources, and what results are compared with."""
 
     edits: list[Edit]
     groups: list[Group]

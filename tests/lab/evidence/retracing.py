@@ -21,7 +21,7 @@ PLUG_AND_PLAY = (0.8, 0.5)
 
 @dataclass(frozen=True)
 class Way:
-    """How a source is opened in the model, and whether sampling retraces it exactly."""
+    """How a source is inverted, and whether sampling retraces it exactly."""
 
     label: str
     method: str
@@ -34,12 +34,12 @@ WAYS = (
     Way("`ddim`, exact retracing", "ddim", exact=True),
 )
 EDITS: dict[str, Callable[[Group, bool], World]] = {
-    "plain prompt change": lambda group, exact: retraced(group, exact),
-    "Plug-and-Play (0.8 / 0.5)": lambda group, exact: group.world.plug_and_play(
+    "only the new prompt": lambda group, exact: retraced(group, exact),
+    "Plug-and-Play, feature_end 0.8, attention_end 0.5": lambda group, exact: group.world.plug_and_play(
         group.trajectory, *PLUG_AND_PLAY, exact_retracing=exact
     ),
-    f"Prompt-to-Prompt ({CHOSEN.cross_end} / {CHOSEN.self_end}, local blend)": lambda group, exact: group.steered(
-        CHOSEN, exact_retracing=exact
+    f"Prompt-to-Prompt, cross_end {CHOSEN.cross_end}, self_end {CHOSEN.self_end}, local blend": lambda group, exact: (
+        group.steered(CHOSEN, exact_retracing=exact)
     ),
 }
 
@@ -52,9 +52,9 @@ def retraced(group: Group, exact: bool) -> World:
 
 @dataclass(frozen=True)
 class Result:
-    """returned: PSNR in dB of each source sampled again with its own prompt at guidance 1."""
+    """reconstructed: PSNR in dB of each source sampled again with its own prompt at guidance 1."""
 
-    returned: Tensor
+    reconstructed: Tensor
     scores: dict[str, Score]
 
 
@@ -73,8 +73,13 @@ def write(docs: Path) -> list[str]:
     """Write the page; returns the bars that were missed."""
     found = dict(zip(WAYS, spread(measured, WAYS), strict=True))
     bars = Bars("retracing")
-    worst = float(found[WAYS[2]].returned.min())
-    bars.add("worst source retraced exactly at guidance 1", "at least 60 dB", f"{worst:.1f} dB", worst >= 60.0)
+    worst = float(found[WAYS[2]].reconstructed.min())
+    bars.add(
+        "PSNR of the worst source at guidance 1 with exact retracing",
+        "at least 60 dB",
+        f"{worst:.1f} dB",
+        worst >= 60.0,
+    )
     lines = page(found, bars)
     (docs / "retracing.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -82,27 +87,33 @@ def write(docs: Path) -> list[str]:
 
 
 def page(found: dict[Way, Result], bars: Bars) -> list[str]:
-    n = len(found[WAYS[0]].returned)
+    n = len(found[WAYS[0]].reconstructed)
     return [
-        "# Exact retracing, measured",
+        "# Exact Retracing: measured results",
         "",
-        "These are figures of the toy model, not of Stable Diffusion. `make evidence` writes this page "
-        "(this part alone: `make evidence PART=retracing`).",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=retracing` measures them again and writes this page.",
         "",
-        f"{n} held-out scenes, one word of the caption changed, the same edits as on [Prompt-to-Prompt's page](prompt_to_prompt.md): {STEPS} "
-        f"steps of `ddim_uniform`, stock `euler`, guidance {CFG}. Calls: of the model for one inversion of {STEPS} steps and one "
-        "retracing of it at guidance 1.",
+        f"{n} held-out scenes, each with one word of its caption changed: the same edits as on [the page of "
+        f"Prompt-to-Prompt](prompt_to_prompt.md), with {STEPS} steps of `ddim_uniform`, ComfyUI's `euler` and "
+        f"guidance {CFG}. Model calls: those of one inversion with {STEPS} steps, plus those of sampling along it at "
+        "guidance 1. PSNR: of the source, sampled with its own prompt at guidance 1, against the picture that the "
+        "autoencoder alone reconstructs. 120 dB is the largest PSNR that this page can show; it stands for a mean "
+        "squared error of 1e-12 or less.",
         "",
         *bars.table(),
-        "| inversion | calls | source at guidance 1, mean | worst |",
+        "| inversion | model calls | PSNR of the source at guidance 1, mean | worst |",
         "|---|---|---|---|",
         *(
-            f"| {way.label} | {calls(way)} | {float(result.returned.mean()):.1f} dB | {float(result.returned.min()):.1f} dB |"
+            f"| {way.label} | {calls(way)} | {float(result.reconstructed.mean()):.1f} dB | {float(result.reconstructed.min()):.1f} dB |"
             for way, result in found.items()
         ),
         "",
-        "Edit done: the share in which the judge finds the word that the prompt asks for, with its 95 % interval (Wilson). Background kept: "
-        "edits of colour and shape, PSNR against the unedited source outside the object. Object kept: edits of the background, inside the object.",
+        "Edit done: fraction of the edits in which the judge finds the word that the prompt asks for, with its 95 % "
+        "interval (Wilson). Background kept: PSNR outside the object against the unedited source, for edits of "
+        "colour and shape. Object kept: PSNR inside the object, for edits of the background. Where the intervals of "
+        "two rows overlap, the table does not show which one does more edits.",
         "",
         "| edit | inversion | edit done | background kept | object kept |",
         "|---|---|---|---|---|",

@@ -54,17 +54,21 @@ class Way:
 
 
 WAYS = {
-    "scene": Way("the scene model alone, which sees no reference"),
+    "scene": Way("the scene model alone, without the reference"),
     "subject": Way("the subject model alone", delay=0.0),
-    **{f"delay {delay}": Way(f"the subject model alone, delayed until {delay}", delay=delay) for delay in DELAYS},
+    **{
+        f"delay {delay}": Way(f"the subject model alone, delayed conditioning until {delay}", delay=delay)
+        for delay in DELAYS
+    },
     "both": Way("**both models**, scene_end 0.3, fusion_end 0.6 (the defaults)", stages=(0.3, 0.6)),
-    "published": Way("both models, the same borders, the published constants", stages=(0.3, 0.6), saliency="published"),
+    "published": Way("both models, the same stages, the published constants", stages=(0.3, 0.6), saliency="published"),
     "later": Way("both models, scene_end 0.7, fusion_end 0.9", stages=(0.7, 0.9)),
 }
 CHOSEN, PUBLISHED = "both", "published"
 MASKS = (
-    "With the published constants the masks of the fusion stage are seldom the subject's: on the toy the scene model's guidance is the stronger at the "
-    "object, and the subject model is given what is around it. The last stage, which is the subject model's alone, draws the subject all the same."
+    "With the published constants, the masks of the fusion stage seldom cover the subject: on the toy model, the guidance of the scene model is "
+    "stronger at the object, so that the subject model gets the area around it. The subject still appears, because the last stage is the subject "
+    "model's alone."
 )
 
 
@@ -186,7 +190,7 @@ def judge_bars(tables: dict[str, dict[str, float]]) -> Bars:
     for name in ("subject", best_delay(tables)):
         ahead = tables[CHOSEN]["both"] - tables[name]["both"]
         bars.add(
-            f"identity and scene both right: both models before {WAYS[name].label}",
+            f"identity and scene both right: lead of both models over {WAYS[name].label}",
             "more than 0 points",
             f"{100 * ahead:.0f} points",
             ahead > 0,
@@ -196,18 +200,21 @@ def judge_bars(tables: dict[str, dict[str, float]]) -> Bars:
 
 def page(bars: Bars, tables: dict[str, dict[str, float]], example: Scene) -> list[str]:
     return [
-        "# Subject fusion, measured",
+        "# Subject Fusion: measured results",
         "",
-        "These are figures of the toy models, not of Stable Diffusion. `make evidence` writes this page "
-        "(this part alone: `make evidence PART=subject_fusion`).",
+        "All figures were measured on the CPU with the [toy models](toy.md), small models trained on drawn scenes. "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
+        "PART=subject_fusion` measures them again and writes this page.",
         "",
-        f"{PROMPTS} held-out scenes. The prompt says what shape there is, where and before what, such as \u201c{marked(example)}\u201d; its "
-        f"colour and texture, a reference picture says, here of {caption(example, position=False, background=False)}. The scene model is the "
-        "general toy model. The subject model was trained on from it with FastComposer's architecture. It has unlearnt scenes, as the papers' "
-        "have by their training on portraits, because half of its captions named a background drawn at random and the others none. "
-        f"{STEPS} steps of `euler` on `ddim_uniform`, guidance {CFG} where nothing else is said, the same noise for every row.",
+        f"{PROMPTS} held-out scenes. The prompt names the shape, its position and the background, such as \u201c{marked(example)}\u201d. "
+        f"A reference picture shows the colour and the texture; for this prompt it shows {caption(example, position=False, background=False)}. "
+        "The scene model is the general toy model. The subject model was trained from it with FastComposer's "
+        "architecture. Like the models of the papers, which were trained on portraits, it has lost scenes: half of "
+        f"the captions in its training named a background drawn at random, the others none. All rows: {STEPS} steps "
+        f"of `euler` on `ddim_uniform`, guidance {CFG}, the same noise.",
         "",
-        "Identity: shape, colour and texture of the reference. Scene: position and background of the prompt.",
+        "Identity: fraction of the pictures with shape, colour and texture of the reference. Scene: with position and "
+        "background of the prompt. A program, the judge, reads them from the pictures.",
         "",
         *bars.table(),
         "| | identity | scene | **both** | shape | colour | texture | position | background |",
@@ -224,7 +231,7 @@ def page(bars: Bars, tables: dict[str, dict[str, float]], example: Scene) -> lis
         "",
         MASKS,
         "",
-        "![References, and what each way makes of them](subject_fusion.webp)",
+        "![Reference pictures and the results of the scene model, the subject model and both](subject_fusion.webp)",
     ]
 
 
@@ -238,7 +245,7 @@ def contact_sheet(
     alone = ["scene", "subject", best_delay(tables)]
     headings = ["reference", "scene model", "subject model", "delayed"]
     headings += ["both models", f"mask, step {MASK_STEP}", "published constants", f"mask, step {MASK_STEP}"]
-    sheet = Sheet("A subject from a picture in a scene from words. White: the subject's places. Toy models.", headings)
+    sheet = Sheet("A subject from a picture in a scene from words. White: the subject's area. Toy models.", headings)
     masks = {
         name: world.places(scenes[:BATCH], references[:BATCH], WAYS[name], pictures[name][:BATCH])
         for name in (CHOSEN, PUBLISHED)

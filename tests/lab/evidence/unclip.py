@@ -61,12 +61,14 @@ def judge_bars(texts: Texts, seen: Again, middle: Between, moved: Moved) -> Bars
         bars.add(name, f"at least {wanted:.0%}", f"{measured:.1%}", measured >= wanted)
 
     share("(a) shape and colour right with the prior's embedding", RIGHT, prior)
-    for name, label in (("text", "the text alone"), ("as image", "the text's embedding as if it were a picture's")):
+    for name, label in (("text", "the text alone"), ("as image", "the text's embedding in place of a picture's")):
         ahead = 100 * (prior - texts.rows[name].both)
-        bars.add(f"(a) the prior's embedding before {label}", "more than 0 points", f"{ahead:.1f} points", ahead > 0)
+        bars.add(
+            f"(a) lead of the prior's embedding over {label}", "more than 0 points", f"{ahead:.1f} points", ahead > 0
+        )
     gain = float(seen.psnr["inverted"].mean() - seen.psnr["random"].mean())
-    bars.add("(b) the inverted x_T before a random one", "more than 0 dB", f"{gain:.1f} dB", gain > 0)
-    share("(d) morphs in which the attribute switches once", SWITCHED, middle.everywhere)
+    bars.add("(b) gain of the inverted x_T over a random one", "more than 0 dB", f"{gain:.1f} dB", gain > 0)
+    share("(d) morphs in which the attribute changes once", SWITCHED, middle.everywhere)
     share(f"(e) by words, theta {THETA}: the named attribute is changed", MOVED, moved.changed[THETA])
     return bars
 
@@ -86,31 +88,35 @@ def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -
     varied = ["inverted", "varied"]
     psnr = {name: values.mean().item() for name, values in seen.psnr.items()}
     return [
-        "# unCLIP, measured",
+        "# unCLIP: measured results",
         "",
-        "These are figures of a miniature DALL-E 2 trained on drawn scenes, not of Karlo. `make evidence` writes this page (this part alone: "
-        "`make evidence PART=unclip`).",
+        "All figures were measured on the CPU with a miniature DALL-E 2, trained on drawn scenes. They are not "
+        "figures of Karlo: full-size models can behave differently. `make evidence PART=unclip` measures them again "
+        "and writes this page.",
         "",
-        "A CLIP pair, a prior, a decoder and two upsamplers in the published layouts, trained by `make toy`; the nodes load and run them as "
-        f"they would the public ones. The second upsampler's first weights were not the draw that `make toy` makes. "
-        f"The decoder paints {SMALL} x {SMALL} pixels, the upsamplers {MEDIUM} x {MEDIUM} and {2 * MEDIUM} x "
-        f"{2 * MEDIUM}. {SCENES} held-out scenes for each table unless it says otherwise; what a picture shows is read by tests/lab/toy/judge.py, "
-        f"after plain enlargement where it is {SMALL} x {SMALL}.",
+        "The miniature has a CLIP pair, a prior, a decoder and two upsamplers in the published layouts, trained by "
+        f"`make toy`. The nodes load and run them like the public ones. The decoder makes pictures of {SMALL} x {SMALL} "
+        f"pixels, the upsamplers of {MEDIUM} x {MEDIUM} and {2 * MEDIUM} x {2 * MEDIUM}. Each table has {SCENES} "
+        "held-out scenes unless it says otherwise. What a picture shows is read by a program, "
+        f"tests/lab/toy/judge.py; pictures of {SMALL} x {SMALL} are enlarged by interpolation for it. The training "
+        "of the second upsampler began with other random weights than `make toy` draws.",
         "",
         *bars.table(),
-        "## (a) From a text",
+        "## (a) Pictures from a text",
         "",
-        "The paper's comparison (section 5.1): the caption goes to the decoder in every row, and what is said of the image embedding differs. "
-        f"The text's embedding is given the mean length of pictures' embeddings. Prior: {STEPS} steps, guidance {PRIOR_CFG:g}. "
-        f"Decoder: unCLIP Sampler, {STEPS} steps, guidance {CFG:g}. The same noise in every row.",
+        "The comparison of the paper (section 5.1). The decoder gets the caption in every row; the rows differ in "
+        "the image embedding. The embedding of a text is scaled to the mean length of the embeddings of pictures. "
+        f"Prior: {STEPS} steps, guidance {PRIOR_CFG:g}. Decoder: unCLIP Sampler, {STEPS} steps, guidance {CFG:g}. "
+        "The noise is the same in every row.",
         "",
         *table([texts.rows[name] for name in ("text", "as image", "prior", "large")]),
-        "The decoder's last training was with noisy embeddings. Such a decoder paints from the text's embedding as well as from the prior's.",
+        "The last training of the decoder used noisy embeddings. Such a decoder draws from the text's embedding as "
+        "well as from the prior's, so that this table does not show what a prior adds.",
         "",
-        "## (b) A picture again",
+        "## (b) Reconstruction of a picture",
         "",
-        f"From the picture's embedding and x_T, with no text, {STEPS} steps of `euler` on `karras`, guidance 1. x_T is found by DDIM Invert "
-        "(`fixed_point`, 3 iterations). Mean PSNR against the picture:",
+        f"From the embedding and the x_T of the picture, without a text: {STEPS} steps of `euler` on `karras`, "
+        "guidance 1. x_T is found by DDIM Invert (`fixed_point`, 3 iterations). Mean PSNR against the picture:",
         "",
         "| x_T | PSNR |",
         "|---|---|",
@@ -119,8 +125,9 @@ def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -
         "",
         "## (c) Variations",
         "",
-        "From the same embedding and x_T with new noise on the way. The embedding was trained to hold what captions say; where exactly the "
-        f"object lies and how large it is they do not say. Distances are in pixels of {2 * MEDIUM}.",
+        "From the same embedding and x_T, with new noise at every step. The embedding was trained to hold what "
+        "captions say, and captions do not say exactly where the object lies and how large it is. Distances are in "
+        f"pixels of a picture of {2 * MEDIUM} x {2 * MEDIUM}.",
         "",
         *table(
             [seen.rows[name] for name in varied],
@@ -130,20 +137,22 @@ def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -
                 "PSNR": [f"{psnr[name]:.1f} dB" for name in varied],
             },
         ),
-        "## (d) Between two pictures",
+        "## (d) Morphs between two pictures",
         "",
-        f"{len(middle.pairs)} pairs of pictures that differ in one attribute; embedding and x_T go along the sphere together, at the thetas "
-        f"{MORPH}, guidance 1. Counted are pairs where the judge reads the first picture's attribute up to some theta and the second's from "
-        "there on, and nothing else at any.",
+        f"{len(middle.pairs)} pairs of pictures that differ in one attribute. Embedding and x_T are interpolated "
+        f"together on the sphere, at the thetas {MORPH}, with guidance 1. A pair counts if the judge reads the attribute "
+        "of the first picture up to some theta, that of the second from there on, and no other value at any theta. "
+        "The table has the fraction of these pairs, for all and by attribute.",
         "",
         f"| {' | '.join(['all', *middle.switched])} |",
         "|---" * (1 + len(middle.switched)) + "|",
         "| " + " | ".join(f"{100 * value:.1f} %" for value in (middle.everywhere, *middle.switched.values())) + " |",
         "",
-        "## (e) By words",
+        "## (e) Editing by words",
         "",
-        "The picture's embedding is moved from what its caption says towards the caption with one attribute changed (unCLIP Embedding Text Diff), "
-        f"and painted from the picture's own x_T without a text, guidance {DIFF_CFG:g}. `kept`: all four other attributes read as before.",
+        "unCLIP Embedding Text Diff moves the embedding of the picture from its caption towards the caption with "
+        f"one attribute changed. The picture is then sampled from its own x_T without a text, at guidance {DIFF_CFG:g}. "
+        "Rest kept: all four other attributes are read as before.",
         "",
         "| theta | named attribute changed | rest kept | both |",
         "|---|---|---|---|",
@@ -158,13 +167,14 @@ def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -
         "",
         "## (f) Best of n",
         "",
-        "As in (a); of n embeddings the one nearest to the text is kept.",
+        f"As in (a). Of n embeddings, the one nearest to the text is kept. With {SCENES} scenes, a difference of one "
+        "or two points may be chance.",
         "",
         *table([texts.rows[name] for name in ("one", "prior", "many")]),
-        f"Guidances were chosen on scenes of the training split, before the decoder's last training: {CFG:g} from a text, "
-        f"{VARIATION_CFG:g} for variations, {DIFF_CFG:g} by words.",
+        f"The guidance was chosen on scenes of the training split, before the last training of the decoder: {CFG:g} "
+        f"for pictures from a text, {VARIATION_CFG:g} for variations, {DIFF_CFG:g} for editing by words.",
         "",
-        "![From a text, variations, morphs, and pictures moved by words](unclip.webp)",
+        "![Pictures from a text, variations, morphs, and pictures edited by words](unclip.webp)",
     ]
 
 

@@ -85,7 +85,7 @@ def from_texts(world: UnCLIP, scenes: list[Scene]) -> Texts:
     imagined = {count: world.imagine(words, count) for count in (1, 2, CANDIDATES)}
     ways = {
         "text": ("text alone", None),
-        "as image": ("the text's embedding as if it were a picture's", read / read.norm(dim=1, keepdim=True) * norm),
+        "as image": ("the text's embedding in place of a picture's", read / read.norm(dim=1, keepdim=True) * norm),
         "prior": ("**the prior's embedding**, best of 2", imagined[2]),
         "one": ("the prior's embedding, one candidate", imagined[1]),
         "many": (f"the prior's embedding, best of {CANDIDATES}", imagined[CANDIDATES]),
@@ -128,7 +128,7 @@ def again(world: UnCLIP, opened: Opened) -> Again:
         "varied": world.paint_from(opened.start, told, VARIATION_CFG, 1.0, label="variations"),
     }
     readings = {name: judge(enlarged(drawn))[0] for name, drawn in pictures.items()}
-    labels = {"inverted": "eta 0: the picture again", "varied": f"**eta 1**, guidance {VARIATION_CFG:g}"}
+    labels = {"inverted": "eta 0: the reconstruction", "varied": f"**eta 1**, guidance {VARIATION_CFG:g}"}
     return Again(
         {name: psnr_each(pictures[name], opened.small) for name in pictures},
         {name: Row.read(label, readings[name], opened.scenes) for name, label in labels.items()},

@@ -83,12 +83,12 @@ def row(name: str, table: dict[str, float], *more: str) -> str:
 def bars(judged: float, decoded: float, prompted: float) -> tuple[list[str], bool]:
     """The lines that say which bars are met, and whether all are."""
     rows = (
-        ("shape and colour read rightly in true held-out renders", JUDGE_BAR, judged, "{:.1%}"),
+        ("shape and colour read correctly in drawn held-out scenes", JUDGE_BAR, judged, "{:.1%}"),
         ("PSNR of held-out scenes through the autoencoder", VAE_BAR, decoded, "{:.2f} dB"),
         (f"shape and colour right in {PROMPTS} samples of held-out prompts", PROMPT_BAR, prompted, "{:.1%}"),
     )
     lines = [
-        "| bar | wanted | measured | |",
+        "| goal | required | measured | |",
         "|---|---|---|---|",
         *(
             f"| {name} | at least {form.format(bar)} | {form.format(got)} | {'met' if got >= bar else '**missed**'} |"
@@ -128,15 +128,20 @@ def main() -> int:
     bar_lines, met = bars(rendered["shape and colour"], fidelity, final["shape and colour"])
     header = [*ATTRIBUTES, "shape and colour", "all five"]
     lines = [
-        "# The toy world, measured",
+        "# The toy world: measured results",
         "",
-        "Small models of the real architectures, trained on drawn scenes and a few photographs by `make toy`.",
-        "The UNet in the repository had 10,000 steps in four runs, each going on from the last one; `make toy` takes 9,000 in one.",
-        "The expert of docs/saliency_fusion.md and the subject model of docs/subject_fusion.md are low-rank differences (rank 16) from it. "
-        "The expert had 2,000 steps in two runs. The subject model had 2,500, the first 1,500 of them with another noun in its captions; "
-        "`make toy` takes as many in one run each.",
-        "A miniature DALL-E 2 of the same scenes has a page of its own, docs/unclip.md.",
-        "`make evidence` writes this page. Held out: every (shape, colour, position) triple named here, and the cat.",
+        "The toy world is a set of small models with real architectures, trained on drawn scenes and a few "
+        "photographs by `make toy`. Most other result pages are measured with these models.",
+        "The UNet in the repository was trained for 10,000 steps in four runs, each of which continued the one "
+        "before; `make toy` trains 9,000 steps in one run.",
+        "The expert of [Saliency Fusion](saliency_fusion.md) and the subject model of [Subject "
+        "Fusion](subject_fusion.md) are low-rank changes (rank 16) of that UNet. The expert was trained for 2,000 "
+        "steps in two runs. The subject model was trained for 2,500 steps, the first 1,500 of them with another "
+        "noun in its captions. `make toy` trains as many steps in one run each.",
+        "A miniature DALL-E 2 of the same scenes has [a page of its own](unclip.md).",
+        "`make evidence PART=toy` measures the figures again, on the CPU, and writes this page. \u201cHeld out\u201d means "
+        "not used for training: the combinations of shape, colour and position in the scenes of these pages, before "
+        "an edit changes them, and the photograph of a cat.",
         "",
         *bar_lines,
         "## Autoencoder",
@@ -148,23 +153,26 @@ def main() -> int:
         "",
         "## Judge",
         "",
-        f"Share of {RENDERS} held-out scenes read rightly, and the overlap of the fitted mask with the rendered one.",
+        "The judge is a program that finds the drawn scene which explains a picture best. The table has the "
+        f"fraction of {RENDERS} held-out scenes in which it reads each attribute correctly, and the mean IoU of the "
+        "mask that it finds with the true one.",
         "",
         f"| pictures | {' | '.join(header)} | mask IoU |",
         "|---" * (len(header) + 2) + "|",
-        row("rendered", rendered, f"{mask_iou(true_masks, masks).mean():.3f}"),
+        row("as drawn", rendered, f"{mask_iou(true_masks, masks).mean():.3f}"),
         row("through the autoencoder", shares(vae_readings, scenes), f"{mask_iou(vae_masks, masks).mean():.3f}"),
         "",
         "## Samples",
         "",
-        f"Held-out prompts, {STEPS} steps of DDIM, as judged.",
+        f"Pictures sampled from held-out prompts with {STEPS} steps of DDIM: the fraction with each attribute as in "
+        "the prompt, as the judge reads it.",
         "",
         f"| CFG, prompts | {' | '.join(header)} |",
         "|---" * (len(header) + 1) + "|",
         *(row(f"{cfg}, {SWEEP_PROMPTS}", table) for cfg, table in sweep.items()),
         row(f"**{CFG}, {PROMPTS}**", final),
         "",
-        "![The first of these samples, and photographs by prompt](toy_samples.webp)",
+        "![The first of these samples, and pictures sampled from prompts for photographs](toy_samples.webp)",
         "",
     ]
     docs.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What stacks with what: every sampling node of the pack beside everything of core that touches a sampling."""
+"""What works together with what: every sampling node of the pack with everything of core that takes part in sampling."""
 
 from lab.evidence.compatibility.page import write
 

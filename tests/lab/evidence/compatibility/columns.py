@@ -63,27 +63,28 @@ COLUMNS = [
 ]
 NAMES = [column.name for column in COLUMNS]
 
-THIRD_PROMPT = "evaluates an empty prompt too, which gets the source's features as all prompts do"
+THIRD_PROMPT = "the node evaluates an empty prompt as well, and it gets the features of the source like all prompts"
 
-WHOLE_PICTURE = (
-    "for an area ComfyUI itself takes the first step's negative at every step; no node of this pack runs there"
-)
+WHOLE_PICTURE = "with an area or mask, ComfyUI itself uses the negative of the first step at every step; no node of this pack runs there"
 
 # Why a group of rows, or one row, says nothing about a column.
 SENSELESS = {
-    ("samplers", "Attention Mask"): "no sampler runs",
-    ("guiders", "Attention Mask"): "no guider runs",
-    ("guiders", "Saliency Fusion"): "is a guider itself",
-    ("guiders", "Subject Fusion"): "is a guider itself",
-    ("BasicGuider", "Null-Text Optimize"): "reads no negative prompt",
-    ("CFGGuider at 1", "Null-Text Optimize"): "reads no negative prompt",
-    ("DualCFGGuider, regular", "Null-Text Optimize"): "is not the guidance that the search is for",
-    ("DualCFGGuider, nested", "Null-Text Optimize"): "is not the guidance that the search is for",
-    ("PerpNegGuider", "Null-Text Optimize"): "is not the guidance that the search is for",
-    ("ConditioningSetTimestepRange, another prompt later", "Prompt-to-Prompt"): "the later prompt is not the source's",
+    ("samplers", "Attention Mask"): "the node runs no sampler",
+    ("guiders", "Attention Mask"): "the node runs no guider",
+    ("guiders", "Saliency Fusion"): "the node is a guider itself",
+    ("guiders", "Subject Fusion"): "the node is a guider itself",
+    ("BasicGuider", "Null-Text Optimize"): "this guider reads no negative prompt",
+    ("CFGGuider at 1", "Null-Text Optimize"): "this guider reads no negative prompt",
+    ("DualCFGGuider, regular", "Null-Text Optimize"): "the optimisation is for another kind of guidance",
+    ("DualCFGGuider, nested", "Null-Text Optimize"): "the optimisation is for another kind of guidance",
+    ("PerpNegGuider", "Null-Text Optimize"): "the optimisation is for another kind of guidance",
+    (
+        "ConditioningSetTimestepRange, another prompt later",
+        "Prompt-to-Prompt",
+    ): "the later prompt is not that of the source",
     **{(f"ConditioningSet{what} alone", "Null-Text Optimize"): WHOLE_PICTURE for what in ("Area", "Mask")},
     **{
-        ("LoRA hook in a mask, beside the whole", column): "the source is read without the hook"
+        ("LoRA hook in a mask, with a prompt for the whole picture", column): "the source is evaluated without the hook"
         for column in ("Plug-and-Play", "Plug-and-Play, captured", "Prompt-to-Prompt")
     },
     **{
@@ -91,8 +92,8 @@ SENSELESS = {
         for row in ("PerpNeg (model)", "PerpNegGuider")
         for column in ("Plug-and-Play", "Plug-and-Play, captured")
     },
-    ("EasyCache", "unCLIP decoder"): "a prediction follows from those before it",
-    ("LazyCache", "unCLIP decoder"): "a prediction follows from those before it",
-    ("models", "unCLIP decoder"): "is a model itself",
-    ("precisions", "unCLIP decoder"): "is a model itself",
+    ("EasyCache", "unCLIP decoder"): "with a cache, a prediction depends on those before it",
+    ("LazyCache", "unCLIP decoder"): "with a cache, a prediction depends on those before it",
+    ("models", "unCLIP decoder"): "the column is a model itself",
+    ("precisions", "unCLIP decoder"): "the column is a model itself",
 }

@@ -42,7 +42,7 @@ def invert(graph: Graph, **options) -> dict:
 
 
 def ddim_invert(graph: Graph) -> torch.Tensor:
-    """Sampling from its noise starts where the path starts and, by Euler's steps, ends at the picture."""
+    """Sampling from its noise starts at the start of the trajectory and, with Euler's steps, ends at the picture."""
     # From the highest level a random network is too steep for fixed_point to converge.
     graph = replace(graph, sigmas=graph.sigmas[1:] if len(graph.sigmas) > 3 else graph.sigmas)
     made = invert(graph, method="fixed_point", iterations=40)
@@ -66,7 +66,7 @@ def _unguided(model: ModelPatcher) -> ModelPatcher:
 
 
 def sample_trajectory(graph: Graph) -> torch.Tensor:
-    """The samples of SamplerCustomAdvanced bit for bit, and at each level what the model was asked last."""
+    """The samples are those of SamplerCustomAdvanced bit for bit. At each noise level, the trajectory holds the latent of the last model call."""
     plain = sample(graph, graph.model, graph.prompt(SOURCE), graph.prompt(NEGATIVE))
     guider = graph.guide(graph.model, graph.prompt(SOURCE), graph.prompt(NEGATIVE), graph.cfg)
     torch.manual_seed(graph.seed)
@@ -82,8 +82,8 @@ def sample_trajectory(graph: Graph) -> torch.Tensor:
 
 
 def null_text(graph: Graph) -> torch.Tensor:
-    """Sampling with the negative it gives ends where the search foresaw, nearer to the picture than without; each step has
-    one entry of it."""
+    """Sampling with its negative ends at the latent that the optimisation predicted, nearer to the picture than without it. Each
+    step has one entry of the negative."""
     made = invert(graph, method="ddim")
     trajectory, negative = made["trajectory"], graph.prompt(NEGATIVE)
     effort = Effort()
@@ -122,13 +122,13 @@ def _followed(
 
 
 def plug_and_play(graph: Graph) -> torch.Tensor:
-    """The same prompt from the same start gives the source; another prompt gives another picture than without the node."""
+    """With the same prompt and start, the result is the source. With another prompt, it differs from the result without the node."""
     graph = graph.alike
     return _followed(graph, lambda trajectory: _injected(graph, trajectory), *_prompts(graph))
 
 
 def captured(graph: Graph) -> torch.Tensor:
-    """As Plug-and-Play, with what Capture Features kept."""
+    """As Plug-and-Play, with the features of Capture Features."""
     graph = graph.alike
 
     def edit(trajectory: Trajectory):
@@ -150,7 +150,7 @@ def _injected(graph: Graph, trajectory: Trajectory, **options):
 
 
 def exact_retracing(graph: Graph) -> torch.Tensor:
-    """Sampling along a `ddim` trajectory at guidance 1 ends at its picture."""
+    """Sampling along a `ddim` trajectory at guidance 1 ends at the picture of the trajectory."""
     made = invert(graph, method="ddim")
     model = run(ExactRetracing, model=graph.model, trajectory=made["trajectory"])["model"]
     back = sample(graph.unmasked, _unguided(model), graph.source(), graph.source(), 1.0, noise=made["noise"])
@@ -172,7 +172,7 @@ def _words(graph: Graph, target: str, blend_words: str = "", **options) -> Calla
 
 
 def prompt_to_prompt(graph: Graph) -> torch.Tensor:
-    """The same prompt from the same start gives the source; another gives another picture than without the node."""
+    """With the same prompt and start, the result is the source. With another prompt, it differs from the result without the node."""
     negative = graph.prompt(NEGATIVE)
     return _followed(
         graph, _words(graph, SOURCE), (graph.prompt(SOURCE), negative), (graph.prompt(TARGET), negative),
@@ -181,7 +181,7 @@ def prompt_to_prompt(graph: Graph) -> torch.Tensor:
 
 
 def local_blend(graph: Graph) -> torch.Tensor:
-    """Where the words' place is empty (threshold 1) the picture is the source's; elsewhere something changes."""
+    """With threshold 1 the area of the words is empty, and the result is the source. With a lower threshold the result changes."""
     negative = graph.prompt(NEGATIVE)
     plain = sample(graph, graph.model, graph.prompt(SOURCE), negative)
     trajectory = recorded(graph, plain, graph.source())

@@ -22,7 +22,7 @@ def _fused(graph: Graph, mask: float | None) -> torch.Tensor:
 
 
 def saliency_fusion(graph: Graph) -> torch.Tensor:
-    """A mask of ones gives the expert as it samples alone, a mask of zeros the general model; saliency gives neither."""
+    """A mask of ones gives the result of the expert alone, a mask of zeros that of the general model alone. Saliency gives neither of them."""
     negative = graph.prompt(NEGATIVE)
     expert = sample(graph, graph.expert, graph.prompt(TARGET), negative, EXPERT_CFG, guide=cfg_guider).latent
     general = sample(graph, graph.model, graph.prompt(SOURCE), negative, guide=cfg_guider).latent
@@ -35,7 +35,7 @@ def saliency_fusion(graph: Graph) -> torch.Tensor:
 
 
 def subject_fusion(graph: Graph) -> torch.Tensor:
-    """The scene's stage alone is the scene model's own sampling, the subject's alone is the subject model's."""
+    """With the scene stage only, the result is that of the scene model alone. With the subject stage only, it is that of the subject model alone."""
     plain, subject, negative = graph.prompt(SOURCE), graph.prompt(TARGET), graph.prompt(NEGATIVE)
 
     def fused(scene_end: float, fusion_end: float) -> torch.Tensor:
@@ -57,7 +57,7 @@ def subject_fusion(graph: Graph) -> torch.Tensor:
 
 
 def decoder(graph: Graph) -> torch.Tensor:
-    """Each prediction that a sampler asks for is what a run that asks for nothing else gives there."""
+    """Each prediction in a sampling equals that of a separate run which evaluates nothing else."""
     positive, negative = graph.prompt(SOURCE), graph.prompt(NEGATIVE)
     made = sample(graph, graph.model, positive, negative)
     every_call_is_its_own(graph, graph.model, positive, negative, made)

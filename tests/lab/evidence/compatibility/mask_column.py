@@ -31,7 +31,7 @@ from support.fixtures.explicit_attention import Explicit
 
 
 def attention_mask(graph: Graph) -> torch.Tensor:
-    """The heatmap is that of an explicit softmax over the layers' q and k while core's guider is asked about each latent."""
+    """The heatmap equals one computed by an explicit softmax over q and k of the layers, while ComfyUI's guider evaluates each latent."""
     plain = sample(graph, graph.model, graph.prompt(SOURCE), graph.prompt(NEGATIVE))
     trajectory = recorded(graph, plain, graph.source())
     made = run(

@@ -13,14 +13,15 @@ from lab.evidence.bars import Bars
 from lab.evidence.compatibility.columns import COLUMNS, NAMES
 from lab.evidence.compatibility.walk import ROWS, Cell, walk
 
-HEAD = """# What stacks with what
+HEAD = """# What works together with what
 
-`make evidence PART=compatibility` writes this page: every cell is a run of ComfyUI's own nodes beside one of this pack's on
-small random models, on the CPU, and is checked by an identity.
+`make evidence PART=compatibility` measures this page again. Every cell is a run of ComfyUI's own nodes together with one node of this pack,
+on small models with random weights, on the CPU. A cell is checked by an identity: something that must be equal, such as the result with and
+without the node. This shows that the nodes work together, not how good the pictures of a full-size model are.
 
 - **right**: the identity holds.
-- **refused**: the node says that it cannot be, before it samples; the number leads to its words below the table.
-- **-**: the row says nothing about the node; the reasons stand below.
+- **refused**: the node refuses with an error before it samples. The number is that of the message below the tables.
+- **-**: the row does not apply to this node. The number is that of the reason at the end of the page.
 """
 
 
@@ -41,14 +42,14 @@ def write(docs: Path) -> list[str]:
     bars = Bars("compatibility")
     for kind in ("wrong", "crash", "nothing happened"):
         found = sum(cell.kind == kind for cell in cells)
-        bars.add(f"cells that are {kind}", "0", str(found), found == 0)
+        bars.add(f"cells with the result: {kind}", "0", str(found), found == 0)
     file.write_text("\n".join(page(cells, bars)), encoding="utf-8")
     return bars.missed
 
 
 def standing(text: str) -> Iterator[Cell]:
     """The cells of a page as it was written."""
-    table, refusals, reasons = re.split(r"^## (?:Refusals|Where).*$", text, flags=re.MULTILINE)
+    table, refusals, reasons = re.split(r"^## (?:Messages|Reasons).*$", text, flags=re.MULTILINE)
     words = {"refused": _numbered(refusals), "-": _numbered(reasons)}
     for row in ROWS:
         for line in re.findall(rf"^\| {re.escape(row.name)} \| (.*) \|$", table, flags=re.MULTILINE):
@@ -77,9 +78,9 @@ def page(cells: list[Cell], bars: Bars) -> list[str]:
         ]
         for row, found in groupby(members, key=lambda cell: cell.row.name):
             lines.append(f"| {row} | {' | '.join(_shown(cell, words, reasons) for cell in found)} |")
-    lines += ["", "## Refusals, in their own words", ""]
+    lines += ["", "## Messages of the refusals", ""]
     lines += [f"{number}. {text}" for text, number in words.items()]
-    lines += ["", "## Where a row says nothing", ""]
+    lines += ["", "## Reasons why a row does not apply", ""]
     lines += [f"{number}. {text}" for text, number in reasons.items()]
     return [*lines, ""]
 

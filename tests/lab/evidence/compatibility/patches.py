@@ -57,7 +57,7 @@ def sampling(name: str, patch: Patch) -> Row:
         models = graph.patched(patch)
         return replace(graph, sigmas=schedule(models["model"]), **models)
 
-    return Row("levels and predictions", name, change)
+    return Row("noise levels and predictions", name, change)
 
 
 def low_rank(rank: int = 2, strength: float = 0.3, seed: int = 6) -> dict[str, torch.Tensor]:
@@ -134,7 +134,7 @@ def three_frames(graph: Graph) -> Graph:
 
 
 ROWS = [
-    row("nothing", lambda model: model.clone(), group="nothing else"),
+    row("no other node", lambda model: model.clone(), group="no other node"),
     row("LoRA", lora()),
     row(
         "LoRA of every to_q and to_v", lambda model: comfy.sd.load_lora_for_models(model, None, low_rank(), 1.0, 0.0)[0]

@@ -110,7 +110,7 @@ def rows(
         return replace(graph, **graph.patched(patch))
 
     yield Row(GROUP, f"{name}, before the node", before)
-    yield Row(GROUP, f"{name}, behind the node", lambda graph: replace(start(graph), behind=patch), only=EDITS)
+    yield Row(GROUP, f"{name}, after the node", lambda graph: replace(start(graph), behind=patch), only=EDITS)
 
 
 ROWS = [

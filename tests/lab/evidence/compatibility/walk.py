@@ -73,7 +73,7 @@ def _found(row: Row, column: Column) -> tuple[str, str]:
             graph = row.change(column.start())
             sample(graph, graph.model, graph.prompt(SOURCE), graph.prompt(NEGATIVE))
         except Exception as error:
-            return "-", f"core alone: {_first(error)}"
+            return "-", f"ComfyUI alone fails: {_first(error)}"
         try:
             made = column.check(graph)
             if row.each_alone:
