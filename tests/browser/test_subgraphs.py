@@ -132,8 +132,8 @@ def loaders_of(blueprint: Blueprint, files: StandIns, server: Server) -> list[tu
     ("frontend", "blueprint"),
     cases(
         product(("canvas", "nodes2"), BLUEPRINTS),
-        *product(["canvas"], BLUEPRINTS[:2]),
-        ("nodes2", BLUEPRINTS[0]),
+        ("canvas", BLUEPRINTS[0]),
+        ("nodes2", BLUEPRINTS[1]),
     ),
     indirect=["frontend"],
     ids=lambda value: getattr(value, "name", value),

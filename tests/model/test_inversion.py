@@ -87,6 +87,7 @@ def test_euler_equals_the_closed_form_with_eps_at_the_source_level(twin):
     assert relative(vp(trajectory).double(), torch.stack(path[::-1])) < 1e-4
 
 
+@pytest.mark.long
 @torch.inference_mode()
 def test_diffusers_ddim_retraces_a_fixed_point_inversion():
     """v-prediction: a random eps net is chaotic at low noise, and no iteration converges on it in a few evaluations."""

@@ -9,13 +9,13 @@ import pytest
 import torch
 from palimpsest.nodes.inversion.nodes import DDIMInvert, SampleTrajectory
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
-from support.fixtures.tiny_transformers import KINDS
+from support.fixtures.tiny_transformers import KINDS, families
 from support.fixtures.twin_transformers import TWINS, PublishedInjection, plug_and_play
 
 pytestmark = pytest.mark.model
 
 EULER = comfy.samplers.sampler_object("euler")
-FAMILIES = pytest.mark.parametrize("name", KINDS)
+FAMILIES = families("flux", "sd3", "qwen_image", "wan")
 
 
 def schedule(model, steps):

@@ -56,7 +56,7 @@ class Setting:
         )[0]["samples"]
 
 
-@pytest.fixture(scope="module", params=cases(KINDS, "eps", "flow"))
+@pytest.fixture(scope="module", params=cases(KINDS, "flow"))
 def setting(request) -> Setting:
     return Setting(request.param)
 

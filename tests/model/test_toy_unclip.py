@@ -90,6 +90,7 @@ def test_clip_tells_a_held_out_picture_from_what_it_is_not(world, scenes, pictur
             assert sum(right) >= 0.9 * len(scenes), attribute
 
 
+@pytest.mark.long
 def test_the_prior_comes_nearer_to_the_picture_than_the_text_is(world, scenes, pictures) -> None:
     words = [caption(scene) for scene in scenes]
     with torch.inference_mode():
@@ -125,6 +126,7 @@ def upsampled(world: UnCLIP, i: int, small: torch.Tensor) -> torch.Tensor:
         return replace(world, upsamplers=(world.upsamplers[i],)).upsample(small)
 
 
+@pytest.mark.long
 def test_the_first_upsampler_is_nearer_to_the_edges_than_interpolation(world, pictures) -> None:
     small, large = shrunk(pictures[:8], 32), shrunk(pictures[:8], 64)
     plain = torch.nn.functional.interpolate(small, scale_factor=2, mode="bicubic", antialias=True).clamp(0, 1)
@@ -145,6 +147,7 @@ def test_upsamplers_keep_the_colours_and_leave_flat_parts_flat(world, pictures) 
         assert made.diff(dim=-1).abs().amax(1)[flat].mean() < 0.02
 
 
+@pytest.mark.long
 def test_the_last_step_has_learnt_something_of_its_own(world) -> None:
     first, last = (patcher.model.state_dict() for patcher in (world.upsamplers[0].first, world.upsamplers[0].last))
     assert any(not torch.equal(first[name], last[name]) for name in first)

@@ -191,7 +191,7 @@ def test_compare_images_gives_figures_and_shows_them(client: Client, photo: Path
     expect_error(client, graph, compare, "image_a, image_b: expected pictures of one size and batch")
 
 
-@pytest.mark.parametrize("node", ["PAL_DDIMInvert", "PAL_CaptureFeatures"])
+@pytest.mark.parametrize("node", cases(["PAL_DDIMInvert", "PAL_CaptureFeatures"], "PAL_DDIMInvert"))
 @pytest.mark.compat
 def test_after_an_interrupt_the_next_run_is_as_if_nothing_had_happened(
     client: Client, sd15: str, photo: Path, node: str

@@ -23,6 +23,7 @@ TEMPLATES = (
     *("default", "gsl_starter_1_1", "sd3.5_simple_example", "flux_dev_full_text_to_image", "image_qwen_image"),
     *("image_z_image", "image_z_image_turbo"),
 )
+DAILY = ("Swap a word in a photo", "Plug-and-Play on a photo, SD3.5", "Mask by a word, then inpaint, Flux")
 EACH = pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda workflow: workflow.name)
 
 
@@ -33,9 +34,10 @@ def nodes_of(workflow: Workflow) -> set[str]:
 
 
 def marked() -> list:
-    """All of them; those that run on the oldest ComfyUI too are as few as have every node of the pack between them.
+    """All of them; those that run daily, on the oldest ComfyUI too, are as few as have every node of the pack between them.
 
-    The files of Qwen-Image and Z-Image have their published widths.
+    Beside them the first edit of the README and two transformers run daily. The files of Qwen-Image and Z-Image
+    have their published widths.
     """
     left, few = set().union(*map(nodes_of, WORKFLOWS)), []
     while left:
@@ -48,7 +50,8 @@ def marked() -> list:
             id=each.name,
             marks=[
                 *([pytest.mark.compat] if each in few else []),
-                *([pytest.mark.long, pytest.mark.newest] if each in wide else []),
+                *([pytest.mark.long] if each not in few and each.name not in DAILY else []),
+                *([pytest.mark.newest] if each in wide else []),
             ],
         )
         for each in WORKFLOWS

@@ -65,7 +65,7 @@ def round_trips(world: World) -> dict[tuple[float, Way], RoundTrip]:
 
 @torch.inference_mode()
 def write(docs: Path) -> list[str]:
-    """Write the page; returns the bars that were missed."""
+    """Write the page; returns the goals that were missed."""
     trips = round_trips(World.load())
     bars = Bars("guided_inversion")
     worst = min(float(trip.psnr.min()) for (_, way), trip in trips.items() if way == EXACT)
@@ -83,17 +83,17 @@ def write(docs: Path) -> list[str]:
 
 def page(trips: dict[tuple[float, Way], RoundTrip], bars: Bars) -> list[str]:
     return [
-        "# Inversion with guidance, measured",
+        "# Inversion with guidance: measured results",
         "",
-        "These are figures of the toy model, not of Stable Diffusion. `make evidence` writes this page "
-        "(this part alone: `make evidence PART=guided_inversion`).",
+        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. They are not figures of Stable "
+        "Diffusion: full-size models can behave differently. `make evidence PART=guided_inversion` measures them again and writes this page.",
         "",
         *bars.table(),
-        f"{SCENES} held-out scenes and the held-out photograph, 128x128, {STEPS} steps of `ddim_uniform`. The picture is inverted by DDIM Invert with "
-        f'its caption ("{PHOTO_CAPTION}" for the photograph), the empty text as the negative and a guidance, and sampled back from its `noise` '
-        "by stock `euler` and CFG Guider at the same guidance. PSNR: against the picture as the autoencoder gives it back, at most 120 dB. "
-        "Spread of the start: its standard deviation over that of noise; 1 is that of noise. Not converged: the share of "
-        "steps that `fixed_point` says it could not solve.",
+        f"{SCENES} held-out scenes and the held-out photograph, 128x128, {STEPS} steps of `ddim_uniform`. DDIM Invert inverts each picture with its "
+        f'caption ("{PHOTO_CAPTION}" for the photograph), an empty negative prompt and a guidance. ComfyUI\'s `euler` and CFG Guider then sample '
+        "from its `noise` at the same guidance. PSNR: against the picture that the autoencoder alone reconstructs; 120 dB is the largest that this "
+        "page can show. Spread of the start: its standard deviation divided by that of noise, so 1 is that of noise. Not converged: the share of the "
+        "steps that `fixed_point` could not solve. Edits at these guidances were not measured.",
         "",
         "| guidance | inversion | PSNR, median | lowest to highest | spread of the start, median | not converged |",
         "|---|---|---|---|---|---|",
