@@ -44,7 +44,7 @@ class Compared:
 
 
 def write(docs: Path, count: int) -> list[str]:
-    """Of `count` scenes, and half as many foreign pictures of each sort; returns the bars that were missed."""
+    """Of `count` scenes, and half as many foreign pictures of each sort; returns the goals that were missed."""
     scenes = sample_scenes(count, SEED, split="held_out")
     started = time.process_time()
     drawn = [render(scenes[i : i + BATCH]) for i in range(0, count, BATCH)]
@@ -62,14 +62,16 @@ def write(docs: Path, count: int) -> list[str]:
     spent = (time.process_time() - started) / count / len(pictures)
     bars = Bars("judge")
     lines = [
-        "# The judge of the toy world, measured",
+        "# The judge of the second toy world: measured results",
         "",
-        "`make world` writes this page. The judge reads a picture by drawing it: it finds the background, fits every kind of thing at many "
-        "sizes and turns, and answers with what explains the picture best. Where that explains too little, it says that it is none of the "
-        "world's.",
+        "The second toy world is [drawn by a renderer](world.webp) and read by a judge. No model is trained on it yet: the [first toy world](toy.md) is "
+        "what the other pages measure. `make world` measures the figures again and writes this page.",
+        "The judge fits the renderer to a picture: it finds the background, tries every kind of thing at many sizes and angles, and answers with what "
+        "explains the picture best. If that explains too little, it answers that the picture shows nothing of this world.",
         "",
-        f"n = {count} held-out scenes of two things, 128x128. Percent with 95 % intervals (Wilson). IoU: the visible part of a thing as "
-        "fitted, with the one that it was drawn with. Whole: style, background, both kinds and both colours are right, and nothing else is seen.",
+        f"{count} held-out scenes of two things, 128x128; no threshold was set on them. Percent with 95 % intervals (Wilson). IoU: of the visible part "
+        "of a thing, as the judge fits it and as it was drawn. Whole: style, background, both kinds and both colours are right, and the judge sees "
+        "nothing else.",
         "",
         "| pictures | kinds | colours | style | background | whole | IoU, mean | IoU, worst 5 % |",
         "|---|---|---|---|---|---|---|---|",
@@ -92,9 +94,9 @@ def write(docs: Path, count: int) -> list[str]:
             bars.add(f"{part}, {name}", f"at least {BAR} %", f"{share:.1f} %", share >= BAR)
     lines += [
         "",
-        "## What is none of the world's",
+        "## Pictures of something else",
         "",
-        f"n = {count // 2 // BATCH * BATCH} each.",
+        f"{count // 2 // BATCH * BATCH} pictures of each sort.",
         "",
         "| pictures | refused | no thing is seen |",
         "|---|---|---|",
@@ -114,17 +116,17 @@ def write(docs: Path, count: int) -> list[str]:
         )
     lines += [
         "",
-        f"Refused: less than {100 * PICTURE:.0f} % of the picture is explained, nothing is seen, or less than {100 * THING:.0f} % of what a "
-        "thing's area shows is explained.",
+        f"Refused: the judge explains less than {100 * PICTURE:.0f} % of the picture, sees no thing, or explains less than {100 * THING:.0f} % of the "
+        "area of a thing.",
         "",
-        f"{1000 * spent:.0f} ms a picture on one core, in batches of {BATCH}; the renderer draws {rate:.0f} scenes a second.",
+        f"The judge takes {1000 * spent:.0f} ms of processor time a picture, in batches of {BATCH}; the renderer draws {rate:.0f} scenes a second.",
         "",
         *bars.table(),
-        "![What the judge says of renders](judge.webp)",
+        "![What the judge answers for renders](judge.webp)",
         "",
         "## By kind and style",
         "",
-        "Blurred and noisy renders: kinds that are read right.",
+        "Blurred and noisy renders: how many kinds the judge reads correctly.",
         "",
         f"| kind | things | {' | '.join(STYLES)} |",
         f"|---|---|{'---|' * len(STYLES)}",
