@@ -115,11 +115,25 @@ def test_context_windows_are_given_the_source_of_their_part(name, dim, frames):
 
 @torch.inference_mode()
 def test_windows_over_a_batch_edit_each_picture_as_without_them():
-    step = Step("sd3", batch=3, blend="cat")
+    step = Step("sd3", batch=4, blend="cat")
     model = windowed(step.model, 0, 2, 1)
     for edit in (step.plug_and_play, step.prompt_to_prompt):
         expected = step.sample(edit(), step.prompt(7))
         torch.testing.assert_close(step.sample(edit(model), step.prompt(7)), expected, rtol=0, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_an_area_is_refused_where_the_whole_picture_is_read():
+    step = Step("flux")
+    prompt, corner = step.edit.source, in_parts([], step.source)
+    with pytest.raises(
+        ValueError, match=r"^positive: expected one prompt for the whole picture, .* plain prompt to `positive`"
+    ):
+        found_words(step.model, step.trajectory, corner, prompt.words, prompt, range(1), "all")
+    with pytest.raises(
+        ValueError, match=r"^source: expected one prompt for the whole picture, .* plain prompt to `source`"
+    ):
+        CaptureFeatures.execute(step.model, step.trajectory, 1.0, 1.0, "auto", "fp32", source=corner)
 
 
 @torch.inference_mode()
