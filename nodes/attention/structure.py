@@ -6,15 +6,18 @@ features: v of image tokens stands for them, and q and k of image tokens for sel
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import torch
 
 from .calls import Chunk, ModelOptions, Record
 from .families import Family, family_of
 from .features import inject_features, record_features
 from .joint_attention import TEXT_TOKENS, inject_values, record_values
 from .self_attention import inject_queries, record_queries
-from .transformer_sites import count_blocks, parse_transformer_sites
+from .transformer_sites import attention_channels, count_blocks, parse_transformer_sites
 from .unet_layers import leave_behind
 from .unet_sites import Sites, decoder_depths, parse_sites
 
@@ -31,6 +34,9 @@ class Structure(Protocol):
     def sites(self, blocks: str) -> Sites:
         """The places that an artist's words mean. ValueError for places that the model does not have."""
 
+    def values(self, sites: Sites, x: torch.Tensor) -> int | None:
+        """How many numbers a record of these sites has for a latent; None if only a call can tell."""
+
     def record(self, options: ModelOptions, sites: Sites) -> Record:
         """Let a call read the sites into the record that is returned."""
 
@@ -44,7 +50,7 @@ class Structure(Protocol):
 def structure_of(model: ModelPatcher) -> Structure:
     family = family_of(model)
     if family is not None:
-        return TransformerStructure(family, count_blocks(model))
+        return TransformerStructure(family, count_blocks(model), attention_channels(model))
     return UNetStructure(decoder_depths(model))
 
 
@@ -56,6 +62,9 @@ class UNetStructure:
 
     def sites(self, blocks: str) -> Sites:
         return parse_sites(blocks, self.depths)
+
+    def values(self, sites: Sites, x: torch.Tensor) -> None:
+        return None
 
     def record(self, options: ModelOptions, sites: Sites) -> Record:
         record: Record = {}
@@ -82,11 +91,17 @@ class TransformerStructure:
 
     family: Family
     count: tuple[int, int]
+    channels: tuple[int, ...]
     feature_end: float = 0.1
     attention_end: float = 0.2
 
     def sites(self, blocks: str) -> Sites:
         return parse_transformer_sites(blocks, self.family.name, self.count)
+
+    def values(self, sites: Sites, x: torch.Tensor) -> int:
+        attention = 2 * sum(self.channels[block] for block, _ in sites.attention)
+        features = sum(self.channels[block] for block in sites.features)
+        return len(x) * math.prod(self.family.grid(x)) * (attention + features)
 
     def record(self, options: ModelOptions, sites: Sites) -> Record:
         record: Record = {}

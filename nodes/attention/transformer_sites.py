@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # The lists of main blocks in core's networks: those with a stream for text and one for the image, then those with one for both.
 DOUBLE = ("double_blocks", "joint_blocks", "transformer_blocks", "double_stream_blocks", "layers", "blocks")
 SINGLE = ("single_blocks", "single_stream_blocks")
+WIDTHS = ("hidden_size", "inner_dim", "model_channels", "dim")  # what core's networks call the channels of a token
 
 # Where `auto` takes features, which are v of image tokens, as shares of the blocks; attention, q and k, is taken from all of them.
 # Flux.1: single blocks 20-37 of 57 blocks (RF-Edit, 2411.04746). SD3: all but the last (DirectEdit, 2605.02417). Qwen-Image: 16-44
@@ -46,6 +47,15 @@ def count_blocks(model: ModelPatcher) -> tuple[int, int]:
     double = next(len(getattr(network, name)) for name in DOUBLE if hasattr(network, name))
     single = next((len(getattr(network, name)) for name in SINGLE if hasattr(network, name)), 0)
     return double, single
+
+
+def attention_channels(model: ModelPatcher) -> tuple[int, ...]:
+    """Channels of q, of k and of v for an image token, block by block. SD3.5 Medium has a second attention in half of its blocks."""
+    network = model.get_model_object("diffusion_model")
+    width = next(getattr(network, name) for name in WIDTHS if hasattr(network, name))
+    if not hasattr(network, "joint_blocks"):
+        return (width,) * sum(count_blocks(model))
+    return tuple(width * (2 if block.x_block.x_block_self_attn else 1) for block in network.joint_blocks)
 
 
 def word_blocks(family: str, count: tuple[int, int]) -> tuple[int, ...] | None:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from comfy.model_base import BaseModel
     from comfy.model_patcher import ModelPatcher
 
-WHAT_TO_DO = "Connect a plain or empty prompt to `source`."
 Area = tuple[int, ...] | None  # height, width, y, x in latent pixels, as core's conditions have it
 
 
@@ -31,20 +30,23 @@ def read_source(
     model_options: ModelOptions,
     area: Area = None,
     calc_cond_batch: Callable = comfy.samplers.calc_cond_batch,
+    socket: str = "source",
 ) -> None:
     """Run the network on x as far as it is read. Of the conditions one, without an area, must be active at sigma.
 
     model_options: of a source pass, with what reads and where it leaves. area: the only part of x that the network is to see.
+    socket: where the prompt comes from, for errors.
     """
+    what_to_do = f"Connect one plain prompt to `{socket}`."
     if any("area" in cond for cond in conds):
-        raise ValueError(f"source: expected one prompt for the whole picture, got one with an area. {WHAT_TO_DO}")
+        raise ValueError(f"{socket}: expected one prompt for the whole picture, got one with an area. {what_to_do}")
     if area is not None:
         conds = [{**cond, "area": area} for cond in conds]
     active = sum(comfy.samplers.get_area_and_mult(cond, x, sigma) is not None for cond in conds)
     if active != 1:
         raise ValueError(
-            f"source: expected one prompt for the whole picture at every step, got {active} active ones at sigma "
-            f"{float(sigma[0]):.4f}. {WHAT_TO_DO}"
+            f"{socket}: expected one prompt for the whole picture at every step, got {active} active ones at sigma "
+            f"{float(sigma[0]):.4f}. {what_to_do}"
         )
     if evaluate(model, conds, x, sigma, model_options, calc_cond_batch=calc_cond_batch) is not None:
         raise ValueError(
@@ -60,6 +62,7 @@ def visit(
     steps: range,
     read: Callable[[int, ModelOptions], None],
     seen: Callable[[int], None] = lambda step: None,
+    socket: str = "source",
 ) -> None:
     """At each of `steps`, let read(step, options) add what reads, run the trajectory's latent under `source`, call seen(step)."""
     trajectory.model.require_match(model)
@@ -86,7 +89,7 @@ def visit(
                 WrappersMP.DIFFUSION_MODEL, "palimpsest.visit", whole_batch, options, is_model_options=True
             )
             read(step, options)
-            read_source(inside.model, inside.conds["positive"], x, sigma, options)
+            read_source(inside.model, inside.conds["positive"], x, sigma, options, socket=socket)
             seen(step)
             inside.show(visited, inside.latent, x)
 

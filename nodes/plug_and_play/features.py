@@ -97,9 +97,15 @@ def capture(
 ) -> Features:
     """Run the source pass of 2211.12572 over every step in `windows`; `source` defaults to the trajectory's conditioning.
 
-    tell: called after the first step with the bytes that all of them take.
+    tell: called with the bytes that all steps take, before the first of a transformer and after the first of a UNet.
     """
     structure = structure_of(model)
+    values = [structure.values(windows.at(step), trajectory.latents[step]) for step in range(windows.last)]
+    counted = None not in values
+    if counted:
+        size = sum(values) * dtype.itemsize
+        _require_room(size, size)
+        tell(size)
     records: list[Record] = []
 
     def read(step: int, options: ModelOptions) -> None:
@@ -110,7 +116,7 @@ def capture(
             site: tensor.to("cpu", dtype if tensor.is_floating_point() else None)
             for site, tensor in records[-1].items()
         }
-        if len(records) == 1:
+        if len(records) == 1 and not counted:
             size = bytes_of_all_steps(records[0], windows)
             _require_room(size - sum(tensor.nbytes for tensor in records[0].values()), size)
             tell(size)

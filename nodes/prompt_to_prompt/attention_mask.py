@@ -79,7 +79,7 @@ def word_maps(
         on_cross_attention(options, layers, prompt_columns, total.add)
         leave_behind(options, layers)
 
-    visit(model, trajectory, source, steps, read)
+    visit(model, trajectory, source, steps, read, socket="positive")
     return total.sum.cpu() / total.count
 
 

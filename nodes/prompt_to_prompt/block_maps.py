@@ -59,7 +59,7 @@ def block_maps(
     def read(step: int, options: ModelOptions) -> None:
         on_attention(options, family, total.add, leave=True)
 
-    visit(model, trajectory, source, steps, read)
+    visit(model, trajectory, source, steps, read, socket="positive")
     maps = {block: sums / len(steps) for block, sums in total.maps.items()}
     variations = {block: variation(own[:, 0]) for block, own in maps.items()}
     counted = clearest(variations) if published is None else [*maps]

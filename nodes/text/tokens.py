@@ -27,17 +27,18 @@ def tokenize(clip: CLIP, text: str) -> PromptTokens:
     """The prompt that clip.tokenize(text) makes, in the columns that clip encodes it to.
 
     Weights such as (word:1.2) are no part of its words where the encoder reads them as weights. SDXL's two encoders share one
-    layout. Where a model reads several encoders one behind the other, a word has columns in each.
+    layout. Where a model reads several encoders one behind the other, a word has columns in each that is loaded.
     """
     encoders = clip.tokenize(text, return_word_ids=True)
-    clips = {name: chunks for name, chunks in encoders.items() if _is_clip(chunks)}
-    if len(clips) == len(encoders):
+    clips = {name: chunks for name, chunks in encoders.items() if _is_clip(chunks) and _is_loaded(clip, name)}
+    others = _others(clip, encoders)
+    if not others:
         return _of_words(_clip_prompt(clip, text, clips), lambda columns, word: columns)
-    others = _others(clip, set(encoders), set(clips))
     weighted = reads_weights(clip, others[0])
     words = [word for word in (_spelled(text) if weighted else SPACES.split(text.lower())) if word]
     parts = [other_prompt(clip, name, text, words) for name in others]
-    if _has_clip_columns(clip, encoders):
+    parts = [part if _is_loaded(clip, name) else _wordless(part) for name, part in zip(others, parts, strict=True)]
+    if clips and _has_clip_columns(encoders):
         parts.insert(0, _of_words(_clip_prompt(clip, text, clips), lambda columns, word: word))
     return PromptTokens.joined(parts)
 
@@ -55,27 +56,35 @@ def _is_clip(chunks: Chunks) -> bool:
     return all(type(chunk[0][0]) is int and chunk[0][0] == BEGIN for chunk in chunks if chunk)
 
 
-def _others(clip: CLIP, names: set[str], clips: set[str]) -> list[str]:
-    """Encoders that are no CLIPs, in the order of their columns."""
+def _is_loaded(clip: CLIP, name: str) -> bool:
+    """SD3 and HiDream work without some of their encoders. Core tokenises for those too, and encodes to nothing or zeros."""
     model = getattr(clip, "cond_stage_model", None)
-    if names - clips == {"t5xxl", "llama"}:
+    return all(getattr(model, attribute, True) is not None for attribute in (f"clip_{name}", name))
+
+
+def _others(clip: CLIP, encoders: dict[str, Chunks]) -> list[str]:
+    """Encoders that are no CLIPs and have columns, in their order."""
+    others = {name for name, chunks in encoders.items() if not _is_clip(chunks)}
+    if others == {"t5xxl", "llama"}:
         return ["t5xxl", "llama", "llama"]
-    if "t5xxl" in names and (model is None or getattr(model, "t5xxl", True) is not None):
-        return ["t5xxl"]
-    if len(names) == 1:
-        return [*names]
+    if "t5xxl" in others:
+        return ["t5xxl"] if _is_loaded(clip, "t5xxl") else []
+    if not others or len(encoders) == 1:
+        return [*others]
     raise ValueError(
-        f"clip: expected the text encoders of a model that this node knows, got {', '.join(sorted(names))}. Connect the CLIP that the "
+        f"clip: expected the text encoders of a model that this node knows, got {', '.join(sorted(encoders))}. Connect the CLIP that the "
         "model is loaded with."
     )
 
 
-def _has_clip_columns(clip: CLIP, names: Sequence[str]) -> bool:
+def _has_clip_columns(encoders: dict[str, Chunks]) -> bool:
     """SD3's attention reads CLIP's states before T5's; other models of several encoders read only their pooled ones."""
-    if not {"g", "t5xxl"} <= set(names) or "llama" in names:
-        return False
-    model = getattr(clip, "cond_stage_model", None)
-    return model is None or any(getattr(model, name, True) is not None for name in ("clip_l", "clip_g"))
+    return {"g", "t5xxl"} <= set(encoders) and "llama" not in encoders
+
+
+def _wordless(prompt: PromptTokens) -> PromptTokens:
+    nothing = ((),) * len(prompt.words)
+    return replace(prompt, words=nothing, letters=nothing)
 
 
 def _of_words(prompt: PromptTokens, wanted: Callable[[tuple[int, ...], str], object]) -> PromptTokens:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.samplers
 import comfy_extras.nodes_custom_sampler as core
 import pytest
 import torch
+from palimpsest.nodes.attention.structure import structure_of
 from palimpsest.nodes.inversion.nodes import DDIMInvert, SampleTrajectory
+from palimpsest.nodes.plug_and_play.features import capture
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
+from palimpsest.nodes.plug_and_play.windows import Windows
 from support.fixtures.tiny_transformers import KINDS, families
+from support.fixtures.transformer_edits import path
 from support.fixtures.twin_transformers import TWINS, PublishedInjection, plug_and_play
 
 pytestmark = pytest.mark.model
@@ -106,6 +111,28 @@ def test_auto_windows_are_short_on_transformers_and_at_least_one_step():
     *_, few = generated(kind, model, steps=3)
     features = CaptureFeatures.execute(model, few, -1.0, -1.0, "auto", "fp32")[0]
     assert (features.windows.feature, features.windows.attention) == (1, 1)
+
+
+@families("flux", "sd35_medium", "lumina2")
+@torch.inference_mode()
+def test_the_memory_of_a_capture_is_known_before_the_model_runs(name, monkeypatch):
+    kind = KINDS[name]
+    model = kind.model()
+    trajectory = path(kind, model, kind.conditioning(2), 3, batch=2, height=9)
+    windows = Windows.of(structure_of(model).sites("features 1; attention 0-2"), 0.4, 0.7, 3)
+    calls, told = [], []
+    model.model.diffusion_model.register_forward_pre_hook(lambda *args: calls.append(1))
+    features = capture(model, trajectory, windows, torch.float16, tell=lambda size: told.append((size, len(calls))))
+    lengths = 8 * len(features.records)  # each record has the number of text tokens beside its values
+    assert told == [(features.nbytes - lengths, 0)] and len(calls) == 2
+
+    def little(device=None, torch_free_too=False):
+        return (2**40, 2**40) if torch_free_too else features.nbytes // 2  # kernels ask for both
+
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", little)
+    with pytest.raises(ValueError, match=r"^features: expected memory for .* GB of captured values, got .* GB free"):
+        capture(model, trajectory, windows, torch.float16)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("name", TWINS)

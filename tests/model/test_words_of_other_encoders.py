@@ -6,7 +6,10 @@ import io
 import re
 from functools import cache
 
+import comfy.sd
+import comfy.sd1_clip
 import comfy.text_encoders.anima
+import comfy.text_encoders.cosmos
 import comfy.text_encoders.flux
 import comfy.text_encoders.hidream
 import comfy.text_encoders.hunyuan_image
@@ -14,35 +17,77 @@ import comfy.text_encoders.lumina2
 import comfy.text_encoders.pixart_t5
 import comfy.text_encoders.qwen_image
 import comfy.text_encoders.sd3_clip
+import comfy.text_encoders.wan
 import comfy.text_encoders.z_image
 import pytest
 import sentencepiece
 import torch
+from comfy.supported_models_base import ClipTarget
+from palimpsest.nodes.text.prompt_tokens import BYTES
 from palimpsest.nodes.text.tokens import columns_of_conditioning, tokenize
 from support.fixtures.prompts import SENTENCES
-from support.fixtures.tiny_clip import tokenizer_only
+from support.fixtures.tiny_clip import CONFIG, tokenizer_only
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 pytestmark = pytest.mark.model
 
 
+TEXTS = [*SENTENCES, "a red cat on the grass"] * 20  # what small vocabularies are made from
+MISTRAL = (
+    "<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]", "[SUFFIX]", "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+)  # fmt: skip
+
+
 @cache
-def gemma_vocabulary() -> torch.Tensor:
-    """A small SentencePiece model as Gemma's files hold one: pieces of words, and bytes for the rest."""
+def pieces(kind: str, **special) -> torch.Tensor:
+    """A small SentencePiece model as text encoder files hold one: pieces of words, and bytes for the rest."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*SENTENCES, "a red cat on the grass"] * 20), model_writer=model, vocab_size=500, byte_fallback=True,
-        model_type="bpe", character_coverage=0.98, hard_vocab_limit=False, minloglevel=9,
+        sentence_iterator=iter(TEXTS), model_writer=model, vocab_size=450, byte_fallback=True, model_type=kind,
+        character_coverage=0.98, hard_vocab_limit=False, minloglevel=9, **special,
     )  # fmt: skip
     return torch.ByteTensor(list(model.getvalue()))
 
 
 class SmallGemma(comfy.text_encoders.lumina2.LuminaTokenizer):
     def __init__(self):
-        super().__init__(tokenizer_data={"spiece_model": gemma_vocabulary()})
+        super().__init__(tokenizer_data={"spiece_model": pieces("bpe")})
+
+
+class SmallUMT5(comfy.text_encoders.wan.WanT5Tokenizer):
+    def __init__(self):
+        vocabulary = pieces("unigram", pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
+        super().__init__(tokenizer_data={"spiece_model": vocabulary})
+
+
+class SmallTekken(comfy.sd1_clip.SDTokenizer):
+    """Core's Mistral3Tokenizer, which needs transformers before 5.15, with a small vocabulary of Mistral's kind."""
+
+    def __init__(self, embedding_directory=None, tokenizer_data=None):
+        vocabulary = Tokenizer(models.BPE())
+        vocabulary.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=600, special_tokens=[*MISTRAL], initial_alphabet=[*BYTES], show_progress=False
+        )
+        vocabulary.train_from_iterator(TEXTS, trainer)
+        super().__init__(
+            "", pad_with_end=False, embedding_size=5120, embedding_key="mistral3_24b", has_end_token=False, pad_to_max_length=False,
+            pad_token=11, start_token=1, max_length=99999999, min_length=1, pad_left=True, disable_weights=True,
+            tokenizer_class=comfy.text_encoders.flux.MistralTokenizerClass,
+            tokenizer_args={"tokenizer_object": vocabulary, "legacy": False},
+        )  # fmt: skip
+
+
+class SmallMistral(comfy.text_encoders.flux.Flux2Tokenizer):
+    def __init__(self):
+        super().__init__(tokenizer_data={"mistral3_24b_tokenizer_class": SmallTekken})
 
 
 KINDS = {
     "flux": comfy.text_encoders.flux.FluxTokenizer,
+    "flux2": SmallMistral,
     "flux2_klein": comfy.text_encoders.flux.KleinTokenizer,
     "chroma": comfy.text_encoders.pixart_t5.PixArtTokenizer,
     "sd3": comfy.text_encoders.sd3_clip.SD3Tokenizer,
@@ -51,8 +96,10 @@ KINDS = {
     "lumina2": SmallGemma,
     "anima": comfy.text_encoders.anima.AnimaTokenizer,
     "hidream": comfy.text_encoders.hidream.HiDreamTokenizer,
+    "wan": SmallUMT5,
+    "cosmos": comfy.text_encoders.cosmos.CosmosT5Tokenizer,
 }
-DAILY = ("chroma", "sd3", "qwen_image", "lumina2")
+DAILY = ("flux2", "sd3", "qwen_image", "lumina2", "wan")
 ALL = pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=() if kind in DAILY else pytest.mark.long) for kind in KINDS]
 )
@@ -110,16 +157,18 @@ def test_any_text_has_columns_and_no_column_two_words(kind):
         for _, part in prompt.encodings[: 2 if kind == "sd3" else 1]:
             assert all(part.words), (text, part.words)
         for _, part in prompt.encodings:
-            special = {token for token in part.ids if token in ("<|im_start|>", "<|im_end|>", "</s>", "assistant")}
+            marks = ("<|im_start|>", "<|im_end|>", "</s>", "assistant", "<pad>", "[INST]", "[/INST]")
+            special = {token for token in part.ids if token in marks}
             assert not special & set(part.of(part.content))
 
 
 def test_weights_are_weights_or_text_as_the_encoder_reads_them():
     text = "a (red:1.2) cat"
-    assert tokenize(clip("chroma"), text).spelled_words == ("a", "red", "cat")
-    assert tokenize(clip("sd3"), text).spelled_words == ("a", "red", "cat")
-    assert tokenize(clip("qwen_image"), text).spelled_words == ("a", "(red:1.2)", "cat")
-    assert tokenize(clip("qwen_image"), text).find(tokenize(clip("qwen_image"), "red"))
+    for kind in ("chroma", "sd3", "wan"):
+        assert tokenize(clip(kind), text).spelled_words == ("a", "red", "cat")
+    for kind in ("qwen_image", "flux2"):
+        assert tokenize(clip(kind), text).spelled_words == ("a", "(red:1.2)", "cat")
+        assert tokenize(clip(kind), text).find(tokenize(clip(kind), "red"))
 
 
 def test_qwen_image_s_template_is_cut_as_core_cuts_it():
@@ -143,6 +192,38 @@ def test_qwen_image_s_template_is_cut_as_core_cuts_it():
         read = [vocabulary[int(token)] for token in states[0, :, 0]]
         assert [read[column] for column in prompt.content] == list(prompt.of(prompt.content))
         assert spelled(prompt, prompt.find(tokenize(clip("qwen_image"), "red cat"))) == "redcat"
+
+
+@pytest.mark.parametrize("loaded", [("clip_l", "clip_g"), ("clip_l",), ("clip_g",)])
+@torch.inference_mode()
+def test_sd3_without_t5_has_the_columns_that_core_encodes(loaded):
+    small = {f"clip_{name}_model_config": {**CONFIG, "num_hidden_layers": 3} for name in "lg"}
+    encoders = comfy.text_encoders.sd3_clip.sd3_clip(
+        **{name: name in loaded for name in ("clip_l", "clip_g")}, t5=False
+    )
+    target = ClipTarget(comfy.text_encoders.sd3_clip.SD3Tokenizer, encoders)
+    only = comfy.sd.CLIP(target, model_options=small)
+    for text in ("a red cat on the grass", "a red cat, " * 30):
+        prompt = tokenize(only, text)
+        [[encoding, _]] = only.encode_from_tokens_scheduled(only.tokenize(text))
+        assert len(prompt.ids) == encoding.shape[1] == columns_of_conditioning(encoding, {})
+        assert prompt.words == tokenize(clip("sd3"), text).encodings[0][1].words
+        assert len(prompt.encodings) == 1 and spelled(prompt, prompt.words[2]).startswith("cat")
+
+
+def test_an_encoder_that_is_not_loaded_has_columns_but_no_words():
+    """Core writes zeros where HiDream-I1 has no T5."""
+    whole = clip("hidream")
+    part = tokenizer_only(KINDS["hidream"])
+    part.cond_stage_model = comfy.text_encoders.hidream.HiDreamTEModel(False, False, False, False)
+    part.cond_stage_model.llama = torch.nn.Identity()  # as if it were loaded
+    text = "a red cat on the grass"
+    expected, prompt = tokenize(whole, text), tokenize(part, text)
+    assert prompt.ids == expected.ids
+    first = len(expected.encodings[0][1].ids)
+    assert prompt.content == tuple(column for column in expected.content if column >= first) != ()
+    cats = prompt.find(tokenize(part, "red cat")), expected.find(tokenize(whole, "red cat"))
+    assert cats[0] == tuple(column for column in cats[1] if column >= first) != ()
 
 
 def test_columns_of_a_conditioning():
