@@ -39,7 +39,7 @@ def test_memory_is_flat_over_two_hundred_runs(comfyui: Path, tmp_path: Path):
         process = psutil.Process(host.process.pid)
         for first in range(0, RUNS, len(graphs)):
             numbers = range(first, min(first + len(graphs), RUNS))
-            turn = first // len(graphs)  # so that in ten rounds each workflow is cancelled once and fails once
+            turn = first // len(graphs)  # so that each round cancels other workflows, and lets others fail
             queued = []
             for number in numbers:
                 graph = quick(graphs[number % len(graphs)], seed=number, noise_seed=number)
@@ -56,5 +56,6 @@ def test_memory_is_flat_over_two_hundred_runs(comfyui: Path, tmp_path: Path):
             client.free()
             memory.append(process.memory_info().rss / 1e6)
             print(f"{first + len(numbers)} runs: {memory[-1]:.0f} MB", flush=True)
-    assert ends["error"] == RUNS // 10 and ends["interrupted"] > RUNS // 20, ends
+    failing = sum((number + number // len(graphs)) % 10 == 7 for number in range(RUNS))
+    assert ends["error"] == failing and min(failing, ends["interrupted"]) > RUNS // 20, ends
     assert max(memory[SETTLED:]) < ROOM * max(memory[:SETTLED]), memory
