@@ -11,7 +11,7 @@ DAILY = not slow and not long
 .PHONY: test test-all test-unit test-model test-server test-browser test-hosted test-hosted-all test-oldest test-oldest-all
 .PHONY: test-slow lint demo toy world evidence bench golden locales workflows thumbnails clean
 
-# A quarter of an hour on two cores, installation apart. What it leaves out runs in `make test-all`.
+# Some 17 minutes on two cores, installation apart. What it leaves out runs in `make test-all`.
 test: test-unit test-hosted test-oldest
 
 test-all: test-unit test-hosted-all test-oldest-all test-slow
