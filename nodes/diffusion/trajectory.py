@@ -85,7 +85,7 @@ class Trajectory:
         have one frame, [T+1, B, C, 1, H, W]; latents[i] is the state at sigmas[i], latents[T] the picture's own latent.
     sigmas: [T+1] float32, strictly descending to 0.
     positive: the conditioning the path was made with.
-    cfg: the guidance it was made with.
+    cfg: the guidance it was made with; None where a guider has a guidance of its own kind.
     method: "ddim", "euler", "fixed_point" for an inversion, "sampled" for a recorded generation.
     residuals: [T] float32, for the step between sigmas[i] and sigmas[i+1] the relative error by which one Euler step
         misses the next latent; NaN where it was not measured.
@@ -100,7 +100,7 @@ class Trajectory:
     model: ModelFingerprint
     method: str
     residuals: torch.Tensor
-    cfg: float = 1.0
+    cfg: float | None = 1.0
 
     def __post_init__(self) -> None:
         if self.latents.ndim not in (5, 6) or self.latents.dtype != torch.float32:

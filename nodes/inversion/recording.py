@@ -100,9 +100,15 @@ def sample_trajectory(
         model=ModelFingerprint.of(model),
         method="sampled",
         residuals=torch.full((len(sigmas) - 1,), float("nan")),
-        cfg=float(guider.cfg),
+        cfg=classifier_free_guidance(guider),
     )
     return samples, trajectory
+
+
+def classifier_free_guidance(guider: comfy.samplers.CFGGuider) -> float | None:
+    """None for a guider that is set otherwise than by one cfg, such as DualCFGGuider, whose `cfg` nothing sets."""
+    own = type(guider).set_cfg is not comfy.samplers.CFGGuider.set_cfg
+    return None if own else float(guider.cfg)
 
 
 def original_conditioning(guider: comfy.samplers.CFGGuider) -> Conditioning:

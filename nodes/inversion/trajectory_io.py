@@ -78,9 +78,11 @@ def _check(header: dict[str, Any], found: dict[str, tuple[str, list[int]]]) -> N
     if header.get("version") == 1:
         checked_file.check_fields(header, 1, fields)
     else:
-        later = {"text_width": int} | ({"cfg": float} if "cfg" in header else {})
+        later = {"text_width": int}
+        if "cfg" in header:
+            later["cfg"] = float if header["cfg"] is not None else type(None)
         checked_file.check_fields(header, VERSION, {**fields, **later})
-        require(math.isfinite(header.get("cfg", 1.0)), "cfg is not finite")
+        require(math.isfinite(header.get("cfg") or 0.0), "cfg is not finite")
     require(math.isfinite(header["sigma_max"]), "sigma_max is not finite")
     require(all(type(name) is str for name in header["sampling"]), "sampling: expected names")
     require(len(header["conditioning"]) > 0, "no conditioning")

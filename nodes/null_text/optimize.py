@@ -61,10 +61,11 @@ def optimize(
     trajectory.model.require_match(model)
     _require_negative(model)
     if method == "negative_prompt":
-        if not math.isclose(trajectory.cfg, 1.0):
+        if trajectory.cfg is None or not math.isclose(trajectory.cfg, 1.0):
+            made = "by a guider with its own guidance" if trajectory.cfg is None else f"at cfg {trajectory.cfg:g}"
             raise ValueError(
                 "trajectory: expected one made at cfg 1, because with the source prompt as the negative guidance has no effect, got "
-                f"one made at cfg {trajectory.cfg:g}. Remove this node and sample with that cfg and the negative prompt it was made "
+                f"one made {made}. Remove this node and sample with that guidance and the negative prompt it was made "
                 "with, or use the method fast or null_text, whose report says how close they come."
             )
         return [[embedding, dict(options)] for embedding, options in positive], Course()

@@ -201,7 +201,15 @@ def test_null_text_starts_from_the_negative_that_reconstructs_and_refuses_the_on
     assert all(torch.equal(embedding, negative[0][0]) for embedding, _ in found)
     noise, euler = core.RandomNoise.execute(5)[0], core.KSamplerSelect.execute("euler")[0]
     guider = core.CFGGuider.execute(model, positive, negative, 3.0)[0]
-    recorded = SampleTrajectory.execute(noise, guider, euler, trajectory.sigmas, {"samples": torch.zeros(1, 4, 8, 8)})
-    for path, cfg in ((trajectory, "4"), (recorded[1], "3")):
-        with pytest.raises(ValueError, match=rf"^trajectory: expected one made at cfg 1, .* got one made at cfg {cfg}"):
+    dual = core.DualCFGGuider.execute(model, positive, positive, negative, 3.0, 3.0, "regular")[0]
+    empty = {"samples": torch.zeros(1, 4, 8, 8)}
+    recorded, by_dual = (
+        SampleTrajectory.execute(noise, own, euler, trajectory.sigmas, empty)[1] for own in (guider, dual)
+    )
+    for path, made in (
+        (trajectory, "at cfg 4"),
+        (recorded, "at cfg 3"),
+        (by_dual, "by a guider with its own guidance"),
+    ):
+        with pytest.raises(ValueError, match=rf"^trajectory: expected one made at cfg 1, .* got one made {made}"):
             optimize(model, positive, negative, path, 4.0, Effort(), "negative_prompt")

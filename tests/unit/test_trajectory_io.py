@@ -120,6 +120,11 @@ def test_a_picture_of_a_video_model_comes_back(tmp_path: Path):
     assert_same(trajectory, load_trajectory(tmp_path / "a.trajectory.safetensors"))
 
 
+def test_a_path_of_a_guider_with_its_own_guidance_comes_back(tmp_path: Path):
+    save_trajectory(replace(example(), cfg=None), tmp_path / "a.trajectory.safetensors")
+    assert_same(replace(example(), cfg=None), load_trajectory(tmp_path / "a.trajectory.safetensors"))
+
+
 def test_files_of_version_1_load(tmp_path: Path):
     path, trajectory = tmp_path / "a.trajectory.safetensors", example()
     (text, extra), (other, _) = trajectory.positive
