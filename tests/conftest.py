@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import re
 import sys
 import tempfile
@@ -22,6 +23,9 @@ from support.host.in_process import enter_comfyui, enter_pack  # noqa: E402
 from support.host.provision import Missing, comfyui_location  # noqa: E402
 from support.host.server import WITH_TOY, Server  # noqa: E402
 
+# PyTorch's is what ComfyUI takes on most cards, and the fastest here; the oldest ring has what ComfyUI takes on a CPU.
+KERNEL = {"use_pytorch_cross_attention": "COMFYUI_VERSION" not in os.environ}
+
 enter_pack()
 
 
@@ -34,7 +38,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return True
     if ring and ring != "unit":
         try:
-            enter_comfyui(COMFYUI_BASE.name)
+            enter_comfyui(COMFYUI_BASE.name, **KERNEL)
         except Missing as missing:
             raise pytest.UsageError(str(missing)) from None
     return None

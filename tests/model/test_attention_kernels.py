@@ -1,8 +1,8 @@
 """The kernels that ComfyUI chooses by --use-split-cross-attention and --use-quad-cross-attention: edits and masks of transformers.
 
-Core chooses one of its functions for all of its modules when it is imported; on a CPU, where these tests run, --use-quad-cross-attention's
-unless told otherwise. Daily a function is put in the place of the one that was
-chosen, in the module of the model; the long form starts ComfyUI anew with the argument.
+Core chooses one of its functions for all of its modules when it is imported: PyTorch's in this ring, on the oldest ComfyUI what it takes
+on a CPU, --use-quad-cross-attention's. Daily a function is put in the place of the one that was chosen, in the module of the model; the
+long form starts ComfyUI anew with the argument.
 """
 
 from __future__ import annotations

@@ -245,7 +245,7 @@ def test_any_size_is_worked_on(model, guidance):
     assert out.shape == x.shape and bool(torch.isfinite(out).all())
 
 
-@pytest.mark.parametrize(("scheduler", "output"), [("normal", 0.02), ("karras", 0.1)])
+@pytest.mark.parametrize(("scheduler", "output"), cases([("normal", 0.02), ("karras", 0.1)], ("normal", 0.02)))
 @torch.inference_mode()
 def test_an_inversion_followed_by_euler_returns_the_picture(clip, scheduler, output):
     """Up to where core's schedules begin, sigma 32, at which less than a grey level in ten is lost to float32."""

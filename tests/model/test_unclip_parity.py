@@ -73,6 +73,7 @@ def test_P1_text_to_image_is_the_published_pipeline_in_float64(twin, networks, c
     assert relative(image, theirs.image) < 1e-5
 
 
+@pytest.mark.long
 @torch.inference_mode()
 def test_P1_image_variation_is_the_published_pipeline_in_float64(twin, networks, clip):
     """Two pictures at once, through one run: a batch of embeddings."""
