@@ -18,6 +18,7 @@ ALONE = 0.15  # scenes of one thing
 @dataclass(frozen=True)
 class Batch:
     pictures: Tensor  # uint8 [B, SIZE, SIZE, 3]
+    masks: Tensor  # uint8 [B, 2, SIZE, SIZE], what is visible of each thing
     captions: list[Caption]
     scenes: list[Scene]
 
@@ -27,8 +28,13 @@ def batch(seed: int, number: int, size: int, split: str = "train") -> Batch:
     alone = int(chance.binomial(size, ALONE))
     scenes = sample_scenes(alone, (seed, number, 1), split=split, things=1)
     scenes += sample_scenes(size - alone, (seed, number, 2), split=split)
-    pictures = (render(scenes).pictures * 255).round().to(torch.uint8).movedim(1, -1)
-    return Batch(pictures, [random_caption(scene, chance) for scene in scenes], scenes)
+    drawn = render(scenes)
+    return Batch(
+        pictures=_bytes(drawn.pictures).movedim(1, -1),
+        masks=_bytes(drawn.visible),
+        captions=[random_caption(scene, chance) for scene in scenes],
+        scenes=scenes,
+    )
 
 
 def batches(seed: int, size: int, split: str = "train", start: int = 0) -> Iterator[Batch]:
@@ -37,3 +43,7 @@ def batches(seed: int, size: int, split: str = "train", start: int = 0) -> Itera
     while True:
         yield batch(seed, number, size, split)
         number += 1
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return (values * 255).round().to(torch.uint8)

@@ -1,0 +1,143 @@
+"""Rendered scenes to train on: pictures for the autoencoder, and latents with captions for everything else, kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, fields
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import comfy.latent_formats
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lab.world.captions import random_caption
+from lab.world.pack.general import new_vae, under
+from lab.world.scenes import NAMES, PALETTE, PLACES, SIZE, Scene
+from lab.world.stream import batch
+from lab.world.styles import STYLES
+from lab.world.train.loop import Run
+from lab.world.train.text import COLUMNS, token_ids
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+CHUNK = 64  # scenes that are rendered at once
+FILE = 8  # chunks of a file of the cache
+WORDINGS = 8  # captions of each scene
+TOLD = 24  # columns of a caption that say something: the others are all the end token
+CELLS = 16  # along a picture, of the map that says which thing is where
+NOTHING = 255
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What N scenes show; all but the latents are bytes."""
+
+    latents: Tensor  # half [N, 4, 32, 32], in the model's space
+    captions: Tensor  # [N, WORDINGS, TOLD], rows of the vocabulary
+    things: Tensor  # [N, CELLS, CELLS]: 0 where neither of the two is, 1 and 2 where one is
+    kinds: Tensor  # [N, 2]; NOTHING if there is no second thing
+    colours: Tensor  # [N, 2]
+    styles: Tensor  # [N]
+    backgrounds: Tensor  # [N]
+
+    def to(self, device: torch.device) -> Pool:
+        return Pool(*(getattr(self, field.name).to(device) for field in fields(Pool)))
+
+    def rows(self, rows: Tensor) -> Pool:
+        return Pool(*(getattr(self, field.name)[rows] for field in fields(Pool)))
+
+
+def _drawn(number: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[Scene]]:
+    """Pictures and the map of the things, as arrays: these travel between processes."""
+    made = batch(seed, number, CHUNK)
+    cells = F.avg_pool2d(made.masks.float() / 255, SIZE // CELLS)
+    shares = torch.cat([1 - cells.sum(1, keepdim=True), cells], 1)
+    return made.pictures.numpy(), shares.argmax(1).byte().numpy(), made.scenes
+
+
+def drawn(run: Run, first: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, list[Scene]]]:
+    """Chunks of the numbers from `first` to `count`, by as many processes as the run has threads."""
+    numbers = range(first, count)
+    make = partial(_drawn, seed=run.seed)
+    progress = partial(tqdm, desc="drawing", initial=first, total=count, unit_scale=CHUNK, mininterval=5.0)
+    if run.threads == 1:
+        yield from progress(map(make, numbers))
+    elif numbers:
+        with ProcessPoolExecutor(run.threads, get_context("spawn"), torch.set_num_threads, (1,)) as processes:
+            yield from progress(processes.map(make, numbers))
+
+
+def pictures_of(run: Run, count: int) -> Tensor:
+    """uint8 [count, SIZE, SIZE, 3]."""
+    return torch.cat([torch.from_numpy(pictures) for pictures, _, _ in drawn(run, 0, -(-count // CHUNK))])[:count]
+
+
+def latent_pool(run: Run, count: int, words: Tensor, autoencoder: Path) -> Pool:
+    """Of `count` scenes. What the cache has of them is read, as long as it comes from the same autoencoder and the same words."""
+    state = hashlib.sha256(autoencoder.read_bytes() + words.numpy().tobytes()).hexdigest()[:12]
+    folder = run.cache / f"latents-{state}"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{number:04}.pt" for number in range(-(-count // (CHUNK * FILE)))]
+    have = next((number for number, file in enumerate(files) if not file.exists()), len(files))
+    vae = new_vae()
+    vae.load_state_dict(under("", load_file(autoencoder)))
+    vae = vae.to(run.device, memory_format=torch.channels_last)
+    parts: list[Pool] = []
+    for number, chunk in enumerate(drawn(run, have * FILE, len(files) * FILE), have * FILE):
+        parts.append(_encoded(run, vae, number, words, *chunk))
+        if len(parts) == FILE:
+            _save(_joined(parts), files[number // FILE])
+            parts.clear()
+    pools = [Pool(**torch.load(file, weights_only=True)) for file in files]
+    return _joined(pools).rows(torch.arange(count))
+
+
+@torch.no_grad()
+def _encoded(
+    run: Run, vae: torch.nn.Module, number: int, words: Tensor, pictures: np.ndarray, things: np.ndarray, scenes: list[Scene]
+) -> Pool:
+    chance = np.random.default_rng((run.seed, number, 3))
+    ids = [[token_ids(random_caption(scene, chance).text)[:TOLD] for _ in range(WORDINGS)] for scene in scenes]
+    images = torch.from_numpy(pictures).movedim(-1, 1).float() / 127.5 - 1
+    with run.precision():
+        parts = [vae.encode(part.to(run.device)).float().cpu() for part in images.split(16)]
+    pairs = [(*scene.things, *[None] * (2 - len(scene.things))) for scene in scenes]
+    return Pool(
+        latents=comfy.latent_formats.SD15().process_in(torch.cat(parts)).half(),
+        captions=torch.searchsorted(words, torch.tensor(ids)).byte(),
+        things=torch.from_numpy(things),
+        kinds=torch.tensor([[NAMES.index(t.kind) if t else NOTHING for t in pair] for pair in pairs]).byte(),
+        colours=torch.tensor([[PALETTE.index(t.colour) if t else NOTHING for t in pair] for pair in pairs]).byte(),
+        styles=torch.tensor([STYLES.index(scene.style) for scene in scenes]).byte(),
+        backgrounds=torch.tensor([PLACES.index(scene.background) for scene in scenes]).byte(),
+    )
+
+
+def _joined(pools: list[Pool]) -> Pool:
+    return Pool(*(torch.cat([getattr(pool, field.name) for pool in pools]) for field in fields(Pool)))
+
+
+def _save(pool: Pool, file: Path) -> None:
+    partial_file = file.with_suffix(".partial")
+    torch.save({field.name: getattr(pool, field.name) for field in fields(Pool)}, partial_file)
+    partial_file.replace(file)
+
+
+def chosen(pool: Pool, count: int, chance: torch.Generator, empty: float, end: int) -> tuple[Pool, Tensor]:
+    """`count` random scenes, and a caption of each as rows of the vocabulary [count, COLUMNS]; a share `empty` of them says nothing.
+
+    `end`: the row of the end token.
+    """
+    device = pool.latents.device
+    rows = torch.randint(len(pool.latents), (count,), generator=chance).to(device)
+    wording = torch.randint(WORDINGS, (count,), generator=chance).to(device)
+    silent = (torch.rand(count, generator=chance) < empty).to(device)
+    some = pool.rows(rows)
+    told = some.captions[torch.arange(count, device=device), wording].long()
+    told[:, 1:][silent] = end
+    return some, F.pad(told, (0, COLUMNS - TOLD), value=end)
