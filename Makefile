@@ -9,7 +9,7 @@ OLDEST = 0.16.3
 DAILY = not slow and not long
 
 .PHONY: test test-all test-unit test-model test-server test-browser test-hosted test-hosted-all test-oldest test-oldest-all
-.PHONY: test-slow lint demo toy world evidence bench golden locales workflows thumbnails clean
+.PHONY: test-slow lint demo toy world second-toy evidence bench golden locales workflows thumbnails clean
 
 # Some 17 minutes on two cores, installation apart. What it leaves out runs in `make test-all`.
 test: test-unit test-hosted test-oldest
@@ -63,6 +63,10 @@ toy:
 # What the second toy world looks like and how well its judge reads it: docs/world.webp, docs/judge.md. PART=sheet or judge: one alone.
 world:
 	PYTHONPATH=tests $(RUN) -m lab.world $(PART)
+
+# Trains the second toy world, and goes on where it was stopped. PART=autoencoder, general or transformer: one alone; PART=evaluate judges samples.
+second-toy:
+	PYTHONPATH=tests $(RUN) -m lab.world.train $(PART)
 
 evidence:
 	$(RUN) tests/lab/evidence $(PART)

@@ -146,9 +146,7 @@ def load_general(folder: Path = WEIGHTS) -> tuple[ModelPatcher, comfy.sd.CLIP, c
     model = new_unet()
     model.load_model_weights(under("model.diffusion_model.", weights), "")
     device = comfy.model_management.get_torch_device()
-    patcher = ModelPatcher(
-        model, load_device=device, offload_device=comfy.model_management.unet_offload_device()
-    )
+    patcher = ModelPatcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
     return patcher, clip_of(weights), load_vae(folder)
 
 

@@ -1,4 +1,7 @@
-"""Trains the second toy world from its seed, and goes on where it was stopped: `make second-toy`, or one part with PART=general."""
+"""Trains the second toy world from its seed, and goes on where it was stopped: `make second-toy`, or one part with PART=general.
+
+PART=evaluate draws held-out prompts with what is trained and judges them; PART=sizes prints what a training step costs.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,30 @@ import torch
 from support.host.in_process import enter_comfyui, enter_pack
 
 ROOT = Path(__file__).resolve().parents[4]
-PARTS = ("autoencoder",)
+PARTS = ("autoencoder", "general", "transformer")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", nargs="?", choices=PARTS, help="all of them, one after the other, if none is named")
+    parser.add_argument(
+        "part",
+        nargs="?",
+        choices=(*PARTS, "evaluate", "sizes"),
+        help="if none is named, all of them are trained, one after the other",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cache", type=Path, default=ROOT / ".cache" / "world", help="where states and latents are kept")
-    parser.add_argument("--weights", type=Path, help="where the trained weights go, if not into the repository")
+    parser.add_argument(
+        "--cache", type=Path, default=ROOT / ".cache" / "world", help="where states and latents are kept"
+    )
+    parser.add_argument("--weights", type=Path, help="where the trained weights are, if not in the repository")
     parser.add_argument("--threads", type=int, help="processor threads; all of them without")
-    parser.add_argument("--steps", type=int, help="instead of the part's own number")
+    parser.add_argument(
+        "--steps", type=int, help="instead of the part's own number: the last third of them lowers the rate"
+    )
     parser.add_argument("--batch", type=int, help="pictures a step, instead of the part's own number")
+    parser.add_argument("--model", choices=("general", "transformer"), default="general", help="which one to evaluate")
+    parser.add_argument("--count", type=int, default=200, help="prompts to evaluate with")
+    parser.add_argument("--guidance", type=float, nargs="+", default=[5.0, 7.5])
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     enter_pack()
@@ -32,23 +47,34 @@ def main() -> None:
     torch.set_flush_denormal(True)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
-    from lab.world.pack.general import WEIGHTS
+    from lab.world.evaluate import evaluate
+    from lab.world.pack.general import WEIGHTS, load_general
+    from lab.world.pack.transformer import load_transformer
+    from lab.world.train import sizes
     from lab.world.train.autoencoder import train_autoencoder
+    from lab.world.train.general import train_general
     from lab.world.train.loop import Run
+    from lab.world.train.transformer import train_transformer
 
-    run = Run(
-        cache=arguments.cache / str(arguments.seed),
-        seed=arguments.seed,
-        device=device,
-        threads=torch.get_num_threads(),
-        steps=arguments.steps,
-        batch=arguments.batch,
-    )
-    run.cache.mkdir(parents=True, exist_ok=True)
     weights = arguments.weights or WEIGHTS
+    cache = arguments.cache / str(arguments.seed)
+    if arguments.part == "sizes":
+        return sizes.report()
+    if arguments.part == "evaluate":
+        world = {"general": load_general, "transformer": load_transformer}[arguments.model](weights)
+        sheet = cache / f"{arguments.model}.webp"
+        evaluate(world, arguments.model, arguments.count, sheet, arguments.guidance)
+        return None
+    run = Run(cache, arguments.seed, device, torch.get_num_threads(), arguments.steps, arguments.batch)
+    autoencoder, general, transformer = (weights / f"{name}.safetensors" for name in PARTS)
     for part in [arguments.part] if arguments.part else PARTS:
         if part == "autoencoder":
-            train_autoencoder(run, weights / "autoencoder.safetensors")
+            train_autoencoder(run, autoencoder)
+        elif part == "general":
+            train_general(run, autoencoder, general)
+        else:
+            train_transformer(run, autoencoder, general, transformer)
+    return None
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from lab.world.train.text import TextEncoder, vocabulary
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 6000, 8000
+STEPS, STEPS_CUDA = 4600, 8000
 BATCH, BATCH_CUDA = 32, 512
 SCENES, SCENES_CUDA = 24576, 65536
 RATE, OTHER_RATE = 3e-3, 3e-3

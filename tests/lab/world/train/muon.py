@@ -73,6 +73,9 @@ def optimisers(
         if parameter.requires_grad:
             is_matrix = parameter.ndim >= 2 and min(len(parameter), parameter[0].numel()) > 9
             (matrices if is_matrix and id(parameter) not in tables else others)[faster(name)].append(parameter)
-    groups = [[{"params": some, "lr": r * f} for f, some in parts.items()] for r, parts in ((rate, matrices), (other_rate, others))]
+    groups = [
+        [{"params": some, "lr": r * f} for f, some in parts.items()]
+        for r, parts in ((rate, matrices), (other_rate, others))
+    ]
     adam = torch.optim.AdamW(groups[1], other_rate, betas=(0.9, 0.98), weight_decay=0.0)
     return [Muon(groups[0], rate, weight_decay=0.01), adam]

@@ -99,7 +99,13 @@ def latent_pool(run: Run, count: int, words: Tensor, autoencoder: Path) -> Pool:
 
 @torch.no_grad()
 def _encoded(
-    run: Run, vae: torch.nn.Module, number: int, words: Tensor, pictures: np.ndarray, things: np.ndarray, scenes: list[Scene]
+    run: Run,
+    vae: torch.nn.Module,
+    number: int,
+    words: Tensor,
+    pictures: np.ndarray,
+    things: np.ndarray,
+    scenes: list[Scene],
 ) -> Pool:
     chance = np.random.default_rng((run.seed, number, 3))
     ids = [[token_ids(random_caption(scene, chance).text)[:TOLD] for _ in range(WORDINGS)] for scene in scenes]
