@@ -45,7 +45,6 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
 
     from lab.world.evaluate import evaluate
     from lab.world.pack.general import WEIGHTS, load_general

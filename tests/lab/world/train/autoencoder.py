@@ -22,7 +22,7 @@ from lab.world.train.pool import pictures_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 3000, 12000
+STEPS, STEPS_CUDA = 3000, 6000
 BATCH, BATCH_CUDA = 16, 64
 CROP = 64
 RATE, OTHER_RATE = 3e-3, 3e-3

@@ -24,10 +24,10 @@ from lab.world.train.text import TextEncoder, vocabulary
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 4600, 8000
+STEPS, STEPS_CUDA = 4600, 6000
 BATCH, BATCH_CUDA = 32, 512
 SCENES, SCENES_CUDA = 24576, 65536
-RATE, OTHER_RATE = 3e-3, 3e-3
+RATE, OTHER_RATE = 2e-3, 2e-3
 CAPTION_DROPOUT = 0.12
 ASKED_BLOCK = 7  # of the output blocks, of CELLS x CELLS places
 ASKED = 0.1  # weight of the questions
