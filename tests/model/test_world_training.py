@@ -118,6 +118,13 @@ def test_a_pool_is_determined_by_its_seed_and_read_from_the_cache(weights: Path,
     assert (first.things > 0).any((1, 2)).all() and first.things.max() <= 2
 
 
+@pytest.mark.long
+def test_as_many_processes_as_threads_draw_the_same(few: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    one, two = (list(pool.drawn(Run(tmp_path, 0, torch.device("cpu"), threads), 0, 3)) for threads in (1, 2))
+    for (pictures, things, scenes), (others, other_things, other_scenes) in zip(one, two, strict=True):
+        assert (pictures == others).all() and (things == other_things).all() and scenes == other_scenes
+
+
 def test_a_step_s_batch_is_determined_by_the_seed_and_its_number(weights: Path) -> None:
     words = vocabulary()
     made = pool.latent_pool(a_run(weights), SCENES, words, weights / "autoencoder.safetensors")

@@ -31,7 +31,9 @@ World = tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]
 
 def encoded(clip: comfy.sd.CLIP, prompts: Sequence[str]) -> list:
     """One conditioning whose rows are the prompts: ComfyUI gives each latent of the batch its own."""
-    states, pooled = zip(*(clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True) for prompt in prompts))
+    states, pooled = zip(
+        *(clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True) for prompt in prompts), strict=True
+    )
     return [[torch.cat(states), {"pooled_output": torch.cat(pooled)}]]
 
 

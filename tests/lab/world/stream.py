@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from lab.world.captions import Caption, random_caption
 from lab.world.render import render
-from lab.world.scenes import Scene, sample_scenes
+from lab.world.scenes import SIZE, Scene, sample_scenes
 from torch import Tensor
 
 ALONE = 0.15  # scenes of one thing
+CELLS = 16  # along a picture, of the map that says which thing is where
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,14 @@ def batches(seed: int, size: int, split: str = "train", start: int = 0) -> Itera
     while True:
         yield batch(seed, number, size, split)
         number += 1
+
+
+def drawn(number: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, list[Scene]]:
+    """A batch as arrays, which travel between processes: pictures, and maps [B, CELLS, CELLS] of 0 where nothing is, 1 and 2 where a thing is."""
+    made = batch(seed, number, size)
+    cells = F.avg_pool2d(made.masks.float() / 255, SIZE // CELLS)
+    shares = torch.cat([1 - cells.sum(1, keepdim=True), cells], 1)
+    return made.pictures.numpy(), shares.argmax(1).byte().numpy(), made.scenes
 
 
 def _bytes(values: Tensor) -> Tensor:

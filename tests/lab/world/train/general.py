@@ -16,10 +16,11 @@ from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock, UNetModel
 from lab.world.pack.general import new_unet
 from lab.world.scenes import NAMES, PALETTE, PLACES
+from lab.world.stream import CELLS
 from lab.world.styles import STYLES
 from lab.world.train.loop import Run, initialise, train
 from lab.world.train.muon import optimisers
-from lab.world.train.pool import CELLS, NOTHING, Pool, chosen, latent_pool
+from lab.world.train.pool import NOTHING, Pool, chosen, latent_pool
 from lab.world.train.text import TextEncoder, vocabulary
 from safetensors.torch import save_file
 from torch import Tensor, nn

@@ -14,10 +14,10 @@ import comfy.latent_formats
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lab.world import stream
 from lab.world.captions import random_caption
 from lab.world.pack.general import new_vae, under
-from lab.world.scenes import NAMES, PALETTE, PLACES, SIZE, Scene
-from lab.world.stream import batch
+from lab.world.scenes import NAMES, PALETTE, PLACES, Scene
 from lab.world.styles import STYLES
 from lab.world.train.loop import Run
 from lab.world.train.text import COLUMNS, token_ids
@@ -29,7 +29,6 @@ CHUNK = 64  # scenes that are rendered at once
 FILE = 8  # chunks of a file of the cache
 WORDINGS = 8  # captions of each scene
 TOLD = 24  # columns of a caption that say something: the others are all the end token
-CELLS = 16  # along a picture, of the map that says which thing is where
 NOTHING = 255
 
 
@@ -39,7 +38,7 @@ class Pool:
 
     latents: Tensor  # half [N, 4, 32, 32], in the model's space
     captions: Tensor  # [N, WORDINGS, TOLD], rows of the vocabulary
-    things: Tensor  # [N, CELLS, CELLS]: 0 where neither of the two is, 1 and 2 where one is
+    things: Tensor  # [N, CELLS, CELLS], as stream.drawn maps them
     kinds: Tensor  # [N, 2]; NOTHING if there is no second thing
     colours: Tensor  # [N, 2]
     styles: Tensor  # [N]
@@ -52,18 +51,10 @@ class Pool:
         return Pool(*(getattr(self, field.name)[rows] for field in fields(Pool)))
 
 
-def _drawn(number: int, seed: int) -> tuple[np.ndarray, np.ndarray, list[Scene]]:
-    """Pictures and the map of the things, as arrays: these travel between processes."""
-    made = batch(seed, number, CHUNK)
-    cells = F.avg_pool2d(made.masks.float() / 255, SIZE // CELLS)
-    shares = torch.cat([1 - cells.sum(1, keepdim=True), cells], 1)
-    return made.pictures.numpy(), shares.argmax(1).byte().numpy(), made.scenes
-
-
 def drawn(run: Run, first: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, list[Scene]]]:
     """Chunks of the numbers from `first` to `count`, by as many processes as the run has threads."""
     numbers = range(first, count)
-    make = partial(_drawn, seed=run.seed)
+    make = partial(stream.drawn, seed=run.seed, size=CHUNK)
     progress = partial(tqdm, desc="drawing", initial=first, total=count, unit_scale=CHUNK, mininterval=5.0)
     if run.threads == 1:
         yield from progress(map(make, numbers))
