@@ -41,8 +41,8 @@ def few() -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture(scope="module")
 def pictures() -> torch.Tensor:
-    """uint8 [16, 3, 128, 128]."""
-    return (render(sample_scenes(16, 0)).pictures * 255).round().byte()
+    """uint8 [8, 3, 128, 128]."""
+    return (render(sample_scenes(8, 0)).pictures * 255).round().byte()
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_the_autoencoder_starts_as_principal_components_and_its_latents_have_var
     images = pictures / 255
     vae = load_vae(weights)
     latents = vae.encode(images.movedim(1, -1))
-    assert latents.shape == (16, 4, 32, 32) and vae.decode(latents).shape == (16, 128, 128, 3)
+    assert latents.shape == (8, 4, 32, 32) and vae.decode(latents).shape == (8, 128, 128, 3)
     assert evaluate.decibels(vae, images) > 24
     scaled = (0.18215 * latents).movedim(1, 0).flatten(1)
     assert torch.allclose(torch.cov(scaled), torch.eye(4), atol=0.02)
