@@ -22,7 +22,6 @@ from .calls import (
     ModelOptions,
     Record,
     chunks_of,
-    inject_rows,
     is_source_pass,
     value_of,
 )
@@ -163,15 +162,15 @@ def overwritten(
     for name, own in zip(VALUES, (call.q, call.k, call.v), strict=True):
         if name in wanted:
             place = (name, *call.place)
-            source = {chunk: {place: value_of(records[chunk], place)} for chunk in recorded}
-            if (
-                name != "value" and family.caption_axis is not None
-            ):  # else the number would be waited for on a GPU, and not needed
-                for chunk in recorded:
-                    more = call.text.stop - int(records[chunk][TEXT_TOKENS])
-                    source[chunk][place] = family.turned(source[chunk][place], more)
             own = own.clone()
-            own[:, :, call.image] = inject_rows(own[:, :, call.image], source, place, chunks)
+            for chunk, rows in zip(chunks, own.chunk(len(chunks)), strict=True):
+                if chunk in records:
+                    source = value_of(records[chunk], place).to(own)
+                    if (
+                        name != "value" and family.caption_axis is not None
+                    ):  # else the number is not needed, and a GPU would be waited for
+                        source = family.turned(source, call.text.stop - int(records[chunk][TEXT_TOKENS]))
+                    rows[:, :, call.image].unflatten(0, (-1, len(source))).copy_(source)
         qkv.append(own)
     return tuple(qkv)
 

@@ -135,7 +135,7 @@ def require_prompt(conditioning: Conditioning, prompt: PromptTokens, socket: str
     """Raise ValueError unless every entry has the prompt's number of tokens and, where it says of what it is, its text."""
     what_to_do = "Connect it as it comes from there, with nothing concatenated."
     if prompt.letters is not None:  # of a language model
-        what_to_do += " Pictures in a prompt, as Text Encode Qwen Image Edit puts them there, are tokens too: use Set Reference Latent."
+        what_to_do += " Pictures that TextEncodeQwenImageEdit puts into a prompt are tokens too: use Set Reference Latent in its place."
     for embedding, options in conditioning:
         columns, got = len(prompt.ids), columns_of_conditioning(embedding, options)
         if got != columns:

@@ -108,7 +108,7 @@ def test_edits_by_words_take_prompts_without_pictures_and_refuse_these(clip, ima
     mask = partial(AttentionMask.execute, model, clip, trajectory, SOURCE, "cat", 0.0, 1.0, 0.0)
     columns = len(tokenize(clip, SOURCE).ids)
     assert mask().args[0].shape == (1, 64, 96)
-    says = rf"expected .* which has {columns} tokens, got conditioning of \d+\. .* use Set Reference Latent\.$"
+    says = rf"expected .* which has {columns} tokens, got conditioning of \d+\. .* use Set Reference Latent in its place\.$"
     with pytest.raises(ValueError, match=f"^positive: {says}"):
         mask(positive=with_pictures)
     with pytest.raises(ValueError, match=f"^source: {says}"):

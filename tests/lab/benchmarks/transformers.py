@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 import comfy.model_patcher
@@ -29,7 +29,6 @@ from support.fixtures.transformer_edits import begin, path
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 CFG = 3.5
-WORDS = 40  # of the prompt whose maps are read, a column each
 PLAIN, EDIT = "plain CFG sampling", "Plug-and-Play edit"
 ALONE, EDIT_ALONE = "sampling at guidance 1", "Plug-and-Play edit at guidance 1"
 EDIT_AT_MOST = 1.6  # of plain CFG sampling, while it injects at every step
@@ -67,18 +66,22 @@ def sd3(depth: int, blocks: int, second: int) -> Kind:
 
 @dataclass(frozen=True)
 class Stack:
-    """A model that is timed. side: of its latent. tokens: of its prompts."""
+    """A model that is timed. side: of its latent. tokens: of its prompts. words: whose maps are read, a token each.
+
+    One run of an attention tells of as many words as a head has channels, less one; the small model's have 16.
+    """
 
     name: str
     kind: Kind
     tokens: int
+    words: int = 40
     side: int = 64
     steps: int = 1
     repetitions: int = 5
 
 
 STACKS = (
-    Stack("small Flux.1, width 64, 5 blocks", KINDS["flux"], 256, steps=4, repetitions=7),
+    Stack("small Flux.1, width 64, 5 blocks", KINDS["flux"], 256, words=12, steps=4, repetitions=7),
     Stack(
         "Flux.1, width 3072, 1 double and 1 single block",
         wide("flux", 4096, 768, **FLUX, depth=1, depth_single_blocks=1),
@@ -148,7 +151,7 @@ def time_edits(stack: Stack, progress: Callable[[str], None]) -> Timed:
 def _time_maps(stack: Stack, model: ModelPatcher, trajectory) -> list[tuple[float, float]]:
     """Beside each attention that sees the text of one evaluation."""
     family = family_of(model)
-    sums = MapSums(family, [[column] for column in range(WORDS)], stack.tokens, range(10**6))
+    sums = MapSums(family, [[column] for column in range(stack.words)], stack.tokens, range(10**6))
     pairs: list[tuple[float, float]] = []
 
     def both(call: Attention) -> None:
@@ -189,10 +192,8 @@ def count_memory(name: str) -> Memory:
         def evaluate(rows: list, options: dict) -> int:
             """The highest that is alive during it."""
             live.peak = live.now
-            try:
+            with suppress(AllSeen):
                 comfy.samplers.calc_cond_batch(model, rows, x, sigma, options)
-            except AllSeen:
-                pass
             return live.peak
 
         def options() -> dict:
