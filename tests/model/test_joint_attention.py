@@ -7,6 +7,7 @@ from itertools import cycle, product
 
 import comfy.ldm.modules.attention as kernels
 import comfy.model_patcher
+import comfy.supported_models
 import pytest
 import torch
 from palimpsest.nodes.attention.calls import AllSeen, Columns
@@ -36,6 +37,28 @@ def test_every_block_is_seen_once_and_reading_changes_nothing(name):
     assert {call.place[0] for call in seen if call.has_text} == set(range(kind.blocks))
     assert {key[1] for key in evaluated.recorded(x) if len(key) > 1} == set(range(kind.blocks))
     assert torch.equal(evaluated.predict(x)[0], plain)
+
+
+@pytest.mark.long
+@pytest.mark.newest
+@torch.inference_mode()
+def test_anima_is_its_backbone_behind_an_adapter_of_its_text():
+    """The adapter's width is fixed. Its attention is none of the main blocks', and turns 20 tokens of T5 into 512 columns."""
+    cosmos = KINDS["cosmos"]
+    unet = {**cosmos.unet, "image_model": "anima", "crossattn_emb_channels": 1024}
+    kind = replace(cosmos, config=comfy.supported_models.Anima, unet=unet, text=1024)
+    tokens = {"t5xxl_ids": torch.arange(3, 23), "t5xxl_weights": torch.ones(20)}
+    evaluated = Evaluated(kind, kind.conditioning(2, **tokens))
+    assert evaluated.family.name == "Anima"
+    x, seen, options = kind.latent(1), [], evaluated.options()
+    plain = evaluated.predict(x)[0]
+    on_attention(options, evaluated.family, lambda call: seen.append((call.place, call.text)))
+    assert torch.equal(evaluated.predict(x, options)[0], plain)
+    assert [text for (_, call), text in seen if call == 1] == [slice(0, 512)] * kind.blocks
+    assert [block for (block, call), _ in seen if call == 0] == list(range(kind.blocks))
+    chunks = evaluated.chunks()
+    assert torch.equal(evaluated.injected(x, evaluated.recorded(x), chunks)[0], plain)
+    assert not torch.equal(evaluated.injected(x, evaluated.recorded(kind.latent(5)), chunks)[0], plain)
 
 
 @FAMILIES

@@ -110,10 +110,11 @@ class Timed:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one step's records: as Capture Features counts them before it runs, as they are held, and by how much an edited
-    step's peak is above a plain one's."""
+    """Bytes of one step's records: as Capture Features counts them before it runs, of these those of queries and keys, as they
+    are held, and by how much an edited step's peak is above a plain one's."""
 
     counted: int
+    attention: int
     held: int
     above_plain: int
 
@@ -136,7 +137,8 @@ def time_edits(stack: Stack, progress: Callable[[str], None]) -> Timed:
 
     runs = {PLAIN: (model, CFG), EDIT: (edited, CFG), ALONE: (model, 1.0), EDIT_ALONE: (edited, 1.0)}
     timed = Timed()
-    sampled(model, CFG)
+    for patched in (model, edited):
+        sampled(patched, 1.0)
     for repetition in range(stack.repetitions):
         for name in [*runs][:: -1 if repetition % 2 else 1]:
             gc.collect()
@@ -187,7 +189,9 @@ def count_memory(name: str) -> Memory:
         sites = structure.sites("auto")
         x, sigma = kind.latent(1, height=side, width=side), torch.full((1,), 0.6)
         conds = [_conds(model, kind.conditioning(seed, tokens), x) for seed in (2, 3, 4)]
-        counted = structure.values(sites, x) * torch.bfloat16.itemsize
+        counted, attention = (
+            structure.values(chosen, x) * torch.bfloat16.itemsize for chosen in (sites, replace(sites, features=()))
+        )
 
         def evaluate(rows: list, options: dict) -> int:
             """The highest that is alive during it."""
@@ -208,7 +212,7 @@ def count_memory(name: str) -> Memory:
         injecting = options()
         structure.inject(injecting, sites, {(i, row[0]["uuid"]): record for i, row in enumerate(conds[1:])})
         peak = max(peak, evaluate(conds[1:], injecting)) - at_rest
-    return Memory(counted, held, peak - plain)
+    return Memory(counted, attention, held, peak - plain)
 
 
 @contextmanager
