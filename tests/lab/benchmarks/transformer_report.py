@@ -21,9 +21,10 @@ from lab.benchmarks.transformers import (
 Times = list[tuple[Stack, Timed]]
 
 TEXT = """\
-ComfyUI's own classes with random weights, in float32 on the CPU, latents of 64 x 64. Plug-and-Play injects queries, keys and values at every
-step, in the blocks of `auto`. With guidance, plain sampling evaluates two rows a step and the edit three; at guidance 1 it is one and two, and
-the ratio cannot be far below 2. No bar is set for that. Both runs of a ratio are repeated in turns, every other time in reverse order.
+ComfyUI's own classes with random weights, in float32 on the CPU; the size of the latent stands behind the model. Plug-and-Play injects
+queries, keys and values at every step, in the blocks of `auto`. With guidance, plain sampling evaluates two rows a step and the edit
+three; at guidance 1 it is one and two, and the ratio cannot be far below 2. No bar is set for that. Both runs of a ratio are repeated in
+turns, every other time in reverse order.
 
 “Map of words” is what Attention Mask does in a block to find 40 words, divided by that block's attention, both on the same queries, keys
 and values, one right after the other. One run of the attention tells of as many words as a head has channels, less one: 127 for Flux.1, 63
@@ -41,7 +42,7 @@ def bars(times: Times) -> list[Bar]:
     edits = [
         Bar(
             f"{EDIT} / {PLAIN}",
-            stack.name,
+            str(stack),
             [a / b for a, b in zip(timed.runs[EDIT], timed.runs[PLAIN], strict=True)],
             EDIT_AT_MOST,
         )
@@ -49,7 +50,7 @@ def bars(times: Times) -> list[Bar]:
     ]
     maps = [
         Bar(
-            "map of words / attention of its block", stack.name, [words / own for own, words in timed.maps], MAP_AT_MOST
+            "map of words / attention of its block", str(stack), [words / own for own, words in timed.maps], MAP_AT_MOST
         )
         for stack, timed in times
     ]
@@ -71,7 +72,7 @@ def section(times: Times, memory: dict[str, Memory]) -> str:
         for name in (PLAIN, EDIT, ALONE, EDIT_ALONE):
             seconds = timed.runs[name]
             spread = f"{min(seconds):.2f} to {max(seconds):.2f}"
-            rows.append([stack.name, name, str(stack.steps), f"{median(seconds):.2f}", spread])
+            rows.append([str(stack), name, str(stack.steps), f"{median(seconds):.2f}", spread])
     costs = table(["model", "", "steps", "seconds", "range"], rows)
     header = ["model", "counted, GB", "of it queries and keys", "held, GB", "above a plain step, GB", "within 10 %"]
     held = [

@@ -79,15 +79,20 @@ class Stack:
     steps: int = 1
     repetitions: int = 5
 
+    def __str__(self) -> str:
+        return f"{self.name}, {self.side} x {self.side}"
+
 
 STACKS = (
-    Stack("small Flux.1, width 64, 5 blocks", KINDS["flux"], 256, words=12, steps=4, repetitions=7),
+    Stack("small Flux.1, width 64, 5 blocks", KINDS["flux"], 256, words=12, steps=4),
     Stack(
         "Flux.1, width 3072, 1 double and 1 single block",
         wide("flux", 4096, 768, **FLUX, depth=1, depth_single_blocks=1),
         256,
+        side=32,
+        repetitions=3,
     ),
-    Stack("SD3.5 Medium, width 1536, 2 blocks", sd3(24, 2, 1), 154),
+    Stack("SD3.5 Medium, width 1536, 2 blocks", sd3(24, 2, 1), 154, repetitions=3),
 )
 # At full depth, for a picture of 1024 x 1024: the side of its latent, and the tokens of a prompt.
 FULL = {
@@ -145,7 +150,7 @@ def time_edits(stack: Stack, progress: Callable[[str], None]) -> Timed:
             start = time.process_time()
             sampled(*runs[name])
             timed.runs.setdefault(name, []).append(time.process_time() - start)
-        progress(f"{stack.name}: {repetition + 1} of {stack.repetitions}")
+        progress(f"{stack}: {repetition + 1} of {stack.repetitions}")
     timed.maps = _time_maps(stack, model, trajectory)
     return timed
 
