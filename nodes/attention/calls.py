@@ -10,6 +10,10 @@ import torch
 
 MARK = "palimpsest.source_pass"
 STEP_CACHES = ("easycache", "lazycache")  # keys of core's EasyCache and LazyCache
+OTHER_BLOCKS = (
+    "model: expected one whose blocks all run at every step, for the source and for the edit, got one with a patch that skipped some of "
+    "them, as TeaCache and first-block caches do. Remove that node."
+)
 
 ModelOptions = dict[str, Any]
 # What was read, by kind and place, such as ("query", "output", 4, 0): [B, N, C].
@@ -51,6 +55,13 @@ def is_source_pass(transformer_options: dict[str, Any]) -> bool:
 
 def chunks_of(transformer_options: dict[str, Any]) -> list[Chunk]:
     return list(zip(transformer_options["cond_or_uncond"], transformer_options["uuids"], strict=True))
+
+
+def value_of(record: Record, place: tuple) -> torch.Tensor:
+    """What was read of the source at a place of the network."""
+    if place not in record:
+        raise ValueError(OTHER_BLOCKS)
+    return record[place]
 
 
 def inject_rows(own: torch.Tensor, records: dict[Chunk, Record], key: tuple, chunks: list[Chunk]) -> torch.Tensor:

@@ -7,14 +7,24 @@ rotary positions. There is one such slot: whatever stands in it is called in tur
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from .calls import AllSeen, Chunk, Columns, ModelOptions, Record, chunks_of, inject_rows, is_source_pass
+from .calls import (
+    OTHER_BLOCKS,
+    AllSeen,
+    Chunk,
+    ModelOptions,
+    Record,
+    chunks_of,
+    is_source_pass,
+    value_of,
+)
 from .families import CROSS, IMAGE_FIRST, Family
 
 OVERRIDE = "optimized_attention_override"
@@ -81,23 +91,31 @@ class Attention:
 Use = Callable[[Attention], torch.Tensor | None]
 
 
-def on_attention(model_options: ModelOptions, family: Family, use: Use, leave: bool = False) -> None:
+def on_attention(
+    model_options: ModelOptions,
+    family: Family,
+    use: Use,
+    leave: bool = False,
+    records: Mapping[Chunk, Record] = MappingProxyType({}),
+) -> None:
     """Let `use` see every attention call of the main blocks, after all other patches. The options are the caller's own.
 
-    leave: end each call of the network by AllSeen, because its output is not wanted.
+    leave: end each call of the network by AllSeen, because its output is not wanted. records: of the source, whose blocks must all
+    run in these calls too.
     """
-    tap = _Tap(family, use, leave)
+    blocks = 1 + max((place[1] for record in records.values() for place in record if place != TEXT_TOKENS), default=-1)
+    tap = _Tap(family, use, leave, blocks)
     add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, tap.apply_model, model_options, is_model_options=True)
 
 
 Sites = Mapping[str, Set[int]]  # by "query", "key" or "value" the blocks
 
 
-def text_groups(call: Attention, family: Family, columns: Columns) -> list[list[int]]:
-    """Groups for `shares`: each column that is read, and behind them all text that the call sees, padding too."""
+def text_groups(call: Attention, family: Family, count: int, groups: Iterable[Sequence[int]]) -> list[list[int]]:
+    """Groups for `shares`: those of a prompt's `count` columns, and behind them all text that the call sees, padding too."""
     tokens = call.text.stop - call.text.start
-    first = tokens - columns.count if family.text_last else 0
-    return [*([first + column] for column in columns.read), list(range(tokens))]
+    first = tokens - count if family.text_last else 0
+    return [*([first + column for column in group] for group in groups), list(range(tokens))]
 
 
 def record_values(model_options: ModelOptions, family: Family, sites: Sites, record: Record) -> None:
@@ -128,7 +146,7 @@ def inject_values(model_options: ModelOptions, family: Family, sites: Sites, rec
         values = overwritten(call, family, sites, records)
         return None if values is None else call.run(*values)
 
-    on_attention(model_options, family, overwrite)
+    on_attention(model_options, family, overwrite, records=records)
 
 
 def overwritten(
@@ -144,13 +162,15 @@ def overwritten(
     for name, own in zip(VALUES, (call.q, call.k, call.v), strict=True):
         if name in wanted:
             place = (name, *call.place)
-            source = {chunk: {place: records[chunk][place]} for chunk in recorded}
-            if name != "value":
-                for chunk in recorded:
-                    more = call.text.stop - int(records[chunk][TEXT_TOKENS])
-                    source[chunk][place] = family.turned(source[chunk][place], more)
             own = own.clone()
-            own[:, :, call.image] = inject_rows(own[:, :, call.image], source, place, chunks)
+            for chunk, rows in zip(chunks, own.chunk(len(chunks)), strict=True):
+                if chunk in records:
+                    source = value_of(records[chunk], place).to(own)
+                    if (
+                        name != "value" and family.caption_axis is not None
+                    ):  # else the number is not needed, and a GPU would be waited for
+                        source = family.turned(source, call.text.stop - int(records[chunk][TEXT_TOKENS]))
+                    rows[:, :, call.image].unflatten(0, (-1, len(source))).copy_(source)
         qkv.append(own)
     return tuple(qkv)
 
@@ -171,10 +191,11 @@ class _Network:
 
 
 class _Tap:
-    def __init__(self, family: Family, use: Use, leave: bool):
+    def __init__(self, family: Family, use: Use, leave: bool, blocks: int):
         self.family = family
         self.use = use
         self.leave = leave
+        self.blocks = blocks
         self.key = f"{KEY}.{id(self)}"
 
     def apply_model(
@@ -204,6 +225,8 @@ class _Tap:
             )
         if self.leave:
             raise AllSeen
+        if network.block + 1 < self.blocks:
+            raise ValueError(OTHER_BLOCKS)
         return output
 
     def override(self, func, q, k, v, *args, **kwargs):

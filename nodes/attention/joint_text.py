@@ -55,11 +55,15 @@ class TextCall:
 
     @cached_property
     def _groups(self) -> list[list[int]]:
-        return text_groups(self.call, self.family, self.columns)
+        return _groups(self.call, self.family, self.columns)
 
     @cached_property
     def _shares(self) -> torch.Tensor:
         return self.call.shares(self._groups)
+
+
+def _groups(call: Attention, family: Family, columns: Columns) -> list[list[int]]:
+    return text_groups(call, family, columns.count, ([column] for column in columns.read))
 
 
 Use = Callable[[TextCall], torch.Tensor]
@@ -77,7 +81,7 @@ def record_text(
             raise AllSeen
         keep_values(call, sites, record)
         if call.has_text and call.place[0] in blocks:
-            shares = call.shares(text_groups(call, family, columns))
+            shares = call.shares(_groups(call, family, columns))
             record["cross", call.place[0]], record["text", call.place[0]] = shares[..., :-1], shares[..., -1:]
 
     on_attention(model_options, family, read, leave=True)
@@ -106,4 +110,4 @@ def change_text(
         output = call.run(call.q, call.k, call.v)
         return use(TextCall(call, family, columns, output)) if here else output
 
-    on_attention(model_options, family, change)
+    on_attention(model_options, family, change, records=records)

@@ -7,13 +7,14 @@ wanted words vary most over the picture.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from ..attention.calls import AllSeen, Columns, ModelOptions
+from ..attention.calls import OTHER_BLOCKS, AllSeen, ModelOptions
 from ..attention.families import Family
 from ..attention.joint_attention import Attention, on_attention, text_groups
 from ..attention.transformer_sites import count_blocks, parse_blocks, word_blocks
@@ -54,12 +55,14 @@ def block_maps(
     count = count_blocks(model)
     chosen = parse_blocks(blocks, family.name, count)
     published = word_blocks(family.name, count) if chosen is None else chosen
-    total = _Sums(family, words, prompt_columns, published or tuple(range(sum(count))))
+    total = MapSums(family, words, prompt_columns, published or tuple(range(sum(count))))
 
     def read(step: int, options: ModelOptions) -> None:
         on_attention(options, family, total.add, leave=True)
 
     visit(model, trajectory, source, steps, read, socket="positive")
+    if set(total.count.values()) != {len(steps)} or total.blocks - set(total.count):
+        raise ValueError(OTHER_BLOCKS)
     maps = {block: sums / len(steps) for block, sums in total.maps.items()}
     variations = {block: variation(own[:, 0]) for block, own in maps.items()}
     counted = clearest(variations) if published is None else [*maps]
@@ -86,20 +89,20 @@ def report_of(family: str, readings: Sequence[BlockReading]) -> str:
     return "\n".join(lines)
 
 
-class _Sums:
+class MapSums:
     """Sums over steps, by block."""
 
     def __init__(self, family: Family, words: Sequence[Sequence[int]], prompt_columns: int, blocks: Sequence[int]):
         self.family = family
         self.blocks = frozenset(blocks)
         self.last = max(blocks)
-        self.columns = Columns(prompt_columns, tuple(sorted({column for word in words for column in word})))
-        self.words = torch.zeros(len(self.columns.read), len(words))  # 1 where a column is of a word
-        for number, word in enumerate(words):
-            self.words[[self.columns.read.index(column) for column in word], number] = 1.0
+        self.words = list(dict.fromkeys(map(tuple, words)))  # each is read once
+        self.place = [self.words.index(tuple(word)) for word in words]
+        self.prompt_columns = prompt_columns
         self.maps: dict[int, torch.Tensor] = {}
         self.text: dict[int, torch.Tensor] = {}
         self.share: dict[int, torch.Tensor] = {}
+        self.count: Counter[int] = Counter()
 
     def add(self, call: Attention) -> None:
         block = call.place[0]
@@ -107,10 +110,10 @@ class _Sums:
             raise AllSeen
         if not call.has_text or block not in self.blocks:
             return
-        shares = call.shares(text_groups(call, self.family, self.columns)).float()
+        self.count[block] += 1
+        shares = call.shares(text_groups(call, self.family, self.prompt_columns, self.words)).float()
         text = shares[..., -1:]
-        self.words = self.words.to(text.device)
-        maps = ((shares[..., :-1] / text.clamp_min(1e-12)).mean(1) @ self.words).mT
+        maps = (shares[..., self.place] / text.clamp_min(1e-12)).mean(1).mT
         mean = maps.mean(-1, keepdim=True)
         self.text[block] = self.text.get(block, 0.0) + text.mean().cpu()
         self.share[block] = self.share.get(block, 0.0) + mean[:, 0].mean().cpu()

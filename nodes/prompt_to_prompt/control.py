@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 
-from ..attention.calls import Chunk, ModelOptions, Record, chunks_of, is_source_pass
+from ..attention.calls import Chunk, ModelOptions, Record, chunks_of, is_source_pass, value_of
 from ..attention.families import family_of
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.context_window import Part
@@ -134,6 +134,8 @@ def source_prompt(trajectory: Trajectory, edit: PromptEdit) -> Conditioning:
 def require_prompt(conditioning: Conditioning, prompt: PromptTokens, socket: str, expected: str) -> None:
     """Raise ValueError unless every entry has the prompt's number of tokens and, where it says of what it is, its text."""
     what_to_do = "Connect it as it comes from there, with nothing concatenated."
+    if prompt.letters is not None:  # of a language model
+        what_to_do += " Pictures that TextEncodeQwenImageEdit puts into a prompt are tokens too: use Set Reference Latent in its place."
     for embedding, options in conditioning:
         columns, got = len(prompt.ids), columns_of_conditioning(embedding, options)
         if got != columns:
@@ -266,7 +268,7 @@ class _WordControl:
     def _change(self, call: WordCall, rows: slice, chunk: Chunk) -> torch.Tensor | None:
         """What the edited probabilities add to the layer's output in these rows, None outside the windows."""
         own = call.probabilities(rows)
-        source = _repeated(self.records[chunk][("cross", *call.layer)], own)
+        source = _repeated(value_of(self.records[chunk], ("cross", *call.layer)), own)
         tables = self.edit.tables_at(self.step, own.device)
         if self.maps is not None and call.layer in self.edit.blend_places and chunk[1] in self.edit.whole:
             self._add_maps(call, rows, self.records[chunk], source, own, tables)

@@ -17,12 +17,12 @@ import comfy.ldm.modules.diffusionmodules.mmdit
 import comfy.ops
 import pytest
 import torch
-from support.fixtures.transformer_edits import Pictured
+from support.fixtures.transformer_edits import EDITS, Pictured
 
 pytestmark = pytest.mark.model
 
 CALLS = {"flux": comfy.ldm.flux.math, "sd3": comfy.ldm.modules.diffusionmodules.mmdit}  # which module calls the kernel
-MADE = (Pictured.plug_and_play, Pictured.prompt_to_prompt, Pictured.attention_mask)
+MADE = (*EDITS, Pictured.attention_mask)
 ARGUMENTS = {"attention_split": "use_split_cross_attention", "attention_sub_quad": "use_quad_cross_attention"}
 SAME = 1e-6  # relative; measured 4e-7 for pictures and 9e-8 for maps
 

@@ -17,14 +17,20 @@ from palimpsest.nodes.prompt_to_prompt.prompt_edit import prompt_edit
 from support.cases import cases
 from support.fixtures.plain_words import in_template
 from support.fixtures.tiny_transformers import KINDS
-from support.fixtures.transformer_edits import path
+from support.fixtures.transformer_edits import begin, path
 
 from nodes import ConditioningSetArea, ConditioningSetMask
 
 pytestmark = pytest.mark.model
 
 TEXT = "a red cat on grass"
-SIDES = [("flux", 3, 1), pytest.param("sd3", 3, 1, marks=pytest.mark.long), ("wan", 2, 6)]
+SIDES = [
+    ("flux", 3, 1),
+    pytest.param("sd3", 3, 1, marks=pytest.mark.long),
+    ("wan", 2, 6),
+    pytest.param("cosmos", 2, 6, marks=pytest.mark.long),
+    pytest.param("cosmos", 4, 1, marks=pytest.mark.long),
+]
 
 
 class Step:
@@ -54,8 +60,8 @@ class Step:
         guider = comfy.samplers.CFGGuider(model)
         guider.set_conds(positive, negative or self.source)
         guider.set_cfg(3.0)
-        start, euler = self.trajectory.start, comfy.samplers.sampler_object("euler")
-        return guider.sample(start, torch.zeros_like(start), euler, self.trajectory.sigmas, disable_pbar=True, seed=0)
+        noise, euler = begin(self.trajectory), comfy.samplers.sampler_object("euler")
+        return guider.sample(noise, torch.zeros_like(noise), euler, self.trajectory.sigmas, disable_pbar=True, seed=0)
 
 
 def in_parts(whole: list, other: list, frames: int | None = None) -> list:
@@ -76,11 +82,12 @@ def windowed(model, dim: int, length: int, overlap: int):
 
 
 @pytest.mark.parametrize(
-    "name", cases(["flux", "sd3", "qwen_image", "lumina2", "z_image", "wan", "hidream"], "flux", "sd3")
+    "name",
+    cases(["flux", "sd3", "qwen_image", "lumina2", "z_image", "wan", "cosmos", "hidream"], "flux", "sd3", "cosmos"),
 )
 @torch.inference_mode()
 def test_areas_and_masks_are_given_the_source_of_their_part(name):
-    step = Step(name, frames=3 if name == "wan" else 1)
+    step = Step(name, frames=3 if name in ("wan", "cosmos") else 1)
     frames = step.kind.frames
     edits = (step.plug_and_play(), step.prompt_to_prompt())
     own, other = in_parts(step.source, step.source, frames), in_parts(step.source, step.prompt(7), frames)

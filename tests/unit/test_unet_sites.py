@@ -51,6 +51,9 @@ def test_a_part_left_out_is_empty():
         ("features 9", SDXL, "0-8 of this model"),
         ("attention 11-4", SD15, "'11-4'"),
         ("attention 4--11", SD15, "'4--11'"),
+        ("features single 20-37; attention 0-56", SD15, "got 'single'"),  # of a transformer
+        ("attention double 3-7", SD15, "got 'double'"),
+        ("attention 0-56", SD15, "got '0-56'"),
         ("attention 2-4", SD15, "got 2 in 'attention 2-4'"),
         ("attention 5-6", SDXL, "0, 1, 2, 3, 4, 5 of this model"),
         ("auto", (1, 1, 1, 1), "4 output blocks"),

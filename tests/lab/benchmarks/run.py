@@ -1,10 +1,10 @@
 """What the nodes cost beside plain ComfyUI, on a small and on full-size models. `make bench` runs all of it.
 
     make bench                          # everything
-    make bench PART=null_text_memory    # edits, fusion, capture_memory, null_text_memory, prior
+    make bench PART=null_text_memory    # edits, transformers, fusion, capture_memory, null_text_memory, prior
 
 The tables are printed, and the sections that were measured replace those of docs/speed.md; each says on what machine.
-`--quick` is for development: it measures edits and fusion once and writes nothing. Exit status 1 if a bar is missed.
+`--quick` is for development: it measures edits, transformers and fusion once and writes nothing. Exit status 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lab.benchmarks import report
+    from lab.benchmarks import report, transformer_report
     from lab.benchmarks.fusion_cost import FusionCost
+    from lab.benchmarks.transformers import Memory
 
 TESTS = Path(__file__).resolve().parents[2]
 sys.path[0] = str(TESTS)
@@ -34,7 +36,7 @@ from support.host.in_process import enter_comfyui, enter_pack  # noqa: E402
 from support.host.provision import ROOT, Missing  # noqa: E402
 
 REPORT = ROOT / "docs" / "speed.md"
-PARTS = ("edits", "fusion", "capture_memory", "null_text_memory", "prior")
+PARTS = ("edits", "transformers", "fusion", "capture_memory", "null_text_memory", "prior")
 QUICK_INVERSION_STEPS = 5
 STARTED = time.monotonic()
 
@@ -81,6 +83,12 @@ def benchmark(quick: bool, parts: Sequence[str]) -> int:
         )
         passed &= prior_report.passed(prior)
         sections["Prior"] = prior_report.section(prior)
+    if "transformers" in parts:
+        from lab.benchmarks import transformer_report
+
+        times, counted = transformers(quick)
+        passed &= transformer_report.passed(times, counted)
+        sections["Transformers"] = transformer_report.section(times, counted)
     if "edits" in parts:
         results = edits(quick)
         passed &= all(bar.passed for bar in report.bars(results))
@@ -128,6 +136,15 @@ def fusion(quick: bool) -> list[dict[str, FusionCost]]:
         return measure_fusion(1 if quick else REPETITIONS, progress)
 
 
+def transformers(quick: bool) -> tuple[transformer_report.Times, dict[str, Memory]]:
+    from lab.benchmarks.transformers import FULL, STACKS, count_memory, time_edits
+
+    progress("transformers: counting memory")
+    counted = {name: count_memory(name) for name in FULL}
+    stacks = [replace(stack, repetitions=1) for stack in STACKS] if quick else STACKS
+    return [(stack, time_edits(stack, progress)) for stack in stacks], counted
+
+
 def null_text_cases() -> list[report.NullTextCase]:
     import torch
     from lab.benchmarks import report
@@ -159,6 +176,7 @@ def sections_of(text: str) -> dict[str, str]:
 SECTIONS = (
     "Ratios",
     "Costs",
+    "Transformers",
     "Fusion",
     "Memory of captured features",
     "Memory of null-text optimisation",
@@ -167,8 +185,8 @@ SECTIONS = (
 )
 
 INTRODUCTION = """\
-`make bench` measures these figures and writes this page. `make bench PART=...` measures one part again: edits, fusion, capture_memory,
-null_text_memory or prior. Each section names its machine.
+`make bench` measures these figures and writes this page. `make bench PART=...` measures one part again: edits, transformers, fusion,
+capture_memory, null_text_memory or prior. Each section names its machine.
 
 The two runs of a ratio are repeated five times (SD1.5 on the CPU: twice), in turns, every other time in reverse order. Each repetition
 gives one ratio. The table has their median and range; the median must not exceed the figure under “at most”.
