@@ -88,7 +88,7 @@ def test_no_picture_of_the_workflow_before_enlarges_a_node(canvas: Frontend, cli
     build(canvas, Workflow("x", [NodeSpec("picture", "LoadImage", (0, 0), {"image": client.upload_image(photo)})], []))
     canvas.page.wait_for_function("() => app.graph.nodes[0].imgs?.length")
     build(canvas, Workflow("y", [NodeSpec("schedule", "BasicScheduler", (0, 0), size=(320, 110))], []))
-    canvas.page.wait_for_timeout(500)  # frames are drawn
+    canvas.wait_for_redraws()
     saved = canvas.page.evaluate("() => app.graph.serialize()")
     assert saved["nodes"][0]["size"] == [320, 110]
     assert canvas.load(saved) == []

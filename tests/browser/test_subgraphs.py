@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from playwright.sync_api import TimeoutError
 from support.cases import cases
 from support.fixtures.shipped import StandIns, provide, stand_ins
 from support.host.client import Client, Run
@@ -88,9 +89,11 @@ def drop(frontend: Frontend, name: str) -> None:
     search = page.get_by_placeholder("Add a node...")
     for _ in range(20):  # on a busy machine the canvas may take the two clicks for single ones
         page.mouse.dblclick(700, 300)
-        page.wait_for_timeout(1500)
-        if search.is_visible():
+        try:
+            search.wait_for(timeout=3000)
             break
+        except TimeoutError:
+            continue
     search.fill(name)
     found = page.get_by_text("Subgraph Blueprints / palimpsest").first
     found.wait_for()
