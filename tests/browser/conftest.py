@@ -79,8 +79,10 @@ def frontend(request: pytest.FixtureRequest, server: Server) -> Frontend:
 
 
 @pytest.fixture(scope="session")
-def screenshots() -> Path:
-    """Where the browser ring leaves its pictures."""
+def screenshots(server: Server) -> Path:
+    """Where the browser ring leaves its pictures, those of another frontend in a folder of their own."""
     folder = Path(__file__).resolve().parents[2] / ".comfyui" / "screenshots"
+    if server.arguments:  # --front-end-root <release>/comfyui_frontend_package/static
+        folder /= Path(server.arguments[-1]).parents[1].name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
