@@ -118,6 +118,7 @@ def test_a_low_node_grows_until_all_words_of_an_edit_are_shown(frontend: Fronten
     texts = {"source_text": SENTENCE, "target_text": SENTENCE.replace("cat", "dog")}
     frontend.page.evaluate(ADD, [("PAL_EncodePromptEdit", texts, 100)])
     frontend.page.wait_for_function(ALL_SHOWN, arg=2 * len(SENTENCE.split()))
+    frontend.wait_for_redraws()
     frontend.page.screenshot(path=screenshots / f"all words {frontend.renderer}.png")
     assert frontend.errors == []
 

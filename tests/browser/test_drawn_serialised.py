@@ -79,11 +79,20 @@ def test_text_reads_on_light_and_dark_themes(canvas: Frontend, screenshots: Path
 
 
 def saved_now(frontend: Frontend) -> str:
+    """All but what core itself saves of a run: the text of Preview as Text, and that a node with a picture has widgets."""
     return frontend.page.evaluate(
         """async () => {
             const saved = app.graph.serialize()
-            for (const node of saved.nodes) delete node.size
-            return JSON.stringify([saved, (await app.graphToPrompt()).output])
+            const { output } = await app.graphToPrompt()
+            for (const node of saved.nodes) {
+                delete node.size
+                if (node.type === 'PreviewAny') delete output[node.id].inputs.preview
+                if (node.type === 'PreviewAny' || !node.widgets_values?.length) {
+                    delete node.widgets_values
+                    delete node.widgets_values_named
+                }
+            }
+            return JSON.stringify([saved, output])
         }"""
     )
 

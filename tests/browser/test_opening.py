@@ -21,8 +21,6 @@ MOVE = "view => Object.assign(app.canvas.ds, view)"
 
 def test_a_template_opens_where_it_begins_and_undoing_moves_nothing(frontend: Frontend, screenshots: Path):
     workflow, page = json.loads(KARLO.read_text(encoding="utf-8")), frontend.page
-    for node in workflow["nodes"]:  # of missing files the oldest frontend tells in a dialog over the page
-        node["properties"].pop("models", None)
     page.evaluate(OPEN, workflow)
     assert page.evaluate(VIEW) == workflow["extra"]["ds"]
     frontend.wait_for_redraws()

@@ -165,6 +165,7 @@ def open_frontend(browser: Browser, address: str, vue_nodes: bool = False, langu
             "Comfy.Graph.CanvasInfo": False,
             "Comfy.Graph.CanvasMenu": False,
             "Comfy.Minimap.Visible": False,
+            "Comfy.Workflow.ShowMissingModelsWarning": False,  # the oldest frontend's is a dialog over the page
         },
     )
     context = browser.new_context(viewport={"width": 1920, "height": 1200})
