@@ -1,11 +1,13 @@
 // @ts-check
 import { api } from "../../scripts/api.js";
 import { later, say } from "./languages.mjs";
-import { button, follow, isLinked, part, setWidget, widgetNamed } from "./parts.mjs";
+import { button, follow, heightOfRows, isLinked, part, setWidget, widgetNamed } from "./parts.mjs";
 import { bare, covering, phrasesIn, toggled } from "./phrases.mjs";
 
 const FIELDS = ["source_text", "target_text", "mode", "reweight", "blend_words", "keep_words", "word_windows"];
 const TYPING = 250; // milliseconds without a change before the server is asked
+const LEAST = 128; // pixels, two rows of words
+const MOST = 260; // four
 const SAYS = {
   kept: later("stays, with the source's attention"),
   exchanged: later("replaces the word above and uses its attention"),
@@ -15,15 +17,19 @@ const SAYS = {
 
 /** Encode Prompt Edit: the words of both prompts, above each other where one follows the other. */
 export class EditWords {
-  minHeight = 150;
   grows = true;
 
   constructor(node, root) {
     this.node = node;
-    this.status = part("div", "palimpsest-label", root);
     this.words = part("div", "palimpsest-edit", root);
+    this.status = part("div", "palimpsest-label", this.words);
+    this.rows = heightOfRows(this.words, MOST, () => node.setDirtyCanvas?.(true, true));
     this.asked = 0;
     follow(node, FIELDS, () => this.ask());
+  }
+
+  get minHeight() {
+    return Math.max(LEAST, this.rows());
   }
 
   get texts() {
@@ -64,7 +70,7 @@ export class EditWords {
 
   draw(edit) {
     const focused = this.words.contains(document.activeElement) ? document.activeElement.dataset.place : null;
-    this.words.textContent = "";
+    this.words.replaceChildren(this.status);
     this.words.classList.remove("palimpsest-stale");
     this.status.textContent = "";
     const phrases = phrasesIn(this.texts.blend_words);

@@ -26,6 +26,7 @@ const VIEWS = {
   PAL_SubjectFusionGuider: StepWindows,
 };
 const panels = new WeakMap(); // node -> its panel
+const opened = new Set(); // ids of shipped workflows
 
 app.registerExtension({
   name: "palimpsest",
@@ -42,6 +43,18 @@ app.registerExtension({
     const type = node.comfyClass ?? node.type ?? "";
     if (type in FILES) addUpload(node, FILES[type]);
     if (type.startsWith("PAL_")) panels.set(node, new Panel(node, VIEWS[type]));
+  },
+
+  // ComfyUI fits a template into the window, where most are too small to read. A shipped one says where to begin: that is
+  // shown when it is opened, and no more after that, because undoing opens a workflow too.
+  async afterConfigureGraph() {
+    const { id, extra } = app.rootGraph ?? app.graph;
+    if (!extra?.palimpsest_template || !extra.ds || opened.has(id)) return;
+    opened.add(id);
+    if (!app.extensionManager.setting.get("Comfy.EnableWorkflowViewRestore")) return;
+    app.canvas.ds.offset = [...extra.ds.offset];
+    app.canvas.ds.scale = extra.ds.scale;
+    app.canvas.setDirty(true, true);
   },
 
   // A workflow that is opened again, from its tab, by undo or from the queue, comes with what its nodes showed.

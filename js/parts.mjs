@@ -83,6 +83,29 @@ export function chain(node, name, after) {
   };
 }
 
+/**
+ * Make a list of words as high as its rows need, `most` at the most; what is longer scrolls. Returns what gives that height.
+ *
+ * The rows depend on the list's width alone: no height that the host writes comes back through them.
+ */
+export function heightOfRows(list, most, changed) {
+  let height = 0;
+  const measure = () => {
+    if (!list.offsetWidth) return; // not in view
+    const rows = Math.max(0, ...[...list.children].map((word) => word.offsetTop + word.offsetHeight));
+    // Nodes 2.0 gives the wheel to what says so, once it has the focus.
+    list.dataset.captureWheel = String(rows > most);
+    if (height === Math.min(rows, most)) return;
+    height = Math.min(rows, most);
+    list.style.minHeight = `${height}px`;
+    changed();
+  };
+  // A frame later: an observer that changes what it observes is an error to the browser.
+  new ResizeObserver(() => requestAnimationFrame(measure)).observe(list);
+  new MutationObserver(measure).observe(list, { childList: true, subtree: true });
+  return () => height;
+}
+
 /** The classic canvas drags a node, and Nodes 2.0 too, from wherever a press gets through to it. The middle button pans. */
 export function stayHere(event) {
   if (event.button !== 1 && !(event.buttons & 4)) event.stopPropagation();

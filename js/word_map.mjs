@@ -1,15 +1,16 @@
 // @ts-check
 import { say } from "./languages.mjs";
-import { follow, button, isLinked, part, picture, setWidget, temporary, widgetNamed } from "./parts.mjs";
+import { follow, button, heightOfRows, isLinked, part, picture, setWidget, temporary, widgetNamed } from "./parts.mjs";
 import { covering, phrasesIn, toggled } from "./phrases.mjs";
 
 // Colours of nodes/display/heatmap.py.
 const HEAT = [[0, 0, 5], [87, 18, 110], [186, 54, 84], [250, 140, 10], [252, 255, 163]];
 const RANKED = 4; // words told of the place under the pointer
+const STAGE = 200; // pixels that are left to the picture
+const MOST = 128; // pixels, six rows of words; palimpsest.css has it too
 
 /** Attention Mask: the picture, the words of its prompt, and over the picture where the model's attention puts a word. */
 export class WordMap {
-  minHeight = 300;
   grows = true;
 
   constructor(node, root) {
@@ -21,9 +22,14 @@ export class WordMap {
     this.heat = part("canvas", "palimpsest-picture", this.stage);
     this.ranking = part("ol", "palimpsest-ranking", this.stage);
     this.chips = part("div", "palimpsest-chips", root, say("Run once to see where the model sees each word."));
+    this.rows = heightOfRows(this.chips, MOST, () => node.setDirtyCanvas?.(true, true));
     this.stage.addEventListener("pointermove", (event) => this.rank(this.pixelAt(event)));
     this.stage.addEventListener("pointerleave", () => this.rank(null));
     follow(node, ["words"], () => this.paint());
+  }
+
+  get minHeight() {
+    return Math.max(300, STAGE + this.rows());
   }
 
   show({ palimpsest_words: [drawn] = [] }) {

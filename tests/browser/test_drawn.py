@@ -7,63 +7,35 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, expect
+from playwright.sync_api import Locator, expect
 from support.host.client import Client
 from support.host.drawn import STEPS, open_drawn
-from support.host.frontend import Frontend, open_frontend
-from support.host.frontends import NEWEST, OLDEST, provide_frontend
-from support.host.server import WITH_TOY, Server
+from support.host.frontend import Frontend
+from support.host.server import Server
 
 pytestmark = pytest.mark.browser
 
-FRONTENDS = ["installed", *(pytest.param(version, marks=pytest.mark.slow) for version in (OLDEST, NEWEST))]
 WIDGET = (
-    """([type, name]) => app.graph.nodes.find(node => node.type === type).widgets.find(w => w.name === name).value"""
+    """([type, name]) => app.graph.nodes.find(node => node.type === type)?.widgets.find(w => w.name === name).value"""
 )
 SET_WIDGET = """([type, name, value]) => {
     app.graph.nodes.find(node => node.type === type).widgets.find(w => w.name === name).value = value
 }"""
-MENU = """type => {
-    const node = app.graph.nodes.find(node => node.type === type)
-    return app.extensionManager ? app.canvas.getNodeMenuOptions(node).filter(Boolean).map(item => item.content) : null
-}"""
-
-
-@pytest.fixture(scope="module", params=FRONTENDS)
-def served(request: pytest.FixtureRequest, comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    release = request.param
-    if release == "installed":
-        yield request.getfixturevalue("server")
-        return
-    root = ("--front-end-root", str(provide_frontend(release)))
-    with Server(comfyui, tmp_path_factory.mktemp(release), WITH_TOY, root) as running:
-        yield running
+BOX_INPUTS = "app.graph.nodes.find(node => node.isSubgraphNode?.()).inputs.filter(input => !input.widget)"
+CHANGES = "app.extensionManager.workflow.activeWorkflow.changeTracker"
 
 
 @pytest.fixture(scope="module", params=["canvas", "nodes2"])
-def opened(request: pytest.FixtureRequest, browser: Browser, served: Server) -> Iterator[Frontend]:
-    """The shared page of a renderer, or one of its own at another frontend."""
-    if served is request.getfixturevalue("server"):
-        shared = request.getfixturevalue(f"{request.param}_page")
-        shared.start_over()
-        yield shared
-    else:
-        with open_frontend(browser, served.address, request.param == "nodes2") as own:
-            yield own
-
-
-@pytest.fixture(scope="module")
-def drawn(opened: Frontend, served: Server, screenshots: Path) -> Iterator[Frontend]:
-    """A page whose workflow has run."""
-    with Client(served.address) as client:
+def drawn(request: pytest.FixtureRequest, server: Server, screenshots: Path) -> Iterator[Frontend]:
+    """A page whose workflow has run, for all tests of this file."""
+    opened = request.getfixturevalue(f"{request.param}_page")
+    opened.start_over()
+    with Client(server.address) as client:
         open_drawn(opened, seed=int(opened.renderer == "nodes2"))
-        opened.queue()
-        expect(opened.page.locator(".palimpsest-stage .palimpsest-ranking")).to_be_attached(timeout=120_000)
-        expect(line(opened, "PSNR")).to_be_visible(timeout=300_000)
+        opened.run()
         client.wait_until_idle()
-    opened.page.wait_for_timeout(1500)  # newer frontends take away progress text once the job has ended
-    release = opened.page.evaluate("() => __COMFYUI_FRONTEND_VERSION__")
-    opened.page.screenshot(path=screenshots / f"drawn {release} {opened.renderer}.png")
+    expect(line(opened, "PSNR")).to_be_visible()
+    opened.page.screenshot(path=screenshots / f"drawn {opened.renderer}.png")
     yield opened
     assert opened.errors == []
     assert opened.outside == []
@@ -173,10 +145,13 @@ def test_frames_turn_and_play(drawn: Frontend):
     page.keyboard.press("Home")
     expect(label).to_have_text(re.compile(rf"^step 0 of {STEPS}"))
     page.get_by_label("Play", exact=True).click()
-    page.wait_for_timeout(1000)
+    # At every redraw: a frame stands for an eighth of a second.
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('.palimpsest-label')].some(e => /^step 2/.test(e.textContent))"
+    )
     page.get_by_label("Play", exact=True).click()
     stopped = label.inner_text()
-    page.wait_for_timeout(400)
+    page.wait_for_timeout(400)  # three frames, if it went on
     assert label.inner_text() == stopped
 
 
@@ -190,21 +165,21 @@ def test_two_pictures_are_parted_where_the_pointer_is(drawn: Frontend):
 
 def test_the_wheel_over_it_zooms_the_canvas_and_it_works_at_any_zoom(drawn: Frontend):
     page = drawn.page
-    scale = "() => app.canvas.ds.scale"
+    view = "({scale, offset}) => { Object.assign(app.canvas.ds, {scale, offset: [...offset]}); app.canvas.setDirty(true, true) }"
+    before = page.evaluate("() => ({scale: app.canvas.ds.scale, offset: [...app.canvas.ds.offset]})")
     line(drawn, "of the picture").hover()
-    before = page.evaluate(scale)
     page.mouse.wheel(0, 300)
-    page.wait_for_function(f"before => app.canvas.ds.scale < before - 0.01 && {scale[6:]}", arg=before)
-    page.evaluate("() => { app.canvas.ds.scale = 0.5; app.canvas.setDirty(true, true) }")
-    page.wait_for_timeout(500)
+    page.wait_for_function("before => app.canvas.ds.scale < before - 0.01", arg=before["scale"])
+    page.evaluate(view, {**before, "scale": 0.5})
+    drawn.wait_for_redraws()
     chips = page.locator(".palimpsest-chips .palimpsest-chip")
     chips.filter(has_text="blue").click()
     assert widget(drawn, "PAL_AttentionMask", "words") == "circle, blue"
     chips.filter(has_text="blue").click()
     page.locator(".palimpsest-stage", has=page.locator("canvas")).hover()
     expect(page.locator(".palimpsest-ranking li")).to_have_count(4)
-    page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.setDirty(true, true) }")
-    page.wait_for_timeout(500)
+    page.evaluate(view, before)
+    drawn.wait_for_redraws()
 
 
 def still_drawn(frontend: Frontend) -> None:
@@ -219,11 +194,9 @@ def test_it_outlives_undo_and_a_visit_to_another_tab(drawn: Frontend):
     page = drawn.page
     page.locator(".palimpsest-chips .palimpsest-chip", has_text="red").click()
     page.mouse.click(1700, 1100)
-    page.wait_for_timeout(1000)
+    page.wait_for_function(f"() => JSON.stringify({CHANGES}.activeState).includes('circle, red')")
     page.evaluate("() => app.extensionManager.command.execute('Comfy.Undo')")
-    page.wait_for_function("() => app.graph.nodes.length > 10")
-    page.wait_for_timeout(1000)
-    assert widget(drawn, "PAL_AttentionMask", "words") == "circle"
+    page.wait_for_function(f"wanted => ({WIDGET})(wanted) === 'circle'", arg=["PAL_AttentionMask", "words"])
     still_drawn(drawn)
     page.evaluate("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
     page.wait_for_function("() => app.graph.nodes.length === 0")
@@ -261,13 +234,12 @@ def test_the_menu_of_a_picture_drops_a_box_that_is_wired(drawn: Frontend):
     page.mouse.click(*title, button="right")
     page.get_by_text("Edit this picture by words").first.click()
     page.wait_for_function("before => app.graph.nodes.length === before + 1", arg=before)
-    page.wait_for_timeout(500)
+    page.wait_for_function(f"() => {BOX_INPUTS}.every(input => input.link != null)")
     sources = page.evaluate(
-        """() => {
-            const box = app.graph.nodes.find(node => node.isSubgraphNode?.())
+        f"""() => {{
             const from = input => app.graph.getNodeById(app.graph.links.get(input.link)?.origin_id)?.type
-            return Object.fromEntries(box.inputs.filter(input => !input.widget).map(input => [input.name, from(input)]))
-        }"""
+            return Object.fromEntries({BOX_INPUTS}.map(input => [input.name, from(input)]))
+        }}"""
     )
     toy = "TOY_LoadGeneral"
     assert sources.pop("image") in ("PreviewImage", "VAEDecode")  # ComfyUI 0.16's Preview Image has no output

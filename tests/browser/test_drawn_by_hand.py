@@ -56,6 +56,22 @@ WORST_CONTRAST = """() => {
         })
     return rows.sort((a, b) => a[0] - b[0])[0]
 }"""
+# Whether so many words are there, none below the end of their list, and the list and its panel within the node.
+ALL_SHOWN = """count => {
+    const bottom = element => element.getBoundingClientRect().bottom
+    const panel = document.querySelector('.palimpsest')
+    const list = panel?.querySelector('.palimpsest-edit, .palimpsest-chips')
+    const words = [...list?.querySelectorAll('.palimpsest-chip') ?? []]
+    if (words.length !== count) return false
+    const [node] = app.graph.nodes
+    const { scale, offset } = app.canvas.ds
+    const end = panel.closest('.lg-node')
+        ? bottom(panel.closest('.lg-node'))
+        : app.canvas.canvas.getBoundingClientRect().top + (node.pos[1] + node.size[1] + offset[1]) * scale
+    const ends = [...words.map(word => [word, list]), [list, panel]].map(([inner, outer]) => bottom(outer) - bottom(inner))
+    return Math.min(...ends, end - bottom(panel)) > -1
+}"""
+SENTENCE = "a red cat sits on an old wooden chair in the garden of a small house"
 EDIT = ("PAL_EncodePromptEdit", {"source_text": "a red cat", "target_text": "a red dog barks"}, 560)
 
 
@@ -95,6 +111,40 @@ def test_words_and_weights_are_set_by_keyboard(frontend: Frontend):
     page.keyboard.press("Enter")
     page.wait_for_function(f"() => ({VALUE})('reweight') === 'dog: 1.1'")
     assert page.evaluate("() => app.graph.nodes.length") == 1
+    assert frontend.errors == []
+
+
+def test_a_low_node_grows_until_all_words_of_an_edit_are_shown(frontend: Frontend, screenshots: Path):
+    texts = {"source_text": SENTENCE, "target_text": SENTENCE.replace("cat", "dog")}
+    frontend.page.evaluate(ADD, [("PAL_EncodePromptEdit", texts, 100)])
+    frontend.page.wait_for_function(ALL_SHOWN, arg=2 * len(SENTENCE.split()))
+    frontend.wait_for_redraws()
+    frontend.page.screenshot(path=screenshots / f"all words {frontend.renderer}.png")
+    assert frontend.errors == []
+
+
+def test_a_low_node_grows_until_all_words_of_a_mask_are_shown(frontend: Frontend):
+    frontend.page.evaluate(ADD, [("PAL_AttentionMask", {}, 100)])
+    words = [{"word": word, "peak": 2.0, "map": "/w=="} for word in SENTENCE.split()]
+    drawn = {"palimpsest_words": [{"words": words, "width": 1, "height": 1, "chosen_by": "words"}]}
+    frontend.page.evaluate("drawn => app.graph.nodes[0].onExecuted(drawn)", drawn)
+    frontend.page.wait_for_function(ALL_SHOWN, arg=len(words))
+    assert frontend.errors == []
+
+
+def test_more_words_than_a_node_should_hold_are_scrolled_by_the_wheel(frontend: Frontend):
+    page = frontend.page
+    texts = {"source_text": " ".join([SENTENCE] * 4), "target_text": " ".join([SENTENCE] * 4)}
+    page.evaluate(ADD, [("PAL_EncodePromptEdit", texts, 100)])
+    words = page.locator(".palimpsest-edit")
+    expect(words).to_have_attribute("data-capture-wheel", "true")
+    assert words.evaluate("words => words.clientHeight") in range(200, 300)
+    words.locator(".palimpsest-chip").first.focus()  # Nodes 2.0 zooms over what has no focus
+    scale = page.evaluate("() => app.canvas.ds.scale")
+    words.hover()
+    page.mouse.wheel(0, 200)
+    page.wait_for_function("() => document.querySelector('.palimpsest-edit').scrollTop > 100")
+    assert page.evaluate("() => app.canvas.ds.scale") == scale
     assert frontend.errors == []
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Route, expect
 from support.cases import cases
-from support.host.client import Client
 from support.host.drawn import open_drawn
 from support.host.frontend import Frontend, open_frontend
 from support.host.server import PACK, Server
@@ -26,7 +25,7 @@ WITH_PANELS = (
 # The panel of a node that is smaller than the panel needs makes it grow, which is the only thing that a file may tell.
 SAVED = """async workflow => {
     await app.loadGraphData(workflow)
-    await new Promise(done => setTimeout(done, 500))
+    for (let redraws = 0; redraws < 10; redraws++) await new Promise(requestAnimationFrame)
     const saved = app.graph.serialize()
     const graphs = [saved, ...(saved.definitions?.subgraphs ?? [])]
     for (const node of graphs.flatMap(graph => graph.nodes)) delete node.size
@@ -56,43 +55,49 @@ def test_workflows_and_prompts_are_the_same_without_the_scripts(frontend: Fronte
         assert not bare.page.evaluate(PANELS)
 
 
-def test_a_run_is_saved_as_if_nothing_had_been_drawn(frontend: Frontend, client: Client):
+def test_a_run_is_saved_as_if_nothing_had_been_drawn(frontend: Frontend):
     open_drawn(frontend, seed=4 if frontend.renderer == "canvas" else 5)
     before = saved_now(frontend)
-    run_drawn(frontend, client)
+    frontend.run()
+    expect(frontend.page.locator(".palimpsest-result", has_text="PSNR")).to_be_visible()
     assert saved_now(frontend) == before
     assert frontend.errors == []
 
 
-def test_text_reads_on_light_and_dark_themes(canvas: Frontend, client: Client, screenshots: Path):
-    brightness = """() => Math.max(...getComputedStyle(document.querySelector('.palimpsest')).color.match(/\\d+/g).map(Number))"""
+def test_text_reads_on_light_and_dark_themes(canvas: Frontend, screenshots: Path):
+    brightness = """([low, high]) => {
+        const [r, g, b] = getComputedStyle(document.querySelector('.palimpsest')).color.match(/\\d+/g).map(Number)
+        return Math.max(r, g, b) >= low && Math.max(r, g, b) <= high
+    }"""
     choose = "theme => app.extensionManager.setting.set('Comfy.ColorPalette', theme)"
     open_drawn(canvas, seed=6)
-    run_drawn(canvas, client)
-    for theme, readable in (("light", range(130)), ("dark", range(180, 256))):
+    canvas.run()
+    for theme, readable in (("light", [0, 129]), ("dark", [180, 255])):
         canvas.page.evaluate(choose, theme)
-        canvas.page.wait_for_timeout(500)
+        canvas.page.wait_for_function(brightness, arg=readable)
         canvas.page.screenshot(path=screenshots / f"drawn {theme}.png")
-        assert canvas.page.evaluate(brightness) in readable
-
-
-def run_drawn(frontend: Frontend, client: Client) -> None:
-    frontend.queue()
-    expect(frontend.page.locator(".palimpsest-result", has_text="PSNR")).to_be_visible(timeout=300_000)
-    client.wait_until_idle()
 
 
 def saved_now(frontend: Frontend) -> str:
+    """All but what core itself saves of a run: the text of Preview as Text, and that a node with a picture has widgets."""
     return frontend.page.evaluate(
         """async () => {
             const saved = app.graph.serialize()
-            for (const node of saved.nodes) delete node.size
-            return JSON.stringify([saved, (await app.graphToPrompt()).output])
+            const { output } = await app.graphToPrompt()
+            for (const node of saved.nodes) {
+                delete node.size
+                if (node.type === 'PreviewAny') delete output[node.id].inputs.preview
+                if (node.type === 'PreviewAny' || !node.widgets_values?.length) {
+                    delete node.widgets_values
+                    delete node.widgets_values_named
+                }
+            }
+            return JSON.stringify([saved, output])
         }"""
     )
 
 
-def test_it_is_drawn_inside_a_subgraph(frontend: Frontend, client: Client, screenshots: Path):
+def test_it_is_drawn_inside_a_subgraph(frontend: Frontend, screenshots: Path):
     page = frontend.page
     open_drawn(frontend, seed=7 if frontend.renderer == "canvas" else 8)
     page.evaluate(
@@ -101,16 +106,14 @@ def test_it_is_drawn_inside_a_subgraph(frontend: Frontend, client: Client, scree
             app.graph.convertToSubgraph(new Set(inside))
         }"""
     )
-    frontend.queue()
-    page.wait_for_timeout(1000)
-    client.wait_until_idle()
+    frontend.run()
     page.evaluate(
         """() => {
             const box = app.graph.nodes.find(node => node.isSubgraphNode?.())
             app.canvas.openSubgraph(box.subgraph, box)
         }"""
     )
-    page.wait_for_timeout(1000)
+    frontend.wait_for_redraws()
     frontend.frame_graph()
     page.screenshot(path=screenshots / f"drawn in a subgraph {frontend.renderer}.png")
     expect(page.locator(".palimpsest-result", has_text="PSNR")).to_be_visible()

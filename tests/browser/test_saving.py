@@ -8,6 +8,8 @@ from support.host.server import Server
 from workflows.api_format import api_format
 from workflows.description import Group, NodeSpec, Note, Workflow
 from workflows.saving import build, save_workflow
+from workflows.shipped import BLUEPRINTS
+from workflows.subgraph_saving import save_blueprint
 
 pytestmark = pytest.mark.browser
 
@@ -88,7 +90,14 @@ def test_no_picture_of_the_workflow_before_enlarges_a_node(canvas: Frontend, cli
     build(canvas, Workflow("x", [NodeSpec("picture", "LoadImage", (0, 0), {"image": client.upload_image(photo)})], []))
     canvas.page.wait_for_function("() => app.graph.nodes[0].imgs?.length")
     build(canvas, Workflow("y", [NodeSpec("schedule", "BasicScheduler", (0, 0), size=(320, 110))], []))
-    canvas.page.wait_for_timeout(500)  # frames are drawn
+    canvas.wait_for_redraws()
     saved = canvas.page.evaluate("() => app.graph.serialize()")
     assert saved["nodes"][0]["size"] == [320, 110]
     assert canvas.load(saved) == []
+
+
+def test_a_described_box_is_saved_alike_whatever_was_made_before(canvas: Frontend, tmp_path: Path):
+    first = [save_blueprint(canvas, blueprint, tmp_path).read_bytes() for blueprint in BLUEPRINTS]
+    second = [save_blueprint(canvas, blueprint, tmp_path).read_bytes() for blueprint in reversed(BLUEPRINTS)]
+    assert first == second[::-1]
+    assert canvas.errors == []

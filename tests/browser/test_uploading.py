@@ -32,7 +32,7 @@ def choose(frontend: Frontend, file: Path) -> None:
     page = frontend.page
     with page.expect_file_chooser() as opened:
         if frontend.renderer == "canvas":
-            page.wait_for_timeout(500)
+            frontend.wait_for_redraws()
             page.mouse.click(*page.evaluate(BUTTON))
         else:
             page.get_by_role("button", name="choose file to upload").click()

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser
 from support.cases import cases
 from support.fixtures.shipped import StandIns, provide, stand_ins
 from support.host.client import Client
-from support.host.frontend import Frontend
+from support.host.frontend import Frontend, open_frontend
 from support.host.server import Server
 from workflows.api_format import api_format
 from workflows.description import Workflow
+from workflows.families import QWEN
 from workflows.files_and_colours import SECOND_UPSAMPLER
 from workflows.shipped import WORKFLOWS
 
@@ -57,6 +59,24 @@ def test_a_shipped_workflow_loads_and_is_as_described(
     frontend.page.screenshot(path=screenshots / f"{workflow.name} {frontend.renderer}.png")
     assert frontend.errors == []
     assert frontend.outside == []
+
+
+def test_comfyui_links_every_file_that_is_missing(browser: Browser, server: Server, screenshots: Path):
+    [qwen] = [workflow for workflow in WORKFLOWS if workflow.name.endswith(QWEN.suffix)]
+    models = [model for node in read(qwen)["nodes"] for model in node["properties"].get("models", [])]
+    assert len(models) == 3
+    with open_frontend(browser, server.address) as frontend:
+        frontend.toggle_focus_mode()
+        frontend.load(read(qwen))
+        frontend.page.get_by_role("button", name="View details").click()
+        rows = frontend.page.get_by_test_id("missing-model-importable-rows")
+        rows.get_by_role("button", name="Download").nth(len(models) - 1).wait_for()
+        frontend.page.screenshot(path=screenshots / "missing files.png")
+        shown = rows.inner_text().replace("Download\n", "").removesuffix("\nDownload").split("\n")
+        assert sorted(zip(shown[::2], shown[1::2], strict=True)) == sorted((m["name"], m["directory"]) for m in models)
+        for model in models:
+            with frontend.page.context.expect_event("request", lambda asked, url=model["url"]: asked.url == url):
+                rows.get_by_role("button", name=f"Download {model['name']}").click()
 
 
 def test_the_muted_second_upsampler_runs_once_it_is_unmuted(

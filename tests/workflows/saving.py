@@ -15,6 +15,9 @@ from support.host.frontend import Frontend
 from workflows.description import NodeSpec, Workflow
 from workflows.files_and_colours import FOLDERS, URLS
 
+SCALE = 0.8
+BARS = (100, 120)  # pixels of the window at its left and at its top
+TITLE = 30  # pixels of a node that are above its position
 NAMESPACE = uuid.UUID("7d0c9b1e-6d5f-4c0e-9a53-1f1f0f5a2b7c")
 
 BUILD = """workflow => {
@@ -89,12 +92,20 @@ def save_workflow(frontend: Frontend, workflow: Workflow, folder: Path) -> Path:
     build(frontend, workflow)
     saved = json.loads(frontend.page.evaluate("() => JSON.stringify(app.graph.serialize())"))
     saved["id"] = str(uuid.uuid5(NAMESPACE, workflow.name))
-    saved["extra"] = {}
+    saved["extra"] = {"ds": beginning(saved), "palimpsest_template": True}
     if unknown := frontend.load(saved):
         raise ValueError(f"The frontend does not know {', '.join(unknown)}.")
     file = folder / f"{workflow.name}.json"
     write_json(file, saved)
     return file
+
+
+def beginning(saved: dict) -> dict[str, object]:
+    """The view that the workflow opens with: its upper left corner, beside ComfyUI's bars, large enough to read."""
+    corners = [(node["pos"][0], node["pos"][1] - TITLE) for node in saved["nodes"]]
+    corners += [group["bounding"][:2] for group in saved["groups"]]
+    offset = [round(bar / SCALE) - min(axis) for bar, axis in zip(BARS, zip(*corners, strict=True), strict=True)]
+    return {"scale": SCALE, "offset": offset}
 
 
 def write_json(file: Path, content: dict) -> None:

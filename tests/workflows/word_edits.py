@@ -119,7 +119,7 @@ def _by_words(name: str, words: dict[str, object], note: str) -> Workflow:
                 size=(360, 130),
                 title="What it shows",
             ),
-            NodeSpec("words", "PAL_EncodePromptEdit", (380, 220), words, size=(360, 340)),
+            NodeSpec("words", "PAL_EncodePromptEdit", (380, 220), words, size=(360, 500)),
             NodeSpec("source", "CLIPTextEncode", (380, 910), size=(360, 90), title="What it shows, encoded"),
             NodeSpec(
                 "empty",

@@ -68,4 +68,4 @@ def drawn_graph(seed: int) -> Graph:
 def open_drawn(frontend: Frontend, seed: int) -> None:
     frontend.page.evaluate("graph => app.loadApiJson(graph, 'drawn')", drawn_graph(seed))
     frontend.page.evaluate(LAY, PLACES)
-    frontend.page.wait_for_timeout(500)
+    frontend.wait_for_redraws()

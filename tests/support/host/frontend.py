@@ -17,6 +17,7 @@ FLAGS = (
     *("--disable-sync", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"),
 )
 # With its first workflow in it, which a new profile opens by itself: one that came later would replace a test's.
+PATIENCE = 60_000  # milliseconds for what a page is asked to do, on a machine that has other work
 READY = "() => window.app?.graph?.nodes.length && window.app.vueAppReady && window.LiteGraph?.registered_node_types?.KSampler"
 
 
@@ -96,6 +97,22 @@ class Frontend:
         """Press Run."""
         self.page.evaluate("async () => { await app.queuePrompt(0, 1) }")
 
+    def run(self, timeout: float = 300) -> None:
+        """Press Run, and wait until the page has heard that the run has ended and has drawn what came of it."""
+        self.page.evaluate(
+            """async () => {
+                window.runHasEnded = false
+                app.api.addEventListener('executing', ({ detail }) => { window.runHasEnded ||= detail == null })
+                await app.queuePrompt(0, 1)
+            }"""
+        )
+        self.page.wait_for_function("() => window.runHasEnded", timeout=1000 * timeout)
+        self.wait_for_redraws()
+
+    def wait_for_redraws(self, count: int = 10) -> None:
+        """Until the page has been drawn so often, which on a busy machine takes longer: what was changed is laid out then."""
+        self.page.evaluate("async count => { while (count--) await new Promise(requestAnimationFrame) }", count)
+
     def toggle_focus_mode(self) -> None:
         """Hide everything but the canvas, or show it again."""
         self.page.evaluate("() => app.extensionManager.command.execute('Workspace.ToggleFocusMode')")
@@ -121,7 +138,7 @@ class Frontend:
             }""",
             margin,
         )
-        self.page.wait_for_timeout(500)
+        self.wait_for_redraws()
         return clip
 
 
@@ -148,9 +165,11 @@ def open_frontend(browser: Browser, address: str, vue_nodes: bool = False, langu
             "Comfy.Graph.CanvasInfo": False,
             "Comfy.Graph.CanvasMenu": False,
             "Comfy.Minimap.Visible": False,
+            "Comfy.Workflow.ShowMissingModelsWarning": False,  # the oldest frontend's is a dialog over the page
         },
     )
     context = browser.new_context(viewport={"width": 1920, "height": 1200})
+    context.set_default_timeout(PATIENCE)
     frontend = Frontend(context.new_page(), "nodes2" if vue_nodes else "canvas")
     frontend.page.on("console", frontend.note_console)
     frontend.page.on("pageerror", lambda error: frontend.errors.append(str(error)))
