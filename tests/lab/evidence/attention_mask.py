@@ -120,9 +120,6 @@ def write(docs: Path) -> list[str]:
     bars = Bars("attention_mask")
     middle = float(iou["phrase"].median())
     bars.add("median IoU with the true mask", f"at least {IOU_BAR}", f"{middle:.3f}", middle >= IOU_BAR)
-    transformer = World.load_transformer()
-    joint = open_sources(transformer, scenes, images, caption)
-    on_transformer = {words: mask_iou(read_all(transformer, joint, words)[0], truth) for words in (phrase, noun)}
     lines = [
         "# Attention Mask: measured results",
         "",
@@ -134,9 +131,8 @@ def write(docs: Path) -> list[str]:
         "steps of `ddim_uniform`. `PAL_AttentionMask` then read the same captions at all of these steps. Its "
         "threshold was 0, which means that Otsu's method chooses it. The IoU compares the mask with the true mask "
         "of the object, which is known because the scenes are drawn. The attention maps have 16 x 16 pixels, so "
-        "that one pixel of a map covers 8 x 8 pixels of the picture. The rows of the [toy's transformer](toy.md), a "
-        f"small Stable Diffusion 3, were measured in the same way with {STEPS} steps of `simple`. Its maps have 8 x 8 pixels, "
-        "so that one pixel covers 16 x 16 pixels of the picture. Fractions are given with their 95 % interval (Wilson).",
+        "that one pixel of a map covers 8 x 8 pixels of the picture. "
+        "Fractions are given with their 95 % interval (Wilson).",
         "",
         "Each scene has one object with a sharp outline. On photographs the IoU can be different.",
         "",
@@ -149,9 +145,6 @@ def write(docs: Path) -> list[str]:
             "*for comparison: the true mask reduced to 16 x 16 pixels, then enlarged and thresholded in the same way*",
             mask_iou(reduced(truth, 16), truth),
         ),
-        row("the transformer: the object's phrase", on_transformer[phrase]),
-        row("the transformer: its noun only", on_transformer[noun]),
-        row("*for comparison: the true mask reduced to 8 x 8 pixels*", mask_iou(reduced(truth, 8), truth)),
         row("*for comparison: a mask of the whole picture*", mask_iou(torch.ones_like(truth), truth)),
         "",
         "![Scenes, heatmaps and masks](attention_mask.webp)",

@@ -17,7 +17,7 @@ from palimpsest.nodes.flow_edit.nodes import FlowEdit
 from torch import Tensor
 from tqdm import tqdm
 
-SCENES, STEPS = 100, 20
+SCENES, STEPS = 60, 20
 CFG, CFG_SOURCE = 3.5, 1.5
 PUBLISHED = (13.5, 3.5)  # for SD3, of full size
 STRENGTHS = (0.5, 0.65, 0.85, 1.0)
@@ -71,7 +71,7 @@ def write(docs: Path) -> list[str]:
         "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence PART=flow_edit` measures "
         "them again and writes this page.",
         "",
-        f"{SCENES} held-out scenes, each with one word of its caption changed: the same edits and columns as on [the page of "
+        f"{SCENES} held-out scenes, each with one word of its caption changed: edits of the same kind and columns as on [the page of "
         f"Prompt-to-Prompt](prompt_to_prompt.md), with {STEPS} steps of `simple` and ComfyUI's `euler`. `PAL_FlowEditGuider` with the "
         f"method `flow_edit` starts from the picture itself, without an inversion. SDEdit adds noise to the picture and samples "
         f"with guidance {SDEDIT_CFG}.",

@@ -61,6 +61,13 @@ def round_trip(world: World, latent: Tensor, texts: list[str], steps: int, metho
     )
 
 
+def pictures() -> tuple[Tensor, dict[str, list[str]]]:
+    """Held-out scenes and a photograph; and what they are inverted with."""
+    scenes = sample_scenes(SCENES, 200, split="held_out")
+    images = torch.cat([render(scenes)[0], held_out_photo()])
+    return images, {"empty": [""], "caption": [*map(caption, scenes), PHOTO_CAPTION]}
+
+
 def round_trips(
     world: World, latent: Tensor, texts: dict[str, list[str]], schedules: Sequence[int]
 ) -> dict[Key, RoundTrip]:
@@ -75,12 +82,9 @@ def round_trips(
 def write(docs: Path) -> list[str]:
     """Write the page and its pictures; returns the bars that were missed."""
     world = World.load()
-    scenes = sample_scenes(SCENES, 200, split="held_out")
-    images = torch.cat([render(scenes)[0], held_out_photo()])
+    images, texts = pictures()
     latent = world.encode(images)
-    texts = {"empty": [""], "caption": [*map(caption, scenes), PHOTO_CAPTION]}
 
-    flow = round_trips(World.load_transformer(), latent, texts, STEPS[:1])
     trips = round_trips(world, latent, texts, STEPS)
     exact = trips["fixed_point", max(ITERATIONS), "empty", min(STEPS)].trajectory
     convergence = measure_convergence(world, exact, PROBED, evaluations=max(SHOWN))
@@ -93,13 +97,12 @@ def write(docs: Path) -> list[str]:
             *bars,
             *round_trip_section(trips, images, vae),
             *convergence_table(convergence),
-            *transformer_section(flow, images, vae),
         ]
     )
     (docs / "inversion.md").write_text(page + "\n")
     print(page)
     error_curves(trips).savefig(docs / "inversion_error.png", dpi=110)
-    picture_sheet(trips, images, vae, [caption(scene) for scene in scenes]).save(docs / "inversion.webp")
+    picture_sheet(trips, images, vae, texts["caption"]).save(docs / "inversion.webp")
     return missed
 
 
@@ -167,18 +170,6 @@ def round_trip_section(trips: dict[Key, RoundTrip], images: Tensor, vae: Tensor)
         "",
         "![Pictures after the round trip](inversion.webp)",
         "",
-    ]
-
-
-def transformer_section(trips: dict[Key, RoundTrip], images: Tensor, vae: Tensor) -> list[str]:
-    return [
-        "",
-        "## On the transformer",
-        "",
-        f"The same pictures on the [toy's transformer](toy.md), a small Stable Diffusion 3, with {min(STEPS)} steps of `simple`. It was "
-        "trained on scenes alone, without photographs.",
-        "",
-        *table(trips, images, vae),
     ]
 
 

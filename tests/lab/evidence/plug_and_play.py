@@ -47,14 +47,6 @@ WINDOWS = {
     "features only": (0.8, 0.0),
     "plain sampling": (0.0, 0.0),
 }
-# A window of -1 is the node's choice.
-TRANSFORMER_WINDOWS = {
-    PLUG_AND_PLAY: (-1.0, -1.0),
-    "attention only": (0.0, -1.0),
-    "features only": (-1.0, 0.0),
-    "the UNet's windows": PUBLISHED,
-    "plain sampling": (0.0, 0.0),
-}
 
 
 @dataclass(frozen=True)
@@ -189,12 +181,10 @@ def measure(world: World, edits: list[Edit], windows: dict[str, tuple[float, flo
 def write(docs: Path) -> list[str]:
     """Write the page and its contact sheet; returns the bars that were missed."""
     edits = held_out_edits(SCENES)
-    transformer = measure(World.load_transformer(), edits, TRANSFORMER_WINDOWS)
     world = World.load()
     unet = measure(world, edits, WINDOWS)
     contact_sheet(world, edits, unet).save(docs / "plug_and_play.webp")
     missed, lines = report(unet)
-    lines += transformer_table(transformer)
     (docs / "plug_and_play.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     return missed
@@ -225,7 +215,7 @@ def contact_sheet(world: World, edits: list[Edit], measured: Measured) -> Sheet:
 
 
 def report(measured: Measured) -> tuple[list[str], list[str]]:
-    """The bars missed, and the page but for the transformer."""
+    """The bars missed, and the page."""
     scores, sweep, best = measured.scores, measured.sweep, measured.best
     score = scores[PLUG_AND_PLAY]
     bars = (
@@ -292,27 +282,4 @@ def report(measured: Measured) -> tuple[list[str], list[str]]:
         f"| strength {HEADER}",
         "|---" * 6 + "|",
         *(result.row(f"**{s}**" if s == best else str(s)) for s, result in sweep.items()),
-    ]
-
-
-def transformer_table(measured: Measured) -> list[str]:
-    names = {
-        PLUG_AND_PLAY: "**Plug-and-Play, automatic feature_end and attention_end (0.1 and 0.2)**",
-        EMPTY_TEXT: "the same, inverted with the empty prompt",
-        "attention only": "attention only, automatic attention_end",
-        "features only": "features only, automatic feature_end",
-        "the UNet's windows": f"with the UNet's windows, feature_end {PUBLISHED[0]}, attention_end {PUBLISHED[1]}",
-        "plain sampling": "plain sampling from the inverted noise",
-        "SDEdit": f"SDEdit at its best strength, {measured.best}",
-    }
-    return [
-        "",
-        "## On the transformer",
-        "",
-        f"The same {len(measured.scores[PLUG_AND_PLAY].edits)} edits on the [toy's transformer](toy.md), a small Stable Diffusion 3, with "
-        f"{STEPS} steps of `simple` and guidance {CFG}. SDEdit's best strength was chosen in the same way.",
-        "",
-        f"| method {HEADER}",
-        "|---" * 6 + "|",
-        *(measured.scores[name].row(label) for name, label in names.items()),
     ]

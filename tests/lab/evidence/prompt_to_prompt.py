@@ -31,9 +31,8 @@ SHOWN = 9
 
 DEFAULTS = Windows()
 CHOSEN = Windows(0.4, 0.4, object_words, 0.7)
-AUTO = Windows(-1.0, -1.0)  # what suits a transformer
-Ways = dict[str, Callable[[World, Group], World]]
-WAYS: Ways = {
+Way = Callable[[World, Group], World]
+WAYS: dict[str, Way] = {
     "chosen": lambda world, group: group.steered(CHOSEN),
     "threshold": lambda world, group: group.steered(replace(CHOSEN, blend_threshold=DEFAULTS.blend_threshold)),
     "no blend": lambda world, group: group.steered(replace(CHOSEN, blend_words=no_words)),
@@ -41,17 +40,10 @@ WAYS: Ways = {
     "plain": lambda world, group: world,
     "plug and play": lambda world, group: world.plug_and_play(group.trajectory, 0.8, 0.5),
 }
-TRANSFORMER_WAYS: Ways = {
-    "chosen": lambda world, group: group.steered(replace(AUTO, blend_words=object_words, blend_threshold=0.7)),
-    "no blend": lambda world, group: group.steered(AUTO),
-    "unet's": lambda world, group: group.steered(DEFAULTS),
-    "plain": lambda world, group: world,
-    "plug and play": lambda world, group: world.plug_and_play(group.trajectory, -1.0, -1.0),
-}
 HEADER = "edit done | colour | shape | background | all five | background kept, mean | median | up to the outline, mean | object kept, mean |"
 
 
-def compare(world: World, ways: Ways = WAYS) -> dict[str, Score]:
+def compare(world: World, ways: dict[str, Way] = WAYS) -> dict[str, Score]:
     edits = Edits.open(world, held_out_edits(SCENES, 600), STEPS)
     scores = {
         name: edits.each(lambda group, way=way: group.sample(way(world, group), CFG))
@@ -67,11 +59,10 @@ def compare(world: World, ways: Ways = WAYS) -> dict[str, Score]:
 @torch.inference_mode()
 def write(docs: Path) -> list[str]:
     """Write the page and its contact sheet; returns the bars that were missed."""
-    transformer = compare(World.load_transformer(), TRANSFORMER_WAYS)
-    return publish(docs, compare(World.load()), transformer)
+    return publish(docs, compare(World.load()))
 
 
-def publish(docs: Path, scores: dict[str, Score], transformer: dict[str, Score]) -> list[str]:
+def publish(docs: Path, scores: dict[str, Score]) -> list[str]:
     bars = Bars("prompt_to_prompt")
     chosen = scores["chosen"]
     kept = float(chosen.to_outline.mean())
@@ -87,7 +78,7 @@ def publish(docs: Path, scores: dict[str, Score], transformer: dict[str, Score])
         f"{kept:.1f} dB",
         kept >= KEPT_BAR,
     )
-    lines = [*page(scores, bars), *transformer_table(transformer)]
+    lines = page(scores, bars)
     (docs / "prompt_to_prompt.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     contact_sheet(scores).save(docs / "prompt_to_prompt.webp")
@@ -147,28 +138,6 @@ def page(scores: dict[str, Score], bars: Bars) -> list[str]:
         "% of the unedited sources as edited.",
         "",
         "![Sources and results of each method](prompt_to_prompt.webp)",
-    ]
-
-
-def transformer_table(scores: dict[str, Score]) -> list[str]:
-    names = {
-        "chosen": "**Prompt-to-Prompt, automatic cross_end and self_end, local blend on the object's words, threshold 0.7**",
-        "no blend": "the same without local blend",
-        "unet's": f"with the UNet's windows, cross_end {DEFAULTS.cross_end}, self_end {DEFAULTS.self_end}, without local blend",
-        "plain": "only the new prompt, from the inverted noise",
-        "plug and play": "Plug-and-Play, automatic windows",
-        "target": "*the edited scenes, drawn by the renderer, through the autoencoder*",
-    }
-    return [
-        "",
-        "## On the transformer",
-        "",
-        f"The same {len(scores['chosen'].edits)} edits on the [toy's transformer](toy.md), a small Stable Diffusion 3, with {STEPS} steps "
-        f"of `simple` and guidance {CFG}. No setting was chosen on its results.",
-        "",
-        f"| method | {HEADER}",
-        "|---" * 10 + "|",
-        *(scores[name].row(label) for name, label in names.items()),
     ]
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import trange
 
-STEPS = 8000
+STEPS = 5600
 DECAY_SHARE = (
     0.25  # the rate is constant until the last quarter of the steps, so that a stopped run can be given another end
 )
