@@ -1,6 +1,6 @@
 """Trains the toy world from its seed; goes on where it was stopped.
 
-make toy                    # everything: about four and a half hours on two cores, by the time of single steps
+make toy                    # everything: about four hours on two cores, by the time of single steps
 make toy PART=transformer   # one part, which reads the weights of those before it
 """
 

@@ -1,4 +1,7 @@
-"""Trains the toy's transformer, a small MMDiT, on the latents of scenes, told by the text encoder that the UNet was trained with."""
+"""Trains the toy's transformer, a small MMDiT, on the latents of scenes, told by the text encoder that the UNet was trained with.
+
+On one core a step takes 0.32 seconds of the processor, so all of it 75 minutes.
+"""
 
 import copy
 import random
@@ -19,13 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import trange
 
-STEPS = 5600
-DECAY_SHARE = (
-    0.25  # the rate is constant until the last quarter of the steps, so that a stopped run can be given another end
-)
+STEPS = 14000
+# The rate is constant before these last steps, so that a training that was stopped can be given another end.
+DECAY_SHARE = 0.25
 BATCH = 16
 LEARNING_RATE = 2e-3
 EMA_DECAY = 0.999
+CONTEXT_GAIN = 6  # of a word's values in attention, which the mean over all tokens makes small
 # Of the logit of a step's time. The shape of an object is decided where there is more noise than picture.
 TIME_MEAN, TIME_STD = 0.8, 1.0
 SAVE_EVERY = 200
@@ -48,15 +51,11 @@ def new_transformer() -> MMDiT:
                 for last in (stream.attn.proj, stream.mlp.fc2):
                     nn.init.zeros_(last.weight)
                     nn.init.zeros_(last.bias)
-        # The mean over all tokens makes a word's value small.
         block.context_block.attn.qkv.weight.data[2 * width :] *= CONTEXT_GAIN
     for layer in (model.final_layer.linear, model.final_layer.adaLN_modulation[-1]):
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)
     return model.requires_grad_(True)
-
-
-CONTEXT_GAIN = 6
 
 
 def text_states(general: Path) -> Callable[[str], Tensor]:
