@@ -123,7 +123,7 @@ class World:
             calls.append(len(x))
             return executor(x, *args, **kwargs)
 
-        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "evidence", count)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "evidence", count)
         return replace(self, model=model), calls
 
 
