@@ -11,6 +11,7 @@ from lab.evidence.prompt_to_prompt_edits import Windows, object_words
 from lab.evidence.sheet import Sheet
 from lab.evidence.world import World
 from lab.toy.judge import mask_iou
+from lab.toy.pack.transformer import STATE
 from lab.toy.scenes import caption, render, sample_scenes
 from torch import Tensor
 
@@ -54,7 +55,7 @@ def write(docs: Path) -> list[str]:
         "# The transformer: measured results",
         "",
         "All figures were measured on the CPU with the [toy's transformer](toy.md#transformer), a small Stable Diffusion 3 trained on drawn "
-        "scenes. They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence PART=transformer` "
+        f"scenes. {STATE} The figures are not figures of Stable Diffusion: full-size models can behave differently. `make evidence PART=transformer` "
         "measures them again and writes this page.",
         "",
         "The programs, pictures, guidance and columns are those of the pages of the UNet; the schedule is `simple`, which begins with noise "

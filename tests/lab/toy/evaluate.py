@@ -21,7 +21,7 @@ from lab.toy import photos  # noqa: E402
 from lab.toy.judge import Reading, judge, mask_iou  # noqa: E402
 from lab.toy.pack.general import load_general  # noqa: E402
 from lab.toy.pack.transformer import FILE as TRANSFORMER  # noqa: E402
-from lab.toy.pack.transformer import load_transformer  # noqa: E402
+from lab.toy.pack.transformer import STATE, load_transformer  # noqa: E402
 from lab.toy.sampling import CFG, STEPS, psnr, reconstruct, sample  # noqa: E402
 from lab.toy.scenes import SIZE, Scene, caption, render, sample_scenes  # noqa: E402
 from lab.toy.train_transformer import BATCH as TRAINED_BATCH  # noqa: E402
@@ -201,8 +201,8 @@ def main() -> int:
         "A small Stable Diffusion 3 (MMDiT), loaded by ComfyUI's own detection: 3 blocks of two streams, width 192, patches of "
         f"2 x 2, {parameters / 1e6:.1f} million parameters ({TRANSFORMER.stat().st_size / 1e6:.1f} MB in half precision). It "
         "reads the latents of the same autoencoder and the texts of the UNet's text encoder, which stayed as it was, in 16 "
-        f"columns. `make toy` trains it for {TRAINED_STEPS:,} steps of {TRAINED_BATCH} scenes, without photographs. The one in the "
-        "repository is an early state, after 5,000 of them: it does not draw shapes well yet. Samples of the same held-out prompts with "
+        f"columns. `make toy` trains it for {TRAINED_STEPS:,} steps of {TRAINED_BATCH} scenes, without photographs. {STATE} "
+        "Samples of the same held-out prompts with "
         f"{STEPS} steps of `euler` on the `simple` schedule:",
         "",
         *flow_table,
