@@ -58,7 +58,7 @@ demo:
 	PYTHONPATH=tests $(RUN) -m lab.demo
 
 toy:
-	$(RUN) tests/lab/toy/train.py
+	$(RUN) tests/lab/toy/train.py $(PART)
 
 # What the second toy world looks like and how well its judge reads it: docs/world.webp, docs/judge.md. PART=sheet or judge: one alone.
 world:

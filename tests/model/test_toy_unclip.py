@@ -7,7 +7,6 @@ import pytest
 import torch
 from lab.evidence.unclip_tables import Row
 from lab.evidence.unclip_world import UnCLIP, small_pictures
-from lab.toy.pack.general import WEIGHTS
 from lab.toy.pack.unclip import FILES
 from lab.toy.scenes import caption, render, sample_scenes
 from lab.toy.train_clip import trained_pair
@@ -36,10 +35,6 @@ def pictures(scenes):
 
 def cosines(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.cosine_similarity(a, b, dim=-1)
-
-
-def test_the_weights_are_small() -> None:
-    assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) <= 30.0e6
 
 
 def test_loading_leaves_the_arithmetic_of_the_process_alone(world) -> None:

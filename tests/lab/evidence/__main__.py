@@ -32,6 +32,8 @@ PARTS = (
     "null_text_tolerances",
     "prompt_to_prompt",
     "attention_mask",
+    "transformer",
+    "flow_edit",
     "saliency_fusion",
     "subject_fusion",
     "unclip",

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from lab.evidence.bars import Bars
+from lab.evidence.bars import Bars, share
 from lab.evidence.sheet import Sheet
 from lab.evidence.world import World
 from lab.toy.judge import mask_iou
@@ -120,7 +120,6 @@ def write(docs: Path) -> list[str]:
     bars = Bars("attention_mask")
     middle = float(iou["phrase"].median())
     bars.add("median IoU with the true mask", f"at least {IOU_BAR}", f"{middle:.3f}", middle >= IOU_BAR)
-    coarse = enlarged(F.adaptive_avg_pool2d(truth[:, None], 16)[:, 0], tuple(truth.shape[-2:]))
     lines = [
         "# Attention Mask: measured results",
         "",
@@ -132,7 +131,8 @@ def write(docs: Path) -> list[str]:
         "steps of `ddim_uniform`. `PAL_AttentionMask` then read the same captions at all of these steps. Its "
         "threshold was 0, which means that Otsu's method chooses it. The IoU compares the mask with the true mask "
         "of the object, which is known because the scenes are drawn. The attention maps have 16 x 16 pixels, so "
-        "that one pixel of a map covers 8 x 8 pixels of the picture.",
+        "that one pixel of a map covers 8 x 8 pixels of the picture. "
+        "Fractions are given with their 95 % interval (Wilson).",
         "",
         "Each scene has one object with a sharp outline. On photographs the IoU can be different.",
         "",
@@ -143,7 +143,7 @@ def write(docs: Path) -> list[str]:
         row(f'its noun only ("{noun(scenes[0])}")', iou["noun"]),
         row(
             "*for comparison: the true mask reduced to 16 x 16 pixels, then enlarged and thresholded in the same way*",
-            mask_iou(mask_of(coarse, 0.0), truth),
+            mask_iou(reduced(truth, 16), truth),
         ),
         row("*for comparison: a mask of the whole picture*", mask_iou(torch.ones_like(truth), truth)),
         "",
@@ -193,7 +193,12 @@ def steps_of(start: float, end: float) -> str:
 
 def row(label: str, iou: Tensor) -> str:
     cells = [*(f"{float(value):.3f}" for value in (iou.median(), iou.mean(), iou.min()))]
-    return f"| {label} | {' | '.join(cells)} | {100 * float((iou > 0.5).float().mean()):.0f} % |"
+    return f"| {label} | {' | '.join(cells)} | {share(int((iou > 0.5).sum()), len(iou))} |"
+
+
+def reduced(masks: Tensor, size: int) -> Tensor:
+    """Masks [B, H, W] as a map of size x size pixels could show them at best."""
+    return mask_of(enlarged(F.adaptive_avg_pool2d(masks[:, None], size)[:, 0], tuple(masks.shape[-2:])), 0.0)
 
 
 def contact_sheet(

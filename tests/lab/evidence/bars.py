@@ -1,8 +1,10 @@
-"""The bars of a page: what was wanted, what was measured, and whether that is enough."""
+"""What a page says of its figures: the bars, whether they are met, and how sure a share is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+
+from scipy.stats import binomtest
 
 
 @dataclass
@@ -27,3 +29,9 @@ class Bars:
             ),
             "",
         ]
+
+
+def share(right: int, count: int) -> str:
+    """A share and its 95 % interval (Wilson)."""
+    interval = binomtest(right, count).proportion_ci(method="wilson")
+    return f"{100 * right / count:.0f} % ({100 * interval.low:.0f} to {100 * interval.high:.0f})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,30 +61,48 @@ def round_trip(world: World, latent: Tensor, texts: list[str], steps: int, metho
     )
 
 
+def pictures() -> tuple[Tensor, dict[str, list[str]]]:
+    """Held-out scenes and a photograph; and what they are inverted with."""
+    scenes = sample_scenes(SCENES, 200, split="held_out")
+    images = torch.cat([render(scenes)[0], held_out_photo()])
+    return images, {"empty": [""], "caption": [*map(caption, scenes), PHOTO_CAPTION]}
+
+
+def round_trips(
+    world: World, latent: Tensor, texts: dict[str, list[str]], schedules: Sequence[int]
+) -> dict[Key, RoundTrip]:
+    plan: list[Key] = []
+    for steps in schedules:
+        plan += [("ddim", 1, kind, steps) for kind in texts] + [("euler", 1, kind, steps) for kind in texts]
+        plan += [("fixed_point", n, "empty", steps) for n in ITERATIONS] + [(*DEFAULT, "caption", steps)]
+    return {key: round_trip(world, latent, texts[key[2]], key[3], *key[:2]) for key in tqdm(plan, desc="round trips")}
+
+
 @torch.inference_mode()
 def write(docs: Path) -> list[str]:
     """Write the page and its pictures; returns the bars that were missed."""
     world = World.load()
-    scenes = sample_scenes(SCENES, 200, split="held_out")
-    images = torch.cat([render(scenes)[0], held_out_photo()])
+    images, texts = pictures()
     latent = world.encode(images)
-    texts = {"empty": [""], "caption": [*map(caption, scenes), PHOTO_CAPTION]}
 
-    plan: list[Key] = []
-    for steps in STEPS:
-        plan += [("ddim", 1, kind, steps) for kind in texts] + [("euler", 1, kind, steps) for kind in texts]
-        plan += [("fixed_point", n, "empty", steps) for n in ITERATIONS] + [(*DEFAULT, "caption", steps)]
-    trips = {key: round_trip(world, latent, texts[key[2]], key[3], *key[:2]) for key in tqdm(plan, desc="round trips")}
+    trips = round_trips(world, latent, texts, STEPS)
     exact = trips["fixed_point", max(ITERATIONS), "empty", min(STEPS)].trajectory
     convergence = measure_convergence(world, exact, PROBED, evaluations=max(SHOWN))
 
     vae = world.decode(latent)
     missed, bars = judge_bars(trips, images)
-    page = "\n".join([*introduction(images, vae), *bars, *table(trips, images, vae), *convergence_table(convergence)])
+    page = "\n".join(
+        [
+            *introduction(images, vae),
+            *bars,
+            *round_trip_section(trips, images, vae),
+            *convergence_table(convergence),
+        ]
+    )
     (docs / "inversion.md").write_text(page + "\n")
     print(page)
     error_curves(trips).savefig(docs / "inversion_error.png", dpi=110)
-    picture_sheet(trips, images, vae, [caption(scene) for scene in scenes]).save(docs / "inversion.webp")
+    picture_sheet(trips, images, vae, texts["caption"]).save(docs / "inversion.webp")
     return missed
 
 
@@ -136,8 +155,8 @@ def introduction(images: Tensor, vae: Tensor) -> list[str]:
     ]
 
 
-def table(trips: dict[Key, RoundTrip], images: Tensor, vae: Tensor) -> list[str]:
-    lines = [
+def round_trip_section(trips: dict[Key, RoundTrip], images: Tensor, vae: Tensor) -> list[str]:
+    return [
         "## Round trip",
         "",
         "Error on the path: the mean over all pictures, at the worst step. Error at the end: the error of the final "
@@ -145,6 +164,17 @@ def table(trips: dict[Key, RoundTrip], images: Tensor, vae: Tensor) -> list[str]
         "reports, which is the error of one sampling step, at the worst step of the worst picture. PSNR: the mean "
         "of the scenes / the photograph.",
         "",
+        *table(trips, images, vae),
+        "",
+        "![Relative error along the path](inversion_error.png)",
+        "",
+        "![Pictures after the round trip](inversion.webp)",
+        "",
+    ]
+
+
+def table(trips: dict[Key, RoundTrip], images: Tensor, vae: Tensor) -> list[str]:
+    lines = [
         "| steps | method | iterations | prompt | model calls per step | residual | error on the path | error at "
         "the end, mean | worst | PSNR to the autoencoder's picture | PSNR to the picture |",
         "|---" * 11 + "|",
@@ -164,14 +194,7 @@ def table(trips: dict[Key, RoundTrip], images: Tensor, vae: Tensor) -> list[str]
             *(f"{float(p[:PHOTO].mean()):.2f} / {float(p[PHOTO]):.2f} dB" for p in psnrs),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    return [
-        *lines,
-        "",
-        "![Relative error along the path](inversion_error.png)",
-        "",
-        "![Pictures after the round trip](inversion.webp)",
-        "",
-    ]
+    return lines
 
 
 def convergence_table(found: list[Convergence]) -> list[str]:

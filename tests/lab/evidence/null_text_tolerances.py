@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from lab.evidence.bars import share
 from lab.evidence.prompt_to_prompt import CHOSEN, STEPS
 from lab.evidence.prompt_to_prompt_edits import Edits, Group, held_out_edits, no_words
 from lab.evidence.world import World, psnr_each
@@ -31,21 +32,14 @@ class Row:
     kept: Tensor  # dB, the background of an edit of the object
 
     def cells(self) -> str:
-        return f"| {self.name} | {interval(self.reconstructed)} | {share(self.done)} | {interval(self.kept)} |"
+        done = share(sum(self.done), len(self.done))
+        return f"| {self.name} | {interval(self.reconstructed)} | {done} | {interval(self.kept)} |"
 
 
 def interval(values: Tensor) -> str:
     """Mean and 95 % interval of the mean."""
     half = 1.96 * float(values.std()) / math.sqrt(len(values))
     return f"{float(values.mean()):.1f} ± {half:.1f} dB"
-
-
-def share(done: list[bool]) -> str:
-    """Share and its 95 % interval (Wilson)."""
-    n, p, z = len(done), sum(done) / len(done), 1.96
-    middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = ((middle + sign * half) / (1 + z * z / n) for sign in (-1, 1))
-    return f"{100 * p:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def measure(name: str, edits: Edits, negative: dict[int, Conditioning]) -> Row:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import comfy_extras.nodes_custom_sampler as core
 import torch
+from lab.evidence.bars import share
 from lab.evidence.sheet import Sheet
 from lab.evidence.world import World
 from lab.toy.judge import Reading, judge, mask_iou
@@ -34,6 +35,7 @@ SHOWN = 8
 PHOTO_CAPTION = "a photo"
 LOOKS = ("a sepia photo", "a night photo", "a negative photo")
 IOU_BAR, ATTRIBUTE_BAR = 0.85, 0.90
+HEADER = "| mask IoU, mean | median | new attribute | shape kept | all five attributes as in the prompt |"
 
 # feature_end and attention_end; without either, the inverted noise is sampled as it is.
 PUBLISHED = (0.8, 0.5)
@@ -83,12 +85,14 @@ class Source:
         return self.world.decode(patched.sample(self.noise, positive, CFG, sigmas, latent))
 
 
-def sdedit(world: World, latent: Tensor, prompts: Sequence[str], strength: float) -> Tensor:
+def sdedit(
+    world: World, latent: Tensor, prompts: Sequence[str], strength: float, steps: int = STEPS, cfg: float = CFG
+) -> Tensor:
     """2108.01073: the last `strength` of the steps, from the latents under fresh noise."""
     latent = latent.expand(len(prompts), -1, -1, -1)
-    sigmas = world.sigmas(STEPS)[-round(strength * STEPS) - 1 :]
+    sigmas = world.sigmas(steps)[-round(strength * steps) - 1 :]
     noise = core.RandomNoise.execute(1)[0]
-    return world.decode(world.sample(noise, world.prompts(prompts), CFG, sigmas, latent))
+    return world.decode(world.sample(noise, world.prompts(prompts), cfg, sigmas, latent))
 
 
 @dataclass
@@ -104,15 +108,19 @@ class Score:
         readings, masks = judge(images)
         return cls(edits, readings, mask_iou(masks, render([edit.source for edit in edits])[1]))
 
-    def changed(self, attribute: str | None = None) -> float:
-        """Share with the edited attribute as the prompt asks, of all edits or of those of one attribute."""
+    def counts(self, attribute: str | None = None) -> tuple[int, int]:
+        """How many have the edited attribute as the prompt asks, of all edits or of those of one attribute."""
         pairs = [(e, r) for e, r in zip(self.edits, self.readings, strict=True) if attribute in (None, e.attribute)]
-        return sum(getattr(r, e.attribute) == getattr(e.target, e.attribute) for e, r in pairs) / len(pairs)
+        return sum(getattr(r, e.attribute) == getattr(e.target, e.attribute) for e, r in pairs), len(pairs)
 
-    def kept(self, *attributes: str) -> float:
-        """Share with all of these attributes as in the prompt."""
+    def changed(self) -> float:
+        right, count = self.counts()
+        return right / count
+
+    def kept(self, *attributes: str) -> tuple[int, int]:
+        """How many have all of these attributes as in the prompt."""
         pairs = zip(self.edits, self.readings, strict=True)
-        return sum(all(getattr(r, a) == getattr(e.target, a) for a in attributes) for e, r in pairs) / len(self.edits)
+        return sum(all(getattr(r, a) == getattr(e.target, a) for a in attributes) for e, r in pairs), len(self.edits)
 
     def iou_of(self, attribute: str) -> float:
         rows = [i for i, edit in enumerate(self.edits) if edit.attribute == attribute]
@@ -124,8 +132,8 @@ class Score:
 
     def row(self, name: str) -> str:
         iou = f"{float(self.iou.mean()):.3f} | {float(self.iou.median()):.3f}"
-        shares = (self.changed(), self.kept("shape"), self.kept("shape", "colour", "texture", "position", "background"))
-        return f"| {name} | {iou} | {' | '.join(f'{100 * share:.0f} %' for share in shares)} |"
+        shares = (self.counts(), self.kept("shape"), self.kept("shape", "colour", "texture", "position", "background"))
+        return f"| {name} | {iou} | {' | '.join(share(*counts) for counts in shares)} |"
 
 
 def held_out_edits(count: int) -> list[Edit]:
@@ -134,14 +142,19 @@ def held_out_edits(count: int) -> list[Edit]:
     return [Edit(s, edited(s, a, rng), a) for s, a in zip(scenes, islice(cycle(ATTRIBUTES), count), strict=True)]
 
 
-@torch.inference_mode()
-def write(docs: Path) -> list[str]:
-    """Write the page and its contact sheet; returns the bars that were missed."""
-    world = World.load()
-    edits = held_out_edits(SCENES)
+@dataclass(frozen=True)
+class Measured:
+    """One network's edits, by method."""
+
+    results: dict[str, Tensor]  # pictures
+    scores: dict[str, Score]
+    sweep: dict[float, Score]  # SDEdit's strengths, on the first edits
+    best: float  # of these strengths
+
+
+def measure(world: World, edits: list[Edit], windows: dict[str, tuple[float, float]]) -> Measured:
     images, _ = render([edit.source for edit in edits])
     prompts = [caption(edit.target) for edit in edits]
-
     subset = edits[:SWEEP_SCENES]
     latent = world.encode(images[:SWEEP_SCENES])
     sweep = {
@@ -150,58 +163,66 @@ def write(docs: Path) -> list[str]:
     }
     best = max(sweep, key=lambda strength: sweep[strength].trade_off)
 
-    parts: dict[str, list[Tensor]] = {name: [] for name in (*WINDOWS, EMPTY_TEXT, "SDEdit", "source")}
-    for start in tqdm(range(0, SCENES, BATCH), desc=f"edits, {BATCH} at a time"):
+    parts: dict[str, list[Tensor]] = {name: [] for name in (*windows, EMPTY_TEXT, "SDEdit", "source")}
+    for start in tqdm(range(0, len(edits), BATCH), desc=f"edits, {BATCH} at a time"):
         rows = slice(start, start + BATCH)
         source = Source.open(world, images[rows], [caption(edit.source) for edit in edits[rows]])
         parts["source"].append(world.decode(source.latent))
-        for name, pictures in edit_all(source, prompts[rows], best).items():
+        for name, pictures in edit_all(source, prompts[rows], windows, best).items():
             parts[name].append(pictures)
-        parts[EMPTY_TEXT].append(Source.open(world, images[rows], [""]).edit(prompts[rows], PUBLISHED))
+        parts[EMPTY_TEXT].append(Source.open(world, images[rows], [""]).edit(prompts[rows], windows[PLUG_AND_PLAY]))
     results = {name: torch.cat(chunks) for name, chunks in parts.items()}
     targets, _ = render([edit.target for edit in edits])
     results |= {"target": targets, "decoded target": world.decode(world.encode(targets))}
-    scores = {name: Score.of(edits, pictures) for name, pictures in results.items()}
+    return Measured(results, {name: Score.of(edits, pictures) for name, pictures in results.items()}, sweep, best)
 
-    contact_sheet(world, edits, images, results, best).save(docs / "plug_and_play.webp")
-    missed, lines = report(scores, sweep, best)
+
+@torch.inference_mode()
+def write(docs: Path) -> list[str]:
+    """Write the page and its contact sheet; returns the bars that were missed."""
+    edits = held_out_edits(SCENES)
+    world = World.load()
+    unet = measure(world, edits, WINDOWS)
+    contact_sheet(world, edits, unet).save(docs / "plug_and_play.webp")
+    missed, lines = report(unet)
     (docs / "plug_and_play.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     return missed
 
 
-def edit_all(source: Source, prompts: Sequence[str], strength: float) -> dict[str, Tensor]:
-    pictures = {name: source.edit(prompts, windows) for name, windows in WINDOWS.items()}
+def edit_all(
+    source: Source, prompts: Sequence[str], windows: dict[str, tuple[float, float]], strength: float
+) -> dict[str, Tensor]:
+    pictures = {name: source.edit(prompts, ends) for name, ends in windows.items()}
     return pictures | {"SDEdit": sdedit(source.world, source.latent, prompts, strength)}
 
 
-def contact_sheet(
-    world: World, edits: list[Edit], images: Tensor, results: dict[str, Tensor], strength: float
-) -> Sheet:
+def contact_sheet(world: World, edits: list[Edit], measured: Measured) -> Sheet:
     """The first edits as they come, and the held-out photograph under some looks."""
     names = [*WINDOWS, "SDEdit"]
+    images, _ = render([edit.source for edit in edits[:SHOWN]])
     sheet = Sheet(
         f"Plug-and-Play and what it is compared with, {STEPS} steps, guidance {CFG}. Toy model.", ["source", *names]
     )
     for i, edit in enumerate(edits[:SHOWN]):
         words = f"{edit.attribute}: {edit.words}"
-        sheet.add([(images[i], words), *((results[name][i], "") for name in names)])
+        sheet.add([(images[i], words), *((measured.results[name][i], "") for name in names)])
     photo = held_out_photo()
-    looks = edit_all(Source.open(world, photo, [PHOTO_CAPTION]), LOOKS, strength)
+    looks = edit_all(Source.open(world, photo, [PHOTO_CAPTION]), LOOKS, WINDOWS, measured.best)
     for i, look in enumerate(LOOKS):
         sheet.add([(photo[0], f'"{look}"'), *((looks[name][i], "") for name in names)])
     return sheet
 
 
-def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> tuple[list[str], list[str]]:
+def report(measured: Measured) -> tuple[list[str], list[str]]:
     """The bars missed, and the page."""
+    scores, sweep, best = measured.scores, measured.sweep, measured.best
     score = scores[PLUG_AND_PLAY]
     bars = (
         ("mean IoU of the object's mask with the source's", IOU_BAR, float(score.iou.mean())),
         ("fraction of the edits with the new attribute", ATTRIBUTE_BAR, score.changed()),
     )
     missed = [f"plug_and_play: {name}: at least {bar}, measured {got:.3f}" for name, bar, got in bars if got < bar]
-    header = "| mask IoU, mean | median | new attribute | shape kept | all five attributes as in the prompt |"
     names = {
         PLUG_AND_PLAY: f"**Plug-and-Play, feature_end {PUBLISHED[0]}, attention_end {PUBLISHED[1]}, as published**",
         EMPTY_TEXT: "the same, inverted with the empty prompt",
@@ -228,15 +249,15 @@ def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> 
         "",
         "The judge is a program (tests/lab/toy/judge.py) that finds the scene which explains a picture best. Mask "
         "IoU: the overlap of the object's mask that the judge finds in the result with the true mask of the source. "
-        "New attribute: fraction of the results in which the judge finds the value that the prompt asks for. All "
-        "five attributes: shape, colour, texture, position and background. The rows in italics are not edits. They "
+        "New attribute: fraction of the results in which the judge finds the value that the prompt asks for, with its "
+        "95 % interval (Wilson). All five attributes: shape, colour, texture, position and background. The rows in italics are not edits. They "
         "show how well the judge itself reads pictures.",
         "",
         "| goal | required | measured | |",
         "|---|---|---|---|",
         *(f"| {n} | at least {bar} | {got:.3f} | {'met' if got >= bar else '**missed**'} |" for n, bar, got in bars),
         "",
-        f"| method {header}",
+        f"| method {HEADER}",
         "|---" * 6 + "|",
         *(scores[name].row(label) for name, label in names.items()),
         "",
@@ -251,14 +272,14 @@ def report(scores: dict[str, Score], sweep: dict[float, Score], best: float) -> 
         "",
         "| changed | mask IoU, mean | new attribute |",
         "|---|---|---|",
-        *(f"| {kind} | {score.iou_of(kind):.3f} | {100 * score.changed(kind):.0f} % |" for kind in ATTRIBUTES),
+        *(f"| {kind} | {score.iou_of(kind):.3f} | {share(*score.counts(kind))} |" for kind in ATTRIBUTES),
         "",
         "## SDEdit by strength",
         "",
         f"The first {SWEEP_SCENES} of these scenes. The best strength is the one with the largest sum of the mean "
         "mask IoU and the fraction with the new attribute.",
         "",
-        f"| strength {header}",
+        f"| strength {HEADER}",
         "|---" * 6 + "|",
         *(result.row(f"**{s}**" if s == best else str(s)) for s, result in sweep.items()),
     ]

@@ -31,21 +31,22 @@ SHOWN = 9
 
 DEFAULTS = Windows()
 CHOSEN = Windows(0.4, 0.4, object_words, 0.7)
+Way = Callable[[World, Group], World]
+WAYS: dict[str, Way] = {
+    "chosen": lambda world, group: group.steered(CHOSEN),
+    "threshold": lambda world, group: group.steered(replace(CHOSEN, blend_threshold=DEFAULTS.blend_threshold)),
+    "no blend": lambda world, group: group.steered(replace(CHOSEN, blend_words=no_words)),
+    "defaults": lambda world, group: group.steered(DEFAULTS),
+    "plain": lambda world, group: world,
+    "plug and play": lambda world, group: world.plug_and_play(group.trajectory, 0.8, 0.5),
+}
 HEADER = "edit done | colour | shape | background | all five | background kept, mean | median | up to the outline, mean | object kept, mean |"
 
 
-def compare(world: World) -> dict[str, Score]:
+def compare(world: World, ways: dict[str, Way] = WAYS) -> dict[str, Score]:
     edits = Edits.open(world, held_out_edits(SCENES, 600), STEPS)
-    ways: dict[str, Callable[[Group], World]] = {
-        "chosen": lambda group: group.steered(CHOSEN),
-        "threshold": lambda group: group.steered(replace(CHOSEN, blend_threshold=DEFAULTS.blend_threshold)),
-        "no blend": lambda group: group.steered(replace(CHOSEN, blend_words=no_words)),
-        "defaults": lambda group: group.steered(DEFAULTS),
-        "plain": lambda group: world,
-        "plug and play": lambda group: world.plug_and_play(group.trajectory, 0.8, 0.5),
-    }
     scores = {
-        name: edits.each(lambda group, way=way: group.sample(way(group), CFG))
+        name: edits.each(lambda group, way=way: group.sample(way(world, group), CFG))
         for name, way in tqdm(ways.items(), desc="methods")
     }
     targets, _ = render([edit.target for edit in edits.edits])
@@ -58,8 +59,7 @@ def compare(world: World) -> dict[str, Score]:
 @torch.inference_mode()
 def write(docs: Path) -> list[str]:
     """Write the page and its contact sheet; returns the bars that were missed."""
-    world = World.load()
-    return publish(docs, compare(world))
+    return publish(docs, compare(World.load()))
 
 
 def publish(docs: Path, scores: dict[str, Score]) -> list[str]:
@@ -115,7 +115,7 @@ def page(scores: dict[str, Score], bars: Bars) -> list[str]:
         "prompts; edits of the background have no blend words.",
         "",
         "Edit done: fraction of the edits in which the judge, a program that reads the drawn scenes, finds the word "
-        "that the prompt asks for; then the same for each kind of edit. All five: shape, colour, texture, position "
+        "that the prompt asks for, with its 95 % interval (Wilson); then the same for each kind of edit. All five: shape, colour, texture, position "
         "and background are as in the prompt. Kept: PSNR in dB against the source as the autoencoder alone "
         "reconstructs it. Background kept, for edits of colour and shape: outside the true masks of the object "
         "before and after the edit. Object kept, for edits of the background: inside the object's mask. Both leave "

@@ -10,6 +10,7 @@ from itertools import cycle, islice
 
 import torch
 import torch.nn.functional as F
+from lab.evidence.bars import share
 from lab.evidence.plug_and_play import Edit
 from lab.evidence.world import World
 from lab.toy.judge import Reading, judge
@@ -156,18 +157,23 @@ class Score:
     to_outline: Tensor  # the same without a margin
     inside: Tensor  # dB, edits of the background: what is kept of the object
 
-    def done(self, attribute: str | None = None) -> float:
-        """Share in which the judge finds the word that the prompt asks for."""
+    def counts(self, attribute: str | None = None) -> tuple[int, int]:
+        """In how many the judge finds the word that the prompt asks for, and of how many."""
         pairs = [(e, r) for e, r in zip(self.edits, self.readings, strict=True) if attribute in (None, e.attribute)]
-        return sum(getattr(r, e.attribute) == getattr(e.target, e.attribute) for e, r in pairs) / len(pairs)
+        return sum(getattr(r, e.attribute) == getattr(e.target, e.attribute) for e, r in pairs), len(pairs)
 
-    def as_prompted(self) -> float:
+    def done(self, attribute: str | None = None) -> float:
+        right, count = self.counts(attribute)
+        return right / count
+
+    def as_prompted(self) -> int:
+        """In how many all five are as in the prompt."""
         names = ("shape", "colour", "texture", "position", "background")
         pairs = zip(self.edits, self.readings, strict=True)
-        return sum(all(getattr(r, n) == getattr(e.target, n) for n in names) for e, r in pairs) / len(self.edits)
+        return sum(all(getattr(r, n) == getattr(e.target, n) for n in names) for e, r in pairs)
 
     def row(self, label: str) -> str:
-        shares = [self.done(), *(self.done(attribute) for attribute in ATTRIBUTES), self.as_prompted()]
+        shares = [self.counts(), *(self.counts(kind) for kind in ATTRIBUTES), (self.as_prompted(), len(self.edits))]
         kept = [self.outside.mean(), self.outside.median(), self.to_outline.mean(), self.inside.mean()]
-        cells = [f"{100 * share:.0f} %" for share in shares] + [f"{float(value):.1f}" for value in kept]
+        cells = [share(*counts) for counts in shares] + [f"{float(value):.1f}" for value in kept]
         return f"| {label} | {' | '.join(cells)} |"

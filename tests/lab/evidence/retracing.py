@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lab.evidence.bars import Bars
+from lab.evidence.bars import Bars, share
 from lab.evidence.processes import spread
 from lab.evidence.prompt_to_prompt import CFG, CHOSEN, SCENES, STEPS
 from lab.evidence.prompt_to_prompt_edits import Edits, Group, Score, held_out_edits
 from lab.evidence.world import World, psnr_each
 from palimpsest.nodes.retracing.nodes import ExactRetracing
-from scipy.stats import binomtest
 from torch import Tensor
 
 PLUG_AND_PLAY = (0.8, 0.5)
@@ -118,7 +117,7 @@ def page(found: dict[Way, Result], bars: Bars) -> list[str]:
         "| edit | inversion | edit done | background kept | object kept |",
         "|---|---|---|---|---|",
         *(
-            f"| {name} | {way.label} | {share(result.scores[name])} | {float(result.scores[name].outside.mean()):.1f} dB | "
+            f"| {name} | {way.label} | {share(*result.scores[name].counts())} | {float(result.scores[name].outside.mean()):.1f} dB | "
             f"{float(result.scores[name].inside.mean()):.1f} dB |"
             for name in EDITS
             for way, result in found.items()
@@ -128,9 +127,3 @@ def page(found: dict[Way, Result], bars: Bars) -> list[str]:
 
 def calls(way: Way) -> str:
     return f"up to {5 * STEPS} + {STEPS}" if way.method == "fixed_point" else f"{STEPS} + {STEPS}"
-
-
-def share(score: Score) -> str:
-    n = len(score.edits)
-    interval = binomtest(round(n * score.done()), n).proportion_ci(method="wilson")
-    return f"{100 * score.done():.0f} % ({100 * interval.low:.0f} to {100 * interval.high:.0f})"

@@ -12,6 +12,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from lab.toy.pack.general import load_general
+from lab.toy.pack.transformer import load_transformer
 from lab.toy.sampling import encode_prompts
 from palimpsest.nodes.diffusion.conditioning import Conditioning
 from palimpsest.nodes.diffusion.trajectory import Trajectory
@@ -28,18 +29,25 @@ class World:
     model: ModelPatcher
     clip: comfy.sd.CLIP
     vae: comfy.sd.VAE
+    scheduler: str = "ddim_uniform"
 
     @classmethod
     def load(cls) -> World:
         comfy.utils.set_progress_bar_enabled(False)
         return cls(*load_general())
 
+    @classmethod
+    def load_transformer(cls) -> World:
+        """The toy's flow model, on a schedule that begins with noise alone."""
+        comfy.utils.set_progress_bar_enabled(False)
+        return cls(*load_transformer(), "simple")
+
     def prompts(self, texts: Sequence[str]) -> Conditioning:
         """One row for each picture of the batch, or one for all of them."""
         return encode_prompts(self.clip, texts)
 
     def sigmas(self, steps: int) -> Tensor:
-        return core.BasicScheduler.execute(self.model, "ddim_uniform", steps, 1.0)[0]
+        return core.BasicScheduler.execute(self.model, self.scheduler, steps, 1.0)[0]
 
     def encode(self, images: Tensor) -> Tensor:
         """Pictures [B, 3, H, W] in 0..1 to latents [B, 16, H / 8, W / 8]."""
@@ -107,7 +115,7 @@ class World:
         return replace(self, model=model)
 
     def counting(self) -> tuple[World, list[int]]:
-        """The same world, and a list to which every call of the UNet adds its number of rows."""
+        """The same world, and a list to which every call of the network adds its number of rows."""
         calls: list[int] = []
         model = self.model.clone()
 
@@ -115,7 +123,7 @@ class World:
             calls.append(len(x))
             return executor(x, *args, **kwargs)
 
-        model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "evidence", count)
+        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "evidence", count)
         return replace(self, model=model), calls
 
 

@@ -15,7 +15,10 @@ CFG = 3.0
 
 def encode_prompts(clip: comfy.sd.CLIP, prompts: Sequence[str]) -> list:
     """One conditioning whose rows are the prompts: ComfyUI gives each latent of the batch its own."""
-    return [[torch.cat([clip.encode_from_tokens(clip.tokenize(prompt)) for prompt in prompts]), {}]]
+    states, pooled = zip(
+        *(clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True) for prompt in prompts), strict=True
+    )
+    return [[torch.cat(states), {"pooled_output": torch.cat(pooled)}]]
 
 
 @torch.no_grad()
@@ -29,8 +32,9 @@ def sample(
     steps: int = STEPS,
     cfg: float = CFG,
     size: int = SIZE,
+    scheduler: str = "ddim_uniform",
 ) -> Tensor:
-    """Images [B, 3, size, size] in 0..1 by DDIM (Euler on the ddim_uniform schedule)."""
+    """Images [B, 3, size, size] in 0..1 by Euler, which on the ddim_uniform schedule of a UNet is DDIM."""
     empty = torch.zeros(len(prompts), 16, size // 8, size // 8)
     latents = comfy.sample.sample(
         model,
@@ -38,7 +42,7 @@ def sample(
         steps,
         cfg,
         "euler",
-        "ddim_uniform",
+        scheduler,
         encode_prompts(clip, prompts),
         encode_prompts(clip, [""]),
         empty,

@@ -23,6 +23,7 @@ WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
 WIDTH = 128  # of the text encoder, and so of the UNet's cross-attention
 VOCABULARY = 49408
+COLUMNS = 77  # of the text encoder
 LATENT_CHANNELS = 16
 
 # As ComfyUI detects SD1.5, but for in_channels and out_channels (4), model_channels (320), channel_mult (1, 2, 4, 4),
@@ -50,7 +51,7 @@ TEXT_CONFIG = {
     "intermediate_size": 4 * WIDTH,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "max_position_embeddings": 77,
+    "max_position_embeddings": COLUMNS,
     "hidden_act": "quick_gelu",
     "eos_token_id": 49407,
 }
@@ -155,9 +156,16 @@ def assembled(weights: dict[str, Tensor]):
     patcher = comfy.model_patcher.ModelPatcher(
         model, load_device=device, offload_device=comfy.model_management.unet_offload_device()
     )
+    return patcher, assembled_text(weights), load_vae()
+
+
+def assembled_text(weights: dict[str, Tensor], columns: int = COLUMNS) -> comfy.sd.CLIP:
+    """The text encoder of a latent model's weights. A causal encoder of fewer columns gives the same states in those."""
     text = _prefixed(weights, "cond_stage_model.transformer.")
     text["text_projection.weight"] = torch.eye(WIDTH)  # SD1.5 does not use it either
-    return patcher, assembled_clip(text, weights["toy.token_ids"], TEXT_CONFIG), load_vae()
+    positions = "text_model.embeddings.position_embedding.weight"
+    text[positions] = text[positions][:columns]
+    return assembled_clip(text, weights["toy.token_ids"], {**TEXT_CONFIG, "max_position_embeddings": columns})
 
 
 def assembled_clip(text: dict[str, Tensor], token_ids: Tensor, text_config: dict) -> comfy.sd.CLIP:
@@ -166,7 +174,11 @@ def assembled_clip(text: dict[str, Tensor], token_ids: Tensor, text_config: dict
     rows = torch.zeros(VOCABULARY, text_config["hidden_size"])
     rows[token_ids.long()] = text[name]
     weights = {f"clip_l.transformer.{key}": value for key, value in (text | {name: rows}).items()}
-    return comfy.sd.CLIP(ClipTarget(comfy.sd1_clip.SD1Tokenizer, clip_class(text_config)), state_dict=weights)
+    return comfy.sd.CLIP(
+        ClipTarget(comfy.sd1_clip.SD1Tokenizer, clip_class(text_config)),
+        tokenizer_data={"clip_l_max_length": text_config["max_position_embeddings"]},
+        state_dict=weights,
+    )
 
 
 def _prefixed(weights: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

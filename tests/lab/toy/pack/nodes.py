@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from nodes import NODE_CLASS_MAPPINGS
 
 from .general import WEIGHTS, load_general, load_tuned
+from .transformer import load_transformer
 from .unclip import load_clip
 
 
@@ -72,6 +73,22 @@ class LoadSubject(io.ComfyNode):
         return io.NodeOutput(*load_tuned("subject"), make(own, torch.float32))
 
 
+class LoadTransformer(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="TOY_LoadTransformer",
+            display_name="Load Toy Transformer",
+            category="palimpsest/toy",
+            description="The toy's small Stable Diffusion 3, with the outputs of Load Checkpoint.",
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_transformer())
+
+
 class LoadCLIP(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -91,4 +108,4 @@ class LoadCLIP(io.ComfyNode):
 
 class ToyExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadGeneral, LoadExpert, LoadSubject, LoadCLIP]
+        return [LoadGeneral, LoadExpert, LoadSubject, LoadTransformer, LoadCLIP]
