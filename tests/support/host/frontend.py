@@ -16,8 +16,8 @@ FLAGS = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
     *("--disable-sync", "--disable-quic", "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"),
 )
-# With its first workflow in it, which a new profile opens by itself: one that came later would replace a test's.
 PATIENCE = 60_000  # milliseconds for what a page is asked to do, on a machine that has other work
+# With its first workflow in it, which a new profile opens by itself: one that came later would replace a test's.
 READY = "() => window.app?.graph?.nodes.length && window.app.vueAppReady && window.LiteGraph?.registered_node_types?.KSampler"
 
 
