@@ -6,8 +6,6 @@ RUN = $(PYTHON) tests/support/host/provision.py
 # Two processes of one thread: the tests' networks are too small for a thread to wait for another.
 PYTEST = OMP_NUM_THREADS=1 $(RUN) -m pytest -ra --durations 20 --timeout 900 -n 2 --dist loadscope --no-loadscope-reorder
 OLDEST = 0.16.3
-# The processes of the browser's and the server's ring wait for others half of the time.
-HOSTED = $(PYTEST) -n 3
 DAILY = not slow and not long
 
 .PHONY: test test-all test-unit test-model test-server test-browser test-hosted test-hosted-all test-oldest test-oldest-all
@@ -22,10 +20,10 @@ test-unit:
 	$(PYTEST) -m "unit and $(DAILY)"
 
 test-hosted:
-	$(HOSTED) -m "(model or server or browser) and $(DAILY)"
+	$(PYTEST) -m "(model or server or browser) and $(DAILY)"
 
 test-hosted-all:
-	$(HOSTED) -m "(model or server or browser) and not slow"
+	$(PYTEST) -m "(model or server or browser) and not slow"
 
 test-model:
 	$(PYTEST) -m "model and $(DAILY)"
