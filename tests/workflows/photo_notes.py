@@ -121,7 +121,7 @@ Inverts your picture and samples it again with one word of its description repla
 
 Then press Run. The first run inverts the picture. The next ones only sample, whatever you write.
 
-**Before and after**: drag the line. The dark picture below it shows the difference, made stronger."""
+**Before and after**, in group 5 below: drag the line. The dark picture below it shows the difference, made stronger."""
 
 
 def swap_keep_note(family: Family) -> str:
