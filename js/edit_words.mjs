@@ -36,9 +36,11 @@ export class EditWords {
     return Object.fromEntries(FIELDS.map((name) => [name, String(widgetNamed(this.node, name)?.value ?? "")]));
   }
 
-  /** What a run has found out is exact until a text changes. */
-  show({ palimpsest_edit: [edit] = [] }) {
+  /** What a run has found out is exact for the texts of that run, which may be another workflow's than the one that is open. */
+  show({ palimpsest_edit: [edit] = [], palimpsest_texts: [ran] = [{}] }) {
     if (!edit) return;
+    const here = this.texts;
+    if (FIELDS.some((name) => !isLinked(this.node, name) && here[name] !== ran[name])) return this.ask();
     this.exact = JSON.stringify(this.texts);
     this.draw(edit);
   }

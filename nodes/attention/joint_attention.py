@@ -166,9 +166,8 @@ def overwritten(
             for chunk, rows in zip(chunks, own.chunk(len(chunks)), strict=True):
                 if chunk in records:
                     source = value_of(records[chunk], place).to(own)
-                    if (
-                        name != "value" and family.caption_axis is not None
-                    ):  # else the number is not needed, and a GPU would be waited for
+                    # Where there is no such axis the number is not needed, and reading it would wait for a GPU.
+                    if name != "value" and family.caption_axis is not None:
                         source = family.turned(source, call.text.stop - int(records[chunk][TEXT_TOKENS]))
                     rows[:, :, call.image].unflatten(0, (-1, len(source))).copy_(source)
         qkv.append(own)

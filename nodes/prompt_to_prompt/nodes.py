@@ -100,9 +100,11 @@ class EncodePromptEdit(io.ComfyNode):
     def execute(
         cls, clip, source_text, target_text, mode, reweight, blend_words, keep_words="", word_windows=""
     ) -> io.NodeOutput:
-        edit = prompt_edit(
-            partial(tokenize, clip), source_text, target_text, mode, reweight, blend_words, keep_words, word_windows
-        )
+        texts = {
+            **{"source_text": source_text, "target_text": target_text, "mode": mode, "reweight": reweight},
+            **{"blend_words": blend_words, "keep_words": keep_words, "word_windows": word_windows},
+        }
+        edit = prompt_edit(partial(tokenize, clip), **texts)
         source, target = (
             clip.encode_from_tokens_scheduled(clip.tokenize(text), add_dict={PROMPT: text})
             for text in (source_text, target_text)
@@ -110,7 +112,7 @@ class EncodePromptEdit(io.ComfyNode):
         edit = replace(edit, encoded_source=source)
         new = sum(not bool(edit.alignment.aligned[list(word)].any()) for word in edit.target.words)
         counted = f"{len(edit.source.words)} source words, {len(edit.target.words)} target words, {new} of them new"
-        return io.NodeOutput(target, edit, ui={**result(counted), **described_edit(edit)})
+        return io.NodeOutput(target, edit, ui={**result(counted), **described_edit(edit), "palimpsest_texts": [texts]})
 
 
 class PromptToPrompt(io.ComfyNode):

@@ -96,6 +96,23 @@ def test_all_text_reads_in_either_theme(frontend: Frontend, theme: str, screensh
     assert frontend.errors == []
 
 
+def test_the_result_of_a_run_with_other_texts_is_not_shown(frontend: Frontend):
+    page = frontend.page
+    texts = {"source_text": "a red cat", "target_text": "a red dog", "mode": "auto", "reweight": ""}
+    texts |= {"blend_words": "", "keep_words": "", "word_windows": ""}
+    page.evaluate(ADD, [("PAL_EncodePromptEdit", texts, 560)])
+    expect(chip(frontend, "cat")).to_be_visible()
+    drawn = {"mode": "refine", "groups": [{"kind": "kept", "source": ["pink"], "target": ["pink"], "weight": 1}]}
+    show = "output => app.graph.nodes[0].onExecuted(output)"
+    page.evaluate(show, {"palimpsest_edit": [drawn], "palimpsest_texts": [{**texts, "source_text": "a pink dress"}]})
+    frontend.wait_for_redraws()
+    expect(chip(frontend, "pink")).to_have_count(0)
+    expect(chip(frontend, "cat")).to_be_visible()
+    page.evaluate(show, {"palimpsest_edit": [drawn], "palimpsest_texts": [texts]})
+    expect(chip(frontend, "pink")).to_have_count(2)
+    assert frontend.errors == []
+
+
 def test_words_and_weights_are_set_by_keyboard(frontend: Frontend):
     page = frontend.page
     page.evaluate(ADD, [("PAL_EncodePromptEdit", {**EDIT[1], "target_text": "a red dog"}, 560)])
