@@ -86,7 +86,8 @@ locales:
 workflows:
 	PYTHONPATH=tests $(RUN) -m workflows
 
-# Rewrite example_workflows/*.jpg: what each shipped workflow makes of the toy's pictures. ONLY="Swap a word" chooses by name.
+# Rewrite example_workflows/*.jpg, what each shipped workflow makes of the toy's pictures, and its nodes' pictures in js/docs.
+# ONLY="Swap a word" chooses by name.
 thumbnails:
 	PYTHONPATH=tests $(RUN) -m lab.thumbnails
 

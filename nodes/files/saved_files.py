@@ -80,6 +80,12 @@ def fingerprint(path: Path) -> str:
     return f"{path.name} {stat.st_size} {stat.st_mtime_ns}"
 
 
+def size_line(path: Path) -> str:
+    """What a Save node shows of the file that it wrote."""
+    size = path.stat().st_size
+    return f"{path.name}, {size / 2**20:.1f} MB" if size >= 2**20 / 10 else f"{path.name}, {size / 2**10:.1f} KB"
+
+
 def next_file(filename_prefix: str, suffix: str) -> tuple[Path, dict[str, str]]:
     """A file of the output folder that is not there yet, and how ComfyUI names it to the browser."""
     output = _directories()["output"]

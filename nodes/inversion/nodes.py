@@ -11,7 +11,7 @@ from ..diffusion.sockets import TrajectoryIO
 from ..diffusion.trajectory import Trajectory
 from ..display.feedback import RESENDS_RESULT, result, temporary_frames
 from ..files.prompt_values import left_out_of
-from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
+from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files, size_line
 from .ddim import METHODS, convergence_report, invert, rounding
 from .noise import start_step, trajectory_latent, trajectory_noise
 from .preview import preview_frames, preview_steps, strip
@@ -228,7 +228,7 @@ class SaveTrajectory(io.ComfyNode):
     def execute(cls, trajectory, filename_prefix) -> io.NodeOutput:
         path, named = next_file(filename_prefix, SUFFIX)
         save_trajectory(trajectory, path)
-        return io.NodeOutput(ui={"trajectories": [named], **result(*_lacks(trajectory))})
+        return io.NodeOutput(ui={"trajectories": [named], **result(size_line(path), *_lacks(trajectory))})
 
 
 class LoadTrajectory(io.ComfyNode):

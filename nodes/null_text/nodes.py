@@ -4,7 +4,7 @@ from ..diffusion.schedule import MADE_FOR
 from ..diffusion.sockets import TrajectoryIO
 from ..display.feedback import RESENDS_RESULT, result, show_progress
 from ..files.prompt_values import left_out_of
-from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
+from ..files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files, size_line
 from .conditioning_io import SUFFIX, load_conditioning, save_conditioning
 from .optimize import METHODS, optimize
 from .report import draw_report
@@ -163,8 +163,7 @@ class SaveConditioning(io.ComfyNode):
     def execute(cls, conditioning, filename_prefix) -> io.NodeOutput:
         path, named = next_file(filename_prefix, SUFFIX)
         save_conditioning(conditioning, path)
-        megabytes = f"{path.stat().st_size / 2**20:.1f} MB"
-        return io.NodeOutput(ui={"conditionings": [named], **result(megabytes, *_lacks(conditioning))})
+        return io.NodeOutput(ui={"conditionings": [named], **result(size_line(path), *_lacks(conditioning))})
 
 
 class LoadConditioning(io.ComfyNode):

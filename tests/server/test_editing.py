@@ -136,6 +136,8 @@ def test_a_trajectory_saved_in_one_run_is_loaded_in_the_next(client: Client, ser
     assert run.status == "success", run.error
     [file] = run.outputs[saved.id]["trajectories"]
     assert (file["subfolder"], file["filename"]) == ("paths", "portrait_00001_.trajectory.safetensors")
+    path = server.base / "output" / "paths" / file["filename"]
+    assert run.results(saved) == [f"{path.name}, {path.stat().st_size / 2**10:.1f} KB"]
 
     name = f"{file['subfolder']}/{file['filename']} [output]"
     assert name in client.object_info()["PAL_LoadTrajectory"]["input"]["required"]["trajectory_file"][1]["options"]
@@ -146,7 +148,6 @@ def test_a_trajectory_saved_in_one_run_is_loaded_in_the_next(client: Client, ser
     again = graph.add("PAL_PreviewTrajectory", trajectory=loader[0], frames=4, vae=stock.vae)
     assert (pixels(client, client.run(graph), again) == pixels(client, run, strip)).all()
 
-    path = server.base / "output" / "paths" / file["filename"]
     path.write_bytes(path.read_bytes()[:-100])
     expect_error(
         client, graph, loader, "portrait_00001_.trajectory.safetensors is not a trajectory this version can read"

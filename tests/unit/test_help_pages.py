@@ -68,8 +68,9 @@ def test_every_page_has_the_same_headings(name: str):
     page = PAGES[name]
     headings = re.findall(r"^## (.*)$", page, flags=re.MULTILINE)
     assert headings == [heading for heading in HEADINGS if heading != ON_THE_NODE or heading in headings]
-    title, opening = page.split("\n\n")[:2]
+    title, opening, picture, caption = page.split("\n\n")[:4]
     assert re.fullmatch(r"# [^\n]+", title) and not opening.startswith(("#", "|", "!"))
+    assert re.fullmatch(r"!\[[^\]]+\]\([a-z_]+\.webp\)", picture) and re.fullmatch(r"\*.+\*", caption)
 
 
 def test_pages_of_nodes_with_a_panel_describe_it():

@@ -2,7 +2,7 @@ import comfy.model_management
 from comfy_api.latest import io
 
 from ...display.feedback import RESENDS_RESULT, result
-from ...files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files
+from ...files.saved_files import fingerprint, invalid_choice, next_file, resolve, saved_files, size_line
 from ...text.image_embedding import ImageEmbedding, image_embeds, require_batch, require_match
 from ...text.text_states import TextStates, text_states
 from . import sphere
@@ -297,7 +297,7 @@ class SaveEmbedding(io.ComfyNode):
         embeds = image_embeds(embedding, "embedding")
         path, named = next_file(filename_prefix, SUFFIX)
         save_embedding(embeds, path)
-        return io.NodeOutput(ui={"embeddings": [named]})
+        return io.NodeOutput(ui={"embeddings": [named], **result(size_line(path))})
 
 
 class LoadEmbedding(io.ComfyNode):

@@ -41,6 +41,12 @@ class Workflow(dict):
                 if not isinstance(spec["inputs"][name], list):  # a link
                     spec["inputs"][name] = widgets[name]
 
+    def guide(self, cfg: float) -> None:
+        """The guidance of everything but the inversion, which stays at its own."""
+        for spec in self.values():
+            if "cfg" in spec["inputs"] and spec["class_type"] != "PAL_DDIMInvert":
+                spec["inputs"]["cfg"] = cfg
+
     def add(self, class_type: str, title: str, **inputs) -> Node:
         self[title] = {"class_type": class_type, "inputs": inputs, "_meta": {"title": title}}
         return Node(title)

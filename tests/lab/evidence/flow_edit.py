@@ -12,7 +12,6 @@ from lab.evidence.prompt_to_prompt import HEADER
 from lab.evidence.prompt_to_prompt_edits import BATCH, Edits, held_out_edits
 from lab.evidence.sheet import Sheet
 from lab.evidence.world import World
-from lab.toy.pack.transformer import STATE
 from lab.toy.scenes import caption, render
 from palimpsest.nodes.flow_edit.nodes import FlowEdit
 from torch import Tensor
@@ -68,8 +67,8 @@ def write(docs: Path) -> list[str]:
     lines = [
         "# Flow Edit: measured results",
         "",
-        "All figures were measured on the CPU with the [toy's transformer](toy.md), a small Stable Diffusion 3 trained on drawn scenes. "
-        f"{STATE} The figures are not figures of Stable Diffusion: full-size models can behave differently. `make evidence PART=flow_edit` measures "
+        "All figures were measured on the CPU with the [toy's transformer](transformer.md), a small Stable Diffusion 3 trained on drawn scenes. "
+        "The figures are not figures of Stable Diffusion: full-size models can behave differently. `make evidence PART=flow_edit` measures "
         "them again and writes this page.",
         "",
         f"{SCENES} held-out scenes, each with one word of its caption changed: edits of the same kind and columns as on [the page of "

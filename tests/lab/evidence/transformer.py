@@ -11,8 +11,13 @@ from lab.evidence.prompt_to_prompt_edits import Windows, object_words
 from lab.evidence.sheet import Sheet
 from lab.evidence.world import World
 from lab.toy.judge import mask_iou
-from lab.toy.pack.transformer import STATE
+from lab.toy.pack.transformer import DEPTH, FILE, load_transformer
+from lab.toy.samples import contact_sheet, sample_table
+from lab.toy.sampling import CFG, STEPS
 from lab.toy.scenes import caption, render, sample_scenes
+from lab.toy.train_transformer import BATCH as TRAINED_BATCH
+from lab.toy.train_transformer import STEPS as TRAINED_STEPS
+from safetensors.torch import load_file
 from torch import Tensor
 
 # A window of -1 is the node's choice.
@@ -43,7 +48,8 @@ WINDOWS = {
     "plain sampling": (0.0, 0.0),
 }
 EDITS = 36  # of Plug-and-Play, whose 50 steps take longest
-SHOWN = 9
+SHOWN, SHOWN_SAMPLES = 9, 24
+PROMPTS = 200
 
 
 @torch.inference_mode()
@@ -54,10 +60,11 @@ def write(docs: Path) -> list[str]:
     lines = [
         "# The transformer: measured results",
         "",
-        "All figures were measured on the CPU with the [toy's transformer](toy.md#transformer), a small Stable Diffusion 3 trained on drawn "
-        f"scenes. {STATE} The figures are not figures of Stable Diffusion: full-size models can behave differently. `make evidence PART=transformer` "
+        "All figures were measured on the CPU with a small Stable Diffusion 3 trained on [the toy's drawn scenes](toy.md). "
+        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence PART=transformer` "
         "measures them again and writes this page.",
         "",
+        *_samples(docs),
         "The programs, pictures, guidance and columns are those of the pages of the UNet; the schedule is `simple`, which begins with noise "
         "alone. No setting was chosen on these results. Fractions are given with their 95 % interval (Wilson). Edits without "
         "inversion are on [a page of their own](flow_edit.md).",
@@ -78,6 +85,30 @@ def write(docs: Path) -> list[str]:
         sheet.add(cells + [(scores[name].images[i], "") for name in WAYS])
     sheet.save(docs / "transformer.webp")
     return []
+
+
+def _samples(docs: Path) -> list[str]:
+    parameters = sum(value.numel() for value in load_file(FILE).values())
+    prompted = sample_scenes(PROMPTS, 101, split="held_out")
+    table, _, samples = sample_table(load_transformer(), prompted, CFG, "simple")
+    shown = [caption(scene) for scene in prompted[:SHOWN_SAMPLES]]
+    contact_sheet(samples[:SHOWN_SAMPLES], shown, 8).save(docs / "transformer_samples.webp", quality=88, method=6)
+    return [
+        "## The model and its samples",
+        "",
+        f"ComfyUI's own detection loads it as a Stable Diffusion 3 (MMDiT): {DEPTH} blocks of two streams, width {64 * DEPTH}, patches of "
+        f"2 x 2, {parameters / 1e6:.1f} million parameters ({FILE.stat().st_size / 1e6:.1f} MB in half precision). It reads the latents of the "
+        "toy's autoencoder and the texts of the UNet's text encoder, which stayed as it was, in 16 columns. `make toy PART=transformer` trains it "
+        f"for {TRAINED_STEPS:,} steps of {TRAINED_BATCH} scenes, without photographs. {len(prompted)} held-out prompts, sampled with {STEPS} steps of "
+        "`euler` on the `simple` schedule: the fraction with each attribute as in the prompt, as the judge reads it.",
+        "",
+        *table,
+        "",
+        "![The first of these samples](transformer_samples.webp)",
+        "",
+        "## How the methods were measured",
+        "",
+    ]
 
 
 def _prompt_to_prompt(scores: dict[str, prompt_to_prompt.Score]) -> list[str]:

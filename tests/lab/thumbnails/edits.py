@@ -41,7 +41,7 @@ def edit_a_generated_picture(toy: Toy, name: str) -> Thumbnail:
     workflow = toy.workflow(name)
     workflow.set("CLIPTextEncode", "First prompt", text=caption(first))
     workflow.set("CLIPTextEncode", "New prompt", text=caption(replace(first, colour="red", background="meadow")))
-    workflow.set_all(cfg=CFG)
+    workflow.guide(CFG)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 
@@ -68,12 +68,14 @@ def reweight_a_word(toy: Toy, name: str) -> Thumbnail:
     workflow = toy.workflow(name, picture)
     workflow.set("PrimitiveStringMultiline", value="a night photo")
     workflow.set("PAL_EncodePromptEdit", target_text="a night photo", reweight="night: 6")
-    workflow.set_all(cfg=TOY_CFG, cross_end=1.0, self_end=SELF_END, steps=20)
+    workflow.guide(TOY_CFG)
+    workflow.set_all(cross_end=1.0, self_end=SELF_END, steps=20)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 
 def by_words(workflow: Workflow) -> None:
-    workflow.set_all(cfg=WORDS_CFG, cross_end=CROSS_END, self_end=SELF_END)
+    workflow.guide(WORDS_CFG)
+    workflow.set_all(cross_end=CROSS_END, self_end=SELF_END)
 
 
 def mask_by_word(toy: Toy, name: str) -> Thumbnail:
@@ -88,7 +90,7 @@ def mask_by_word(toy: Toy, name: str) -> Thumbnail:
         "What it becomes",
         text=caption(replace(scene, shape="square", colour="cyan", texture="plain")),
     )
-    workflow.set_all(cfg=CFG)
+    workflow.guide(CFG)
     before, where, after = toy.pictures(workflow, name, BEFORE, ("PreviewImage", "Where the words are"), SAVED)
     return Thumbnail([*before, *where], after)
 

@@ -35,6 +35,8 @@ def fused(toy: Toy, name: str, prompt: str) -> Thumbnail:
         write_prompts(workflow, {"General model": prompt, "Expert": prompt.partition(",")[0]})
         if who:
             alone(workflow, **who)
+        else:
+            workflow.set("PAL_SaliencyMap", every_step=True)
         return toy.pictures(workflow, name, SAVED)[0][0]
 
     return Thumbnail([drawn(expert=None), drawn(expert=GUIDER)], [drawn()])
@@ -70,7 +72,8 @@ def half(side: int) -> Image.Image:
 
 
 def write_prompts(workflow: Workflow, prompts: dict[str, str]) -> None:
-    workflow.set_all(cfg=TOY_CFG, cfg_expert=TOY_CFG, steps=STEPS)
+    workflow.guide(TOY_CFG)
+    workflow.set_all(cfg_expert=TOY_CFG, steps=STEPS)
     for who, text in prompts.items():
         workflow.set("CLIPTextEncode", f"{who}: prompt", text=text)
         workflow.set("CLIPTextEncode", f"{who}: negative prompt", text="")
@@ -109,7 +112,8 @@ def in_a_scene(toy: Toy, subject: Image.Image, text: str) -> Image.Image:
     name = "A subject in a scene"
     workflow = toy.workflow(name, subject)
     workflow.set("PAL_SubjectConditioning", text=text)
-    workflow.set_all(cfg=TOY_CFG, steps=STEPS)
+    workflow.guide(TOY_CFG)
+    workflow.set_all(steps=STEPS)
     return toy.pictures(workflow, name, SAVED)[0][0]
 
 
@@ -117,7 +121,8 @@ def delayed_subject(toy: Toy, name: str) -> Thumbnail:
     subject = reference(Scene("heart", "pink", "dotted", "centre", "gray"))
     workflow = toy.workflow(name, subject)
     workflow.set("PAL_SubjectConditioning", text="a heart <|image|> on the left, night background")
-    workflow.set_all(cfg=TOY_CFG, steps=STEPS, noise_seed=3)
+    workflow.guide(TOY_CFG)
+    workflow.set_all(steps=STEPS, noise_seed=3)
     return Thumbnail([subject], *toy.pictures(workflow, name, SAVED))
 
 

@@ -12,7 +12,7 @@ from lab.toy.photos import LOOKS, central_square
 from lab.toy.scenes import Scene, render
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.host.client import Client, Run
+from support.host.client import Client, Node, Run
 from support.host.server import Server
 
 VOCABULARY = 49408  # of CLIP
@@ -23,10 +23,21 @@ IN_ONE_NODE = {  # loaders that a toy's node takes the place of, socket by socke
 }
 
 
+TRANSFORMERS = ("Flux", "Qwen-Image", "Z-Image", "SD3.5")  # as the names of their workflows end
+IN_ONE_TRANSFORMER = {  # the outputs of TOY_LoadTransformer that take their place
+    "CheckpointLoaderSimple": (0, 1, 2),
+    "UNETLoader": (0,),
+    "CLIPLoader": (1,),
+    "DualCLIPLoader": (1,),
+    "VAELoader": (2,),
+}
+
+
 class Toy:
     def __init__(self, server: Server, client: Client) -> None:
         self.shipped = Shipped(client)
         self.client, self.folder = client, server.base
+        self.last: dict[str, Workflow] = {}  # the last run of each shipped workflow
         unclip, self.loras = unclip_files(server), self.expert_loras(server)
         self.files = {
             ("PAL_LoadPrior", "prior_name"): unclip["prior"],
@@ -37,6 +48,7 @@ class Toy:
             ("LoraLoader", "lora_name"): self.loras[0],
         }
         self.second_upsampler = unclip["upsampler_128"]
+        server.link_model("checkpoints", WEIGHTS / "subject.safetensors")  # which Load Subject Checkpoint lists
 
     def expert_loras(self, server: Server) -> list[str]:
         """One file under two names, of which ComfyUI makes two models."""
@@ -49,6 +61,8 @@ class Toy:
     def workflow(self, name: str, *pictures: Image.Image, muted: bool = True) -> Workflow:
         """pictures: for its Load Image nodes, in their order."""
         workflow = self.shipped.workflow(name, muted)
+        if name.endswith(TRANSFORMERS):
+            exchange_transformer(workflow)
         for spec in workflow.values():
             spec["inputs"] |= {
                 socket: file for (kind, socket), file in self.files.items() if kind == spec["class_type"]
@@ -82,8 +96,16 @@ class Toy:
 
     def pictures(self, workflow: Workflow, label: str, *nodes: tuple[str, str | None]) -> list[list[Image.Image]]:
         """Run a workflow; the pictures of these of its nodes, by class and title."""
+        self.last[label] = workflow
         run: Run = self.shipped.run(workflow, label)
         return [self.shipped.images(run, workflow.find(*node)) for node in nodes]
+
+
+def exchange_transformer(workflow: Workflow) -> None:
+    toy = workflow.add("TOY_LoadTransformer", "Transformer")
+    for kind, outputs in IN_ONE_TRANSFORMER.items():
+        for node in [Node(key) for key, spec in workflow.items() if spec["class_type"] == kind]:
+            workflow.exchange(node, *(toy[output] for output in outputs))
 
 
 def drawn(scene: Scene) -> Image.Image:

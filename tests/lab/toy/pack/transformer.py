@@ -13,8 +13,6 @@ from .general import LATENT_CHANNELS, WEIGHTS, WIDTH, assembled_text, load_vae
 FILE = WEIGHTS / "transformer.safetensors"
 TEXT_COLUMNS = 16  # the longest caption has 14; the padding of 77 columns would cost more than the picture
 LATENT_STD = 0.3  # of the toy's latents in SD3's space
-
-STATE = "It is an early state of its training, after 5,000 steps, and does not draw shapes well yet."  # for the pages
 DEPTH = 3  # SD3's width is 64 times its depth
 # As ComfyUI detects Stable Diffusion 3.5, but for the depth (24 or 38), the context's 4096 features, and no pooled text.
 CONFIG = {
