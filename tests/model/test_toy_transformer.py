@@ -50,5 +50,5 @@ def test_held_out_prompts_are_drawn(transformer) -> None:
     scenes = sample_scenes(8, 204, split="held_out")
     pictures = sample(*transformer, [caption(scene) for scene in scenes], 0, steps=8, scheduler="simple")
     pairs = list(zip(judge(pictures)[0], scenes, strict=True))
-    for name in ("colour", "position", "background"):
+    for name in ("shape", "colour", "position", "background"):
         assert sum(getattr(r, name) == getattr(s, name) for r, s in pairs) >= 7
