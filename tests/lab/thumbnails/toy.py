@@ -106,6 +106,9 @@ def exchange_transformer(workflow: Workflow) -> None:
     for kind, outputs in IN_ONE_TRANSFORMER.items():
         for node in [Node(key) for key, spec in workflow.items() if spec["class_type"] == kind]:
             workflow.exchange(node, *(toy[output] for output in outputs))
+    for spec in workflow.values():
+        if spec["class_type"] == "ModelSamplingAuraFlow":  # the same shift, for models whose time goes to 1
+            spec["class_type"] = "ModelSamplingSD3"
 
 
 def drawn(scene: Scene) -> Image.Image:
