@@ -3,17 +3,15 @@
 import hashlib
 
 import pytest
-from lab.thumbnails.__main__ import FOLDER, RECIPES
+from lab.thumbnails.__main__ import FOLDER, HELP, RECIPES
 from lab.thumbnails.compose import GAP, SIDE, Thumbnail
+from lab.thumbnails.help_pictures import PICTURES
 from PIL import Image
-from workflows.families import FLUX1, QWEN, SD35, Z
 from workflows.shipped import WORKFLOWS
 
 pytestmark = pytest.mark.unit
 
-# The toy world has no transformer: what a workflow makes of one is shown by no picture.
-OF_TRANSFORMERS = tuple(family.suffix for family in (FLUX1, QWEN, SD35, Z))
-NAMES = sorted(workflow.name for workflow in WORKFLOWS if not workflow.name.endswith(OF_TRANSFORMERS))
+NAMES = sorted(workflow.name for workflow in WORKFLOWS)
 SIZE = (2 * SIDE + GAP, SIDE)
 COLOURS = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0)]
 
@@ -28,10 +26,15 @@ def test_a_workflow_s_thumbnail_is_two_squares_and_light(name: str):
     assert all(low + 64 < high for half in halves for low, high in [half.convert("L").getextrema()])
 
 
-def test_there_is_one_for_each_workflow_that_the_toy_can_run_and_no_other():
+def test_there_is_one_for_each_workflow_and_no_other():
     files = sorted(FOLDER.glob("*.jpg"))
     assert [file.stem for file in files] == NAMES == sorted(RECIPES)
     assert len({hashlib.sha256(file.read_bytes()).digest() for file in files}) == len(files)
+
+
+def test_the_pictures_of_nodes_for_the_help_pages_are_of_workflows_with_a_thumbnail():
+    assert PICTURES.keys() <= RECIPES.keys()
+    assert all((HELP / f"{picture.name}.webp").exists() for pictures in PICTURES.values() for picture in pictures)
 
 
 @pytest.mark.parametrize(
