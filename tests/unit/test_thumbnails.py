@@ -27,8 +27,8 @@ def test_a_workflow_s_thumbnail_is_two_squares_and_light(name: str):
 
 
 def test_there_is_one_for_each_workflow_and_no_other():
-    files = sorted(FOLDER.glob("*.jpg"))
-    assert [file.stem for file in files] == NAMES == sorted(RECIPES)
+    files = list(FOLDER.glob("*.jpg"))
+    assert sorted(file.stem for file in files) == NAMES == sorted(RECIPES)
     assert len({hashlib.sha256(file.read_bytes()).digest() for file in files}) == len(files)
 
 
