@@ -1,14 +1,20 @@
 // @ts-check
 import { say } from "./languages.mjs";
-import { button, part, picture, temporary } from "./parts.mjs";
+import { button, GAP, part, picture, temporary } from "./parts.mjs";
+
+const WIDTH = 400; // pixels, of a node that is new
+const MOST = 480; // pixels of height that the pictures take; a higher node gives them more
+const BAR = 24; // and the slider; palimpsest.css has it too
 
 /** Compare Images: both pictures in one place, parted by a line that follows the pointer. */
 export class CompareWipe {
-  minHeight = 220;
   grows = true;
 
   constructor(node, root) {
+    this.node = node;
     this.pairs = [];
+    this.height = 0;
+    node.setSize([Math.max(WIDTH, node.size[0]), node.size[1]]);
     this.stage = part("div", "palimpsest-stage palimpsest-wipe", root);
     this.b = picture("palimpsest-picture", this.stage);
     this.a = picture("palimpsest-picture palimpsest-over", this.stage);
@@ -30,6 +36,22 @@ export class CompareWipe {
       this.wipe((100 * (event.clientX - box.left)) / box.width);
     });
     this.wipe(50);
+    this.a.addEventListener("load", () => this.fit());
+    new ResizeObserver(() => requestAnimationFrame(() => this.fit())).observe(this.stage);
+  }
+
+  get minHeight() {
+    return this.height + GAP + BAR;
+  }
+
+  /** As high as the pictures are when they fill the width, whatever height the host gives; square before there are any. */
+  fit() {
+    const { naturalWidth, naturalHeight } = this.a;
+    const height = Math.round(Math.min(MOST, this.stage.offsetWidth * (naturalHeight / naturalWidth || 1)));
+    if (!height || height === this.height) return;
+    this.height = height;
+    this.stage.style.minHeight = `${height}px`;
+    this.node.setDirtyCanvas?.(true, true);
   }
 
   show({ palimpsest_pairs: pairs }) {

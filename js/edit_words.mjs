@@ -23,13 +23,14 @@ export class EditWords {
     this.node = node;
     this.words = part("div", "palimpsest-edit", root);
     this.status = part("div", "palimpsest-label", this.words);
-    this.rows = heightOfRows(this.words, MOST, () => node.setDirtyCanvas?.(true, true));
+    const changed = () => node.setDirtyCanvas?.(true, true);
+    this.rows = heightOfRows(this.words, { least: LEAST, most: MOST, steady: true, changed });
     this.asked = 0;
     follow(node, FIELDS, () => this.ask());
   }
 
   get minHeight() {
-    return Math.max(LEAST, this.rows());
+    return this.rows();
   }
 
   get texts() {
@@ -61,20 +62,20 @@ export class EditWords {
     const { edit, problem, error } = await answer.json();
     if (asked !== this.asked || JSON.stringify(this.texts) === this.exact) return;
     if (edit) this.draw(edit);
-    if (!edit || problem) this.tell(problem ?? error, !edit);
+    if (!edit || problem) this.tell(problem ?? error, !edit, true);
   }
 
-  /** stale: the words that are drawn are those of other texts. */
-  tell(text, stale = true) {
+  /** stale: the words that are drawn are those of other texts. wrong: with these texts the node will not run. */
+  tell(text, stale = true, wrong = false) {
     this.words.classList.toggle("palimpsest-stale", stale);
-    this.status.textContent = text;
+    this.status.classList.toggle("palimpsest-wrong", wrong);
+    this.status.textContent = this.status.title = text;
   }
 
   draw(edit) {
     const focused = this.words.contains(document.activeElement) ? document.activeElement.dataset.place : null;
     this.words.replaceChildren(this.status);
-    this.words.classList.remove("palimpsest-stale");
-    this.status.textContent = "";
+    this.tell("", false);
     const phrases = phrasesIn(this.texts.blend_words);
     const covered = ["source", "target"].map((side) => covering(edit.groups.flatMap((group) => group[side]), phrases));
     const next = [0, 0];

@@ -1,7 +1,6 @@
 // @ts-check
-import { chain, part, passWheel, stayHere } from "./parts.mjs";
+import { chain, GAP, part, passWheel, stayHere } from "./parts.mjs";
 
-const GAP = 6; // around the panel and between its parts, in pixels; palimpsest.css has it too
 const LINE = 16; // the height of a line of the result
 
 /**
@@ -33,6 +32,8 @@ export class Panel {
       ...(!this.view?.grows && { getMaxHeight: () => this.height }),
     });
     this.widget.serialize = false; // not into the workflow
+    // The classic canvas lets a node grow while it draws it, and keeps its old frame on the screen until something changes.
+    chain(this.node, "onResize", () => this.node.setDirtyCanvas?.(true, true));
   }
 
   /** From the view's and the text's own measures, never from what the host has drawn: it writes that back. */

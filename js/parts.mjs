@@ -2,6 +2,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
+export const GAP = 6; // around what is drawn on a node and between its parts, in pixels; palimpsest.css has it too
 const LOOK = 200; // milliseconds between two looks at a widget's value
 
 /** An element of that class, put into its parent. */
@@ -86,17 +87,21 @@ export function chain(node, name, after) {
 /**
  * Make a list of words as high as its rows need, `most` at the most; what is longer scrolls. Returns what gives that height.
  *
- * The rows depend on the list's width alone: no height that the host writes comes back through them.
+ * The rows depend on the list's width alone: no height that the host writes comes back through them. A `steady` list only grows,
+ * and only when its rows do not fit, so that nothing moves with every word that is typed. A message above the words takes none.
  */
-export function heightOfRows(list, most, changed) {
-  let height = 0;
+export function heightOfRows(list, { least = 0, most, steady = false, changed }) {
+  let height = least;
+  list.style.minHeight = `${height}px`;
   const measure = () => {
     if (!list.offsetWidth) return; // not in view
-    const rows = Math.max(0, ...[...list.children].map((word) => word.offsetTop + word.offsetHeight));
     // Nodes 2.0 gives the wheel to what says so, once it has the focus.
-    list.dataset.captureWheel = String(rows > most);
-    if (height === Math.min(rows, most)) return;
-    height = Math.min(rows, most);
+    list.dataset.captureWheel = String(list.scrollHeight > list.clientHeight + 1);
+    const words = [...list.children].filter((child) => !child.matches(".palimpsest-label"));
+    const rows = Math.max(0, ...words.map((word) => word.offsetTop + word.offsetHeight - words[0].offsetTop));
+    const needed = Math.min(rows, most);
+    if (steady ? needed <= Math.max(height, list.clientHeight) : needed === height) return;
+    height = needed;
     list.style.minHeight = `${height}px`;
     changed();
   };

@@ -22,7 +22,7 @@ export class WordMap {
     this.heat = part("canvas", "palimpsest-picture", this.stage);
     this.ranking = part("ol", "palimpsest-ranking", this.stage);
     this.chips = part("div", "palimpsest-chips", root, say("Run once to see where the model sees each word."));
-    this.rows = heightOfRows(this.chips, MOST, () => node.setDirtyCanvas?.(true, true));
+    this.rows = heightOfRows(this.chips, { most: MOST, changed: () => node.setDirtyCanvas?.(true, true) });
     this.stage.addEventListener("pointermove", (event) => this.rank(this.pixelAt(event)));
     this.stage.addEventListener("pointerleave", () => this.rank(null));
     follow(node, ["words"], () => this.paint());

@@ -116,7 +116,7 @@ class DDIMInvert(io.ComfyNode):
         # Outside its noise_mask, core would keep this latent as if it were the picture.
         latent = {key: value for key, value in latent_image.items() if key != "noise_mask"}
         latent["samples"] = trajectory_latent(model, trajectory)
-        found = result(report, *_guidance(trajectory), "Sample noised_latent with add_noise disabled")
+        found = result(report, *_guidance(trajectory))
         return io.NodeOutput(trajectory, trajectory_noise(model, trajectory), latent, sigmas, ui=found)
 
 

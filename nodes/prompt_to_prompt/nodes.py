@@ -12,6 +12,7 @@ from ..display.heatmap import heatmap
 from ..text.tokens import tokenize
 from .attention_mask import enlarged, found_words, mask_of, require_picture, stretched, words_of
 from .control import prompt_to_prompt, require_prompt
+from .early_check import refusal
 from .live_edit import ROUTE, answer
 from .on_the_node import described_edit, word_heat
 from .prompt_edit import MODES, PROMPT, prompt_edit
@@ -97,6 +98,12 @@ class EncodePromptEdit(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(
+        cls, source_text=None, target_text=None, reweight=None, blend_words=None, keep_words=None, word_windows=None
+    ) -> bool | str:
+        return refusal(source_text, target_text, reweight, blend_words, keep_words, word_windows) or True
+
+    @classmethod
     def execute(
         cls, clip, source_text, target_text, mode, reweight, blend_words, keep_words="", word_windows=""
     ) -> io.NodeOutput:
@@ -111,7 +118,8 @@ class EncodePromptEdit(io.ComfyNode):
         )
         edit = replace(edit, encoded_source=source)
         new = sum(not bool(edit.alignment.aligned[list(word)].any()) for word in edit.target.words)
-        counted = f"{len(edit.source.words)} source words, {len(edit.target.words)} target words, {new} of them new"
+        counted = f"{len(edit.source.words)} source words, {len(edit.target.words)} target words"
+        counted += f", {new} added" if new else ""
         return io.NodeOutput(target, edit, ui={**result(counted), **described_edit(edit), "palimpsest_texts": [texts]})
 
 

@@ -155,8 +155,13 @@ def columns_of(tokenize: Tokenize, phrase: str, socket: str, **prompts: PromptTo
             return columns
     tokens, longest = len(wanted.content), max(len(prompt.content) for prompt in prompts.values())
     why = f" It has {tokens} tokens, and no prompt more than {longest}." if tokens > longest else ""
-    texts = " nor ".join(f"{name} {prompt.text!r}" for name, prompt in prompts.items())
-    raise ValueError(
-        f"{socket}: expected words as they stand in {' or '.join(prompts)}, got {phrase!r}, which is {'in neither' if len(prompts) > 1 else 'not in'} "
-        f"{texts}.{why} Write it as it stands there, or remove it. Separate several words or groups of words by commas."
+    raise ValueError(not_there(socket, phrase, {name: prompt.text for name, prompt in prompts.items()}, why))
+
+
+def not_there(socket: str, phrase: str, texts: dict[str, str], why: str = "") -> str:
+    """What an artist is told of a phrase that is in none of the texts, by socket."""
+    own = " nor ".join(f"{name} {text!r}" for name, text in texts.items())
+    return (
+        f"{socket}: expected words as they stand in {' or '.join(texts)}, got {phrase!r}, which is {'in neither' if len(texts) > 1 else 'not in'} "
+        f"{own}.{why} Write it as it stands there, or remove it. Separate several words or groups of words by commas."
     )

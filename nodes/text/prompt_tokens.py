@@ -112,11 +112,16 @@ class PromptTokens:
         if place in (0, len(self._spelling)):
             return True
         (before, _), (after, _) = self._spelling[place - 1], self._spelling[place]
-        if unicodedata.category(after[0]).startswith("M") or "\N{ZERO WIDTH JOINER}" in (before, after):
-            return False
-        letters = before.isalpha() and after.isalpha()
-        spaced = not any(unicodedata.name(letter[0], "").startswith(WITHOUT_SPACES) for letter in (before, after))
-        return not ((letters and spaced) or (before.isdigit() and after.isdigit()))
+        return cuts(before, after)
+
+
+def cuts(before: str, after: str) -> bool:
+    """Whether a phrase may begin or end between these two characters of a text."""
+    if unicodedata.category(after[0]).startswith("M") or "\N{ZERO WIDTH JOINER}" in (before, after):
+        return False
+    letters = before.isalpha() and after.isalpha()
+    spaced = not any(unicodedata.name(letter[0], "").startswith(WITHOUT_SPACES) for letter in (before, after))
+    return not ((letters and spaced) or (before.isdigit() and after.isdigit()))
 
 
 def _starts(parts: Sequence[PromptTokens]) -> list[int]:

@@ -35,7 +35,7 @@ def tokenize(clip: CLIP, text: str) -> PromptTokens:
     if not others:
         return _of_words(_clip_prompt(clip, text, clips), lambda columns, word: columns)
     weighted = reads_weights(clip, others[0])
-    words = [word for word in (_spelled(text) if weighted else SPACES.split(text.lower())) if word]
+    words = [word for word in (spelled_words(text) if weighted else SPACES.split(text.lower())) if word]
     parts = [other_prompt(clip, name, text, words) for name in others]
     parts = [part if _is_loaded(clip, name) else _wordless(part) for name, part in zip(others, parts, strict=True)]
     if clips and _has_clip_columns(encoders):
@@ -114,7 +114,7 @@ def _clip_prompt(clip: CLIP, text: str, encoders: dict[str, Chunks]) -> PromptTo
     return PromptTokens(text, tuple(ids), tuple(words), max(sizes)[0], tuple(spelled))
 
 
-def _spelled(text: str) -> list[str]:
+def spelled_words(text: str) -> list[str]:
     """The words between spaces of the text without its weights."""
     spelled = [""]
     for piece, _ in comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0):
@@ -147,7 +147,7 @@ def _cut_at_spaces(clip: CLIP, text: str, names: Sequence[str]) -> tuple[list[st
                 if words[name][-1][-len(marks[name]) :] == marks[name]:
                     del words[name][-1][-len(marks[name]) :]
                     words[name].append([])
-    return _spelled(text), words
+    return spelled_words(text), words
 
 
 def _tokens(clip: CLIP, name: str, chunks: Chunks) -> list[str]:

@@ -26,6 +26,7 @@ ADD = """async nodes => {
     app.canvas.ds.offset[0] = app.canvas.ds.offset[1] = 20
     app.canvas.setDirty(true, true)
 }"""
+SET = "([name, value]) => { app.graph.nodes[0].widgets.find(widget => widget.name === name).value = value }"
 VALUE = "name => app.graph.nodes.flatMap(node => node.widgets ?? []).find(widget => widget.name === name).value"
 # WCAG's contrast of every text that the pack shows with what is behind it: the worst, and whose it is.
 WORST_CONTRAST = """() => {
@@ -56,7 +57,7 @@ WORST_CONTRAST = """() => {
         })
     return rows.sort((a, b) => a[0] - b[0])[0]
 }"""
-# Whether so many words are there, none below the end of their list, and the list and its panel within the node.
+# Whether so many words are there, none below the end of their list, and the list and its panel within the node, which is drawn so.
 ALL_SHOWN = """count => {
     const bottom = element => element.getBoundingClientRect().bottom
     const panel = document.querySelector('.palimpsest')
@@ -69,7 +70,44 @@ ALL_SHOWN = """count => {
         ? bottom(panel.closest('.lg-node'))
         : app.canvas.canvas.getBoundingClientRect().top + (node.pos[1] + node.size[1] + offset[1]) * scale
     const ends = [...words.map(word => [word, list]), [list, panel]].map(([inner, outer]) => bottom(outer) - bottom(inner))
-    return Math.min(...ends, end - bottom(panel)) > -1
+    if (Math.min(...ends, end - bottom(panel)) <= -1) return false
+    const low = [node.pos[0] + 20 + offset[0], node.pos[1] + node.size[1] - 6 + offset[1]].map(value => value * scale)
+    const [red, green, blue] = app.canvas.canvas.getContext('2d').getImageData(...low, 1, 1).data
+    return LiteGraph.vueNodesMode || (red << 16 | green << 8 | blue) === parseInt(LiteGraph.NODE_DEFAULT_BGCOLOR.slice(1), 16)
+}"""
+# Of the node, of the boxes that one types in, and of the list of words.
+HEIGHTS = """() => [app.graph.nodes[0].size[1],
+    ...[...document.querySelectorAll('textarea, .palimpsest-edit')].map(element => element.offsetHeight)]"""
+# The colour that the theme has for errors, and the message's.
+WRONG = """() => {
+    const probe = document.body.appendChild(document.createElement('i'))
+    probe.style.color = 'var(--error-text)'
+    return [probe, document.querySelector('.palimpsest-wrong')].map(element => getComputedStyle(element).color)
+}"""
+ADD_NEW = """type => {
+    const node = LiteGraph.createNode(type)
+    node.pos = [40, 60]
+    app.graph.add(node)
+    app.canvas.ds.scale = 1
+    app.canvas.ds.offset[0] = app.canvas.ds.offset[1] = 20
+    app.canvas.setDirty(true, true)
+}"""
+PICTURE = """([width, height]) => {
+    const drawn = Object.assign(document.createElement('canvas'), {width, height})
+    for (const image of document.querySelectorAll('.palimpsest-wipe img')) image.src = drawn.toDataURL()
+}"""
+# Whether the place of the pictures is so much higher than wide, at this width or more, and the panel within the node.
+WIPE = """([width, aspect]) => {
+    const stage = document.querySelector('.palimpsest-wipe')
+    const [node] = app.graph.nodes
+    const { scale, offset } = app.canvas.ds
+    const box = stage.closest('.lg-node')
+    const end = box
+        ? box.getBoundingClientRect().bottom
+        : app.canvas.canvas.getBoundingClientRect().top + (node.pos[1] + node.size[1] + offset[1]) * scale
+    return stage.offsetWidth >= width && stage.offsetHeight >= aspect * stage.offsetWidth - 1
+        && stage.parentElement.getBoundingClientRect().bottom <= end + 1
+        && node.size[1] < stage.offsetHeight + 250
 }"""
 SENTENCE = "a red cat sits on an old wooden chair in the garden of a small house"
 EDIT = ("PAL_EncodePromptEdit", {"source_text": "a red cat", "target_text": "a red dog barks"}, 560)
@@ -88,9 +126,13 @@ def chip(frontend: Frontend, word: str) -> Locator:
 
 
 def test_all_text_reads_in_either_theme(frontend: Frontend, theme: str, screenshots: Path):
-    frontend.page.evaluate(ADD, [EDIT, ("PAL_PromptToPrompt", {}, 420), ("PAL_SaliencyMap", {}, 520)])
+    edit = (EDIT[0], {**EDIT[1], "blend_words": "bird"}, EDIT[2])
+    frontend.page.evaluate(ADD, [edit, ("PAL_PromptToPrompt", {}, 420), ("PAL_SaliencyMap", {}, 520)])
     expect(chip(frontend, "barks")).to_be_visible()
+    expect(frontend.page.locator(".palimpsest-wrong", has_text="'bird'")).to_be_visible()
     frontend.page.screenshot(path=screenshots / f"by hand {theme} {frontend.renderer}.png")
+    wanted, shown = frontend.page.evaluate(WRONG)
+    assert shown == wanted
     worst, whose = frontend.page.evaluate(WORST_CONTRAST)
     assert worst >= 3, whose
     assert frontend.errors == []
@@ -137,6 +179,25 @@ def test_a_low_node_grows_until_all_words_of_an_edit_are_shown(frontend: Fronten
     frontend.page.wait_for_function(ALL_SHOWN, arg=2 * len(SENTENCE.split()))
     frontend.wait_for_redraws()
     frontend.page.screenshot(path=screenshots / f"all words {frontend.renderer}.png")
+    assert frontend.errors == []
+
+
+def test_typing_moves_nothing(frontend: Frontend, screenshots: Path):
+    page, chips = frontend.page, frontend.page.locator(".palimpsest-edit .palimpsest-chip")
+    page.evaluate(ADD, [("PAL_EncodePromptEdit", {"source_text": SENTENCE, "target_text": SENTENCE}, 100)])
+    page.wait_for_function(ALL_SHOWN, arg=2 * len(SENTENCE.split()))
+    frontend.wait_for_redraws()
+    before = page.evaluate(HEIGHTS)
+    for box in (0, 1):
+        page.locator("textarea").nth(box).fill("a red cat")
+    expect(chips).to_have_count(6)
+    frontend.wait_for_redraws()
+    assert page.evaluate(HEIGHTS) == before
+    page.evaluate(SET, ["blend_words", "bird"])
+    expect(page.locator(".palimpsest-wrong")).to_be_visible()
+    frontend.wait_for_redraws()
+    page.screenshot(path=screenshots / f"typing {frontend.renderer}.png")
+    assert page.evaluate(HEIGHTS) == before
     assert frontend.errors == []
 
 
@@ -204,3 +265,18 @@ def test_the_wipe_is_moved_by_keyboard(frontend: Frontend):
     expect(slider).to_have_value("51")
     stage = frontend.page.locator(".palimpsest-wipe")
     assert stage.evaluate("stage => stage.style.getPropertyValue('--palimpsest-at')") == "51%"
+
+
+@pytest.mark.parametrize(("size", "aspect"), [((300, 200), 2 / 3), ((200, 300), 1.2)], ids=["wide", "high"])
+def test_pictures_to_compare_fill_the_width_of_a_new_node(
+    frontend: Frontend, screenshots: Path, size: tuple[int, int], aspect: float
+):
+    page = frontend.page
+    page.evaluate(ADD_NEW, "PAL_CompareImages")
+    page.wait_for_function(WIPE, arg=[370, 1])
+    page.evaluate("() => app.graph.nodes[0].setSize([400, 100])")
+    page.evaluate(PICTURE, size)
+    page.wait_for_function(WIPE, arg=[370, aspect])
+    frontend.wait_for_redraws()
+    page.screenshot(path=screenshots / f"compare {size[0]} {frontend.renderer}.png")
+    assert frontend.errors == []

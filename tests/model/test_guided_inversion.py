@@ -175,7 +175,8 @@ def test_guidance_without_a_negative_is_refused_before_the_model_runs():
         DDIMInvert.execute(*inputs, cfg=CFG)
     assert rows == []
     done = DDIMInvert.execute(*inputs, cfg=CFG, negative=prompts(model)[1])
-    assert "Made at cfg 7.5: reconstruct it with this cfg and its negative prompt" in done.ui["palimpsest_result"]
+    [_, guidance] = done.ui["palimpsest_result"]
+    assert guidance == "Made at cfg 7.5: reconstruct it with this cfg and its negative prompt"
 
 
 @torch.inference_mode()

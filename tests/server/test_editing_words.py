@@ -37,6 +37,15 @@ def words(**inputs) -> Build:
     return build
 
 
+def linked(socket: str, text: str) -> Build:
+    """The text comes from another node."""
+
+    def build(made: WordEdit) -> Node:
+        return words(**{socket: made.graph.add("PrimitiveString", value=text)[0]})(made)
+
+    return build
+
+
 def mask(**inputs) -> Build:
     return lambda made: made.attention_mask(**inputs)
 
@@ -100,12 +109,11 @@ def long_edit(made: WordEdit) -> Node:
 # What the refused input is: how it comes about, the socket the message names, what came.
 BAD = {
     "prompts": {
-        "reweighting a word that is not there": (words(reweight="dog: 2"), "reweight", "'dog'"),
-        "reweighting a word of the source only": (words(reweight="circle: 2"), "reweight", "'circle'"),
-        "blending a word that is not there": (words(blend_words="square, dog"), "blend_words", "'dog'"),
+        "a word of another node that is not there": (linked("reweight", "dog: 2"), "reweight", "'dog'"),
         "blending more words than the prompt has": (
-            words(blend_words=f"{SOURCE_TEXT} and more"), "blend_words", "has 9 tokens, and no prompt more than 7",
+            linked("blend_words", f"{SOURCE_TEXT} and more"), "blend_words", "has 9 tokens, and no prompt more than 7",
         ),
+        "a factor of another node missing": (linked("reweight", "red"), "reweight", "'red'"),
         "no source": (words(source_text=""), "source_text", "''. Write what the picture shows"),
         "no target": (words(target_text=" \n"), "target_text", "Write what the picture should show"),
         "no prompts": (words(source_text="", target_text=""), "source_text", "''"),
@@ -113,11 +121,6 @@ BAD = {
         "replace with unequal numbers of words": (
             words(mode="replace", target_text="a big red square on a blue wall"), "mode", "7 in source_text and 8 in",
         ),
-        "a factor missing": (words(reweight="red"), "reweight", "'red'"),
-        "a factor that is no number": (words(reweight="blue: 1, red: x"), "reweight", "'red: x'"),
-        "a factor of nan": (words(reweight="red: nan"), "reweight", "'red: nan'"),
-        "a factor beyond numbers": (words(reweight="red: 1e999"), "reweight", "'red: 1e999'"),
-        "a factor without a word": (words(reweight=": 2"), "reweight", "': 2'"),
     },
     "prompt-to-prompt": {
         "a model of another prediction": (
@@ -160,6 +163,19 @@ BAD = {
         "an edit without blend words": (lambda made: made.attention_mask(edit=made.words[1]), "edit", "none of them"),
     },
 }  # fmt: skip
+
+
+# What is refused before anything runs: what is written, the socket the message names, what came.
+EARLY = {
+    "reweighting a word that is not there": ({"reweight": "dog: 2"}, "reweight", "'dog'"),
+    "reweighting a word of the source only": ({"reweight": "circle: 2"}, "reweight", "'circle'"),
+    "blending a word that is not there": ({"blend_words": "square, dog"}, "blend_words", "'dog'"),
+    "a factor missing": ({"reweight": "red"}, "reweight", "'red'"),
+    "a factor that is no number": ({"reweight": "blue: 1, red: x"}, "reweight", "'red: x'"),
+    "a factor of nan": ({"reweight": "red: nan"}, "reweight", "'red: nan'"),
+    "a factor beyond numbers": ({"reweight": "red: 1e999"}, "reweight", "'red: 1e999'"),
+    "a factor without a word": ({"reweight": ": 2"}, "reweight", "': 2'"),
+}
 
 
 CASES = {f"{node}: {name}": bad for node, cases in BAD.items() for name, bad in cases.items()}
@@ -217,6 +233,16 @@ def test_bad_input_is_named(queue: Queue, name: str):
     require_refusal(*queue.refused[name], socket, got)
 
 
+@pytest.mark.parametrize("name", EARLY)
+def test_words_that_no_prompt_has_are_refused_before_anything_runs(client: Client, sd15: str, photo: Path, name: str):
+    written, socket, got = EARLY[name]
+    graph, node = refused(client, sd15, photo, words(**written))
+    with pytest.raises(PromptRejected) as refusal:
+        client.queue(graph)
+    [error, *_] = refusal.value.node_errors[node.id]["errors"]
+    assert f" - {socket}: expected words" in error["details"] and got in error["details"]
+
+
 def test_what_is_queued_behind_bad_input_is_as_if_it_had_not_been_there(queue: Queue):
     assert {queue.good.words.id, queue.good.invert.id} <= set(queue.last.executed)
     assert queue.good.stock.checkpoint.id in queue.last.cached  # the very model that the bad input met
@@ -241,7 +267,7 @@ def test_prompts_beyond_77_tokens_edit_and_blend(client: Client, sd15: str, phot
     shown = add_preview(made.graph, made.stock, edited[0])
     run = client.run(made.graph)
     assert pixels(client, run, shown).std() > 0
-    assert run.results(made.words) == ["84 source words, 84 target words, 0 of them new"]
+    assert run.results(made.words) == ["84 source words, 84 target words"]
 
 
 def test_several_targets_are_edits_of_one_inversion_P4(client: Client, sd15: str, photo: Path):

@@ -48,7 +48,7 @@ def variations() -> Workflow:
                 "compare",
                 "PAL_CompareImages",
                 (1180, 1160),
-                size=(300, 400),
+                size=(300, 720),
                 title="Reconstruction against the picture",
             ),
         ],
@@ -76,7 +76,7 @@ def variations() -> Workflow:
             *_groups(1130),
             Group("4  Vary", (1160, -70), (340, 1130), RED),
             Group("5  Enlarge", (1540, -70), (620, 1130), CYAN),
-            Group("The same picture again: where the variations start", (360, 1080), (1140, 560), GREEN),
+            Group("The same picture again: where the variations start", (360, 1080), (1140, 820), GREEN),
         ],
     )
 

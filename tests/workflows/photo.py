@@ -34,18 +34,18 @@ def invert_and_reconstruct() -> Workflow:
                 "SaveImage",
                 (1160, 0),
                 {"filename_prefix": "reconstruction"},
-                size=(400, 620),
+                size=(400, 820),
                 title="Reconstruction",
             ),
             NodeSpec(
-                "compare", "PAL_CompareImages", (1620, 0), size=(400, 620), title="Reconstruction against the picture"
+                "compare", "PAL_CompareImages", (1620, 0), size=(400, 820), title="Reconstruction against the picture"
             ),
-            NodeSpec("decode_vae", "VAEDecode", (1160, 740), size=(400, 46), title="The VAE alone"),
+            NodeSpec("decode_vae", "VAEDecode", (1160, 940), size=(400, 46), title="The VAE alone"),
             NodeSpec(
                 "compare_vae",
                 "PAL_CompareImages",
-                (1620, 740),
-                size=(400, 650),
+                (1620, 940),
+                size=(400, 820),
                 title="The VAE alone against the picture",
             ),
         ],
@@ -68,14 +68,14 @@ def invert_and_reconstruct() -> Workflow:
         ],
         notes=[
             Note(RECONSTRUCT_NOTE, (-420, 0), (360, 560), "Read me"),
-            Note(FIGURES_NOTE, (1160, 880), (400, 510), "The figures"),
+            Note(FIGURES_NOTE, (1160, 1080), (400, 510), "The figures"),
         ],
         groups=[
             Group("1  Load", (-20, -70), (340, 980), BLUE),
             Group("2  Invert", (360, -70), (360, 980), GREEN),
             Group("3  Reconstruct", (760, -70), (340, 980), GOLD),
             Group("The path: saved, and shown from noise to picture", (-440, 980), (1540, 430), GREEN),
-            Group("4  Compare", (1140, -70), (900, 1480), CYAN),
+            Group("4  Compare", (1140, -70), (900, 1850), CYAN),
         ],
     )
 
@@ -96,7 +96,7 @@ def retrace_exactly() -> Workflow:
                 "save", "SaveImage", (1160, 0), {"filename_prefix": "retraced"}, size=(400, 440), title="Retraced"
             ),
             NodeSpec(
-                "compare", "PAL_CompareImages", (1160, 530), size=(400, 440), title="Retraced against the VAE alone"
+                "compare", "PAL_CompareImages", (1160, 530), size=(400, 820), title="Retraced against the VAE alone"
             ),
             NodeSpec("decode_vae", "VAEDecode", (780, 970), size=(300, 46), title="The VAE alone"),
         ],
@@ -119,7 +119,7 @@ def retrace_exactly() -> Workflow:
             Group("1  Load", (-20, -70), (340, 980), BLUE),
             Group("2  Invert", (360, -70), (360, 980), GREEN),
             Group("3  Retrace", (760, -70), (340, 1110), GOLD),
-            Group("4  Compare", (1140, -70), (440, 1060), CYAN),
+            Group("4  Compare", (1140, -70), (440, 1440), CYAN),
         ],
     )
 

@@ -86,7 +86,7 @@ def edit_with_two_prompts() -> Workflow:
             NodeSpec(
                 "save", "SaveImage", (1620, 0), {"filename_prefix": "two_prompts"}, size=(420, 440), title="After"
             ),
-            NodeSpec("compare", "PAL_CompareImages", (1620, 530), size=(420, 440), title="Before and after"),
+            NodeSpec("compare", "PAL_CompareImages", (1620, 530), size=(420, 840), title="Before and after"),
         ],
         links=[
             ("picture", "IMAGE", "resize", "image"),
@@ -116,6 +116,6 @@ def edit_with_two_prompts() -> Workflow:
             Group("1  Load", (-20, -70), (360, 980), BLUE),
             Group("2  Two prompts", (380, -70), (380, 980), GREEN),
             Group("3  Edit", (800, -70), (760, 980), GOLD),
-            Group("4  The picture", (1600, -70), (460, 1080), CYAN),
+            Group("4  The picture", (1600, -70), (460, 1460), CYAN),
         ],
     )

@@ -57,8 +57,8 @@ def swap_a_word(family: Family = SD15) -> Workflow:
             NodeSpec("sample", "KSamplerAdvanced", (1260, 0), sampler, size=(320, 360)),
             *guidance,
             NodeSpec("decode", "VAEDecode", (1260, 680), size=(320, 46)),
-            NodeSpec("compare", "PAL_CompareImages", (-420, 1240), size=(980, 580), title="Before and after"),
-            NodeSpec("save", "SaveImage", (600, 1240), {"filename_prefix": "words"}, size=(980, 580), title="After"),
+            NodeSpec("compare", "PAL_CompareImages", (-420, 1240), size=(980, 900), title="Before and after"),
+            NodeSpec("save", "SaveImage", (600, 1240), {"filename_prefix": "words"}, size=(980, 900), title="After"),
         ],
         links=[
             *load_links,
@@ -89,7 +89,7 @@ def swap_a_word(family: Family = SD15) -> Workflow:
             Group("2  Invert the picture", (360, -70), (360, 1200), GREEN),
             Group("3  Describe the edit", (760, -70), (440, 1200), GOLD),
             Group("4  Sample it again", (1240, -70), (360, 1200), RED),
-            Group("5  What changed", (-440, 1170), (2040, 670), CYAN),
+            Group("5  What changed", (-440, 1170), (2040, 990), CYAN),
         ],
     )
 
