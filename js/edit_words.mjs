@@ -65,7 +65,7 @@ export class EditWords {
     if (!edit || problem) this.tell(problem ?? error, !edit, true);
   }
 
-  /** stale: the words that are drawn are those of other texts. wrong: with these texts the node will not run. */
+  /** stale: the words that are drawn are those of other texts. wrong: these texts make no edit. */
   tell(text, stale = true, wrong = false) {
     this.words.classList.toggle("palimpsest-stale", stale);
     this.status.classList.toggle("palimpsest-wrong", wrong);

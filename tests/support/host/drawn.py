@@ -15,7 +15,7 @@ PLACES = {
     "PAL_PreviewTrajectory": (780, 40, 320, 640),
     "PAL_CompareImages": (1120, 40, 320, 640),
     "PAL_SampleTrajectory": (780, 740, 320, 160),
-    "PreviewImage": (1120, 740, 320, 300),
+    "PreviewImage": (1120, 800, 320, 260),
 }
 LAY = """async places => {
     let far = 0
