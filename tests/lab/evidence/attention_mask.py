@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from lab.evidence.bars import Bars, share
+from lab.evidence.bars import Bars
+from lab.evidence.intervals import share
 from lab.evidence.sheet import Sheet
 from lab.evidence.world import World
 from lab.toy.judge import mask_iou

@@ -1,10 +1,8 @@
-"""What a page says of its figures: the bars, whether they are met, and how sure a share is."""
+"""The bars that a page holds its figures against, and whether they are met."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-from scipy.stats import binomtest
 
 
 @dataclass
@@ -29,9 +27,3 @@ class Bars:
             ),
             "",
         ]
-
-
-def share(right: int, count: int) -> str:
-    """A share and its 95 % interval (Wilson)."""
-    interval = binomtest(right, count).proportion_ci(method="wilson")
-    return f"{100 * right / count:.0f} % ({100 * interval.low:.0f} to {100 * interval.high:.0f})"

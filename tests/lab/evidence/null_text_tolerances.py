@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from lab.evidence.bars import share
+from lab.evidence.intervals import share
 from lab.evidence.prompt_to_prompt import CHOSEN, STEPS
 from lab.evidence.prompt_to_prompt_edits import Edits, Group, held_out_edits, no_words
 from lab.evidence.world import World, psnr_each

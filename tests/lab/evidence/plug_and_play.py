@@ -10,7 +10,7 @@ from pathlib import Path
 
 import comfy_extras.nodes_custom_sampler as core
 import torch
-from lab.evidence.bars import share
+from lab.evidence.intervals import share
 from lab.evidence.sheet import Sheet
 from lab.evidence.world import World
 from lab.toy.judge import Reading, judge, mask_iou

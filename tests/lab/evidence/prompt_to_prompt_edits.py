@@ -10,7 +10,7 @@ from itertools import cycle, islice
 
 import torch
 import torch.nn.functional as F
-from lab.evidence.bars import share
+from lab.evidence.intervals import share
 from lab.evidence.plug_and_play import Edit
 from lab.evidence.world import World
 from lab.toy.judge import Reading, judge

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lab.evidence.bars import Bars, share
+from lab.evidence.bars import Bars
+from lab.evidence.intervals import share
 from lab.evidence.processes import spread
 from lab.evidence.prompt_to_prompt import CFG, CHOSEN, SCENES, STEPS
 from lab.evidence.prompt_to_prompt_edits import Edits, Group, Score, held_out_edits
