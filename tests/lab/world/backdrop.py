@@ -90,11 +90,11 @@ def _finest(picture: Tensor, places: list[tuple[int, int, int]]) -> Backdrop:
     ]
     parts = torch.stack([_even()[number, :, py : py + SIZE, px : px + SIZE] for px, py in whole])
     pan, tilt = whole[int(_distance(parts.flatten(2), picture.flatten(1)).argmin())]
-    distances = [_distance(_drawn(side, pan, tilt, style).flatten(1), picture.flatten(1)) for style in STYLES]
-    style = STYLES[int(torch.stack(distances).argmin())]
+    distances = [_distance(_drawn(side, [(pan, tilt)], style).flatten(2), picture.flatten(1)) for style in STYLES]
+    style = STYLES[int(torch.cat(distances).argmin())]
     # Tiles and strokes show the last pixel that the view from afar may have missed.
     near = [(px, py) for px, py in whole if abs(px - pan) + abs(py - tilt) <= 1]
-    drawn = torch.stack([_drawn(side, px, py, style) for px, py in near])
+    drawn = _drawn(side, near, style)
     best = int(_distance(drawn.flatten(2), picture.flatten(1)).argmin())
     pan, tilt = near[best]
     return Backdrop(
@@ -107,6 +107,6 @@ def _finest(picture: Tensor, places: list[tuple[int, int, int]]) -> Backdrop:
     )
 
 
-def _drawn(side: int, pan: int, tilt: int, style: str) -> Tensor:
-    view = panoramas().flatten(0, 1)[side : side + 1, :, tilt : tilt + SIZE, pan : pan + SIZE]
-    return styles.background(view, style)[0]
+def _drawn(side: int, places: list[tuple[int, int]], style: str) -> Tensor:
+    wide = panoramas().flatten(0, 1)[side]
+    return styles.background(torch.stack([wide[:, y : y + SIZE, x : x + SIZE] for x, y in places]), style)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from kornia.filters import gaussian_blur2d
@@ -27,11 +28,13 @@ class Stage:
     blurred: bool
     step: int  # pixels between those that are compared
     trust: tuple[float, ...]  # squared error beyond which a pixel counts less, round by round
+    kept: tuple[int, ...]  # the candidates of each round, at most
 
 
-FAR = Stage(True, 4, (1.0, 0.6, 0.4))  # reaches things that are some pixels off
-NEAR = Stage(False, 3, (0.5, 0.25))
-EXACT = Stage(False, 3, (0.25, 0.12))
+FAR = Stage(True, 4, (1.0, 0.6, 0.4), (6, 4, 3))  # reaches things that are some pixels off
+THOROUGH = Stage(True, 4, (1.0, 0.6, 0.4), (24, 8, 3))
+NEAR = Stage(False, 4, (0.5, 0.25), (2, 1))
+EXACT = Stage(False, 3, (0.25, 0.12), (1, 1))
 
 
 @dataclass(frozen=True)
@@ -47,90 +50,143 @@ class Fit:
     colour: Tensor
     cost: Tensor  # mean over the window
 
+    def at(self, rows: list[int]) -> Fit:
+        return Fit(*(getattr(self, field.name)[rows] for field in fields(Fit)))
 
-def fitted(
-    pictures: Tensor,
-    under: Tensor,
-    weight: Tensor,
-    found: Candidates,
-    style: str,
-    light: Tensor,
-    *,
-    polish: bool = False,
-) -> Fit:
-    """Pictures and what lies under the thing [B, 3, SIZE, SIZE], all of one style; `weight` [B, SIZE, SIZE] of the pixels.
+    def put(self, row: int, other: Fit, others_row: int) -> None:
+        """That row of another fit in place of a row of this one."""
+        for field in fields(Fit):
+            getattr(self, field.name)[row] = getattr(other, field.name)[others_row]
 
-    `polish`: the candidates are nearly right.
-    """
-    if polish:
-        settled, colour, cost = _settled(pictures, under, weight, found, style, light, EXACT)
-    else:
-        blurred = gaussian_blur2d(torch.cat([pictures, under], 1), (9, 9), (BLUR, BLUR))
-        settled, colour, cost = _settled(*blurred.split(3, 1), weight, found, style, light, FAR)
-        order = cost.topk(FINAL, dim=1, largest=False).indices
-        settled = Candidates(*(getattr(settled, field.name).gather(1, order) for field in fields(Candidates)))
-        settled, colour, cost = _settled(pictures, under, weight, settled, style, light, NEAR, colour.gather(1, order))
-    best = cost.argmin(1, keepdim=True)
+
+@dataclass(frozen=True)
+class Shown:
+    """Pictures of one style, and what lies under the thing that is fitted."""
+
+    pictures: Tensor  # [B, 3, SIZE, SIZE]
+    under: Tensor  # [B, 3, SIZE, SIZE]
+    style: str
+    light: Tensor  # [B]
+
+    @cached_property
+    def blurred(self) -> tuple[Tensor, Tensor]:
+        """Pictures and what lies under."""
+        return gaussian_blur2d(torch.cat([self.pictures, self.under], 1), (9, 9), (BLUR, BLUR)).split(3, 1)
+
+
+def fitted(shown: Shown, weight: Tensor, found: Candidates, *, polish: bool = False) -> Fit:
+    """`weight` [B, SIZE, SIZE] of the pixels. `polish`: there is one candidate, and it is nearly right."""
+    if not polish:
+        stage = FAR if found.kind.shape[1] <= FAR.kept[0] else THOROUGH
+        found, colour = _settled(shown, weight, found, stage)[:2]
+        found, colour = _first(found, FINAL), colour[:, :FINAL]
+    settled, colour, cost = (
+        _settled(shown, weight, found, EXACT) if polish else _settled(shown, weight, found, NEAR, colour)
+    )
     parts = [getattr(settled, field.name) for field in fields(Candidates)]
-    return Fit(*(part.gather(1, best)[:, 0] for part in (*parts, colour, cost)))
+    return Fit(*(part[:, 0] for part in (*parts, colour, cost)))
+
+
+def _first(found: Candidates, count: int) -> Candidates:
+    return Candidates(*(getattr(found, field.name)[:, :count] for field in fields(Candidates)))
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """N candidates, and the pixels that they are compared with."""
+
+    kind: Tensor  # [N]
+    mirrored: Tensor  # [N]
+    light: Tensor  # [N]
+    textures: Tensor  # [N, C, *, *]
+    x: Tensor  # [N, pixels]
+    y: Tensor  # [N, pixels]
+    seen: Tensor  # [N, 3, pixels]
+    under: Tensor  # [N, 3, pixels]
+    weight: Tensor  # [N, pixels]
+    patterns: Tensor  # [N, 4, 1, pixels]
+
+    def rows(self, rows: Tensor) -> _Compared:
+        return _Compared(*(getattr(self, field.name)[rows] for field in fields(_Compared)))
+
+    def drawn(self, states: Tensor, style: str) -> tuple[Tensor, Tensor]:
+        """Of states [N, T, 4], the picture without the thing's own colour [N, T, 3, pixels], and how much of that comes."""
+        one = torch.ones_like(states[..., 0])
+        x, y, size, turn = states.unbind(2)
+        pose = Poses(
+            self.kind, x, y, size.exp(), turn, one * self.mirrored[:, None], one * 0, one * self.light[:, None]
+        )
+        maps = sampled_at(pose, self.x, self.y, self.textures)  # N x C x T x pixels
+        light = lighting(pose, self.x[:, None], self.y[:, None])
+        paint, cover = styles.drawn(maps, light, style, self.patterns)
+        without = self.under[:, :, None] * (1 - cover) + paint[:, 1:]
+        return without.movedim(2, 1), paint[:, :1].movedim(2, 1)
+
+
+def _compared(shown: Shown, weight: Tensor, found: Candidates, stage: Stage) -> _Compared:
+    batch, count = found.kind.shape
+    pictures, under = shown.blurred if stage.blurred else (shown.pictures, shown.under)
+    x, y, inside = _window(found, stage.step)
+    index = y.clamp(0, SIZE - 1) * SIZE + x.clamp(0, SIZE - 1)  # B x pixels
+    planes = index[:, None].expand(-1, 3, -1)
+    if stage.blurred:
+        patterns = styles.patterns().mean((1, 2))[:, None].expand(batch, -1, -1)
+    else:
+        patterns = styles.patterns().flatten(1)[:, index].movedim(0, 1)  # B x 4 x pixels
+    of_pictures = (
+        shown.light,
+        x + 0.5,
+        y + 0.5,
+        pictures.flatten(2).gather(2, planes),
+        under.flatten(2).gather(2, planes),
+        weight.flatten(1).gather(1, index) * inside,
+        patterns[:, :, None],
+    )
+    light, *pixels = (part.repeat_interleave(count, 0) for part in of_pictures)
+    kind, mirrored = found.kind.flatten(), found.mirrored.flatten()
+    texture = blurred_sprites() if stage.blurred else sprites()
+    channels = 7 if shown.style == "neon" else 6
+    textures = texture[level(found.radius.flatten()), kind, :channels]
+    return _Compared(kind, mirrored, light, textures, *pixels)
 
 
 def _settled(
-    pictures: Tensor,
-    under: Tensor,
-    weight: Tensor,
-    found: Candidates,
-    style: str,
-    light: Tensor,
-    stage: Stage,
-    colour: Tensor | None = None,
+    shown: Shown, weight: Tensor, found: Candidates, stage: Stage, colour: Tensor | None = None
 ) -> tuple[Candidates, Tensor, Tensor]:
-    """Gauss-Newton steps of all candidates, from the colours that are known; each one's colour and cost [B, K]."""
-    batch, count = found.kind.shape
-    x, y, inside = _window(found, stage.step)
-    index = (y.clamp(0, SIZE - 1) * SIZE + x.clamp(0, SIZE - 1)).repeat_interleave(count, 0)  # N x pixels
-    rows = torch.arange(batch).repeat_interleave(count)[:, None]
-    seen = pictures.flatten(2).movedim(1, 2)[rows, index].movedim(2, 1)  # N x 3 x pixels
-    below = under.flatten(2).movedim(1, 2)[rows, index].movedim(2, 1)
-    weight = weight.flatten(1)[rows, index] * inside.repeat_interleave(count, 0)
-    if stage.blurred:
-        patterns = styles.patterns().mean((1, 2)).expand(len(index), 1, -1).movedim(2, 1)[..., None]
-    else:
-        patterns = styles.patterns().flatten(1)[:, index].movedim(0, 1)[:, :, None]  # N x 4 x 1 x pixels
-    xs, ys = (part.repeat_interleave(count, 0) + 0.5 for part in (x, y))
-    light = light.repeat_interleave(count)
+    """Gauss-Newton steps of the candidates, from the colours that are known, without those that fall behind.
+
+    The candidates that are left, the best first, with their colours and costs [B, K].
+    """
+    batch = len(found.kind)
+    compared = _compared(shown, weight, found, stage)
     state = torch.stack([found.x, found.y, found.radius.log(), found.turn], 2).flatten(0, 1)  # N x 4
-    kind, mirrored = found.kind.flatten(), found.mirrored.flatten()
-    textures = (blurred_sprites() if stage.blurred else sprites())[
-        level(found.radius.flatten()), kind, : 7 if style == "neon" else 6
-    ]
     palette = torch.tensor(list(COLOURS.values()))
-
-    def drawn(states: Tensor) -> tuple[Tensor, Tensor]:
-        """Of T states each, the picture without the thing's own colour [N, T, 3, pixels], and how much of that comes."""
-        one = torch.ones_like(states[..., 0])
-        sx, sy, size, turn = states.unbind(2)
-        pose = Poses(kind, sx, sy, size.exp(), turn, one * mirrored[:, None], one * 0, one * light[:, None])
-        maps = sampled_at(pose, xs, ys, textures)  # N x 8 x T x pixels
-        paint, cover = styles.drawn(maps, lighting(pose, xs[:, None], ys[:, None]), style, patterns)
-        without = below[:, :, None] * (1 - cover) + paint[:, 1:]
-        return without.movedim(2, 1), paint[:, :1].movedim(2, 1)
-
-    def best_colour() -> tuple[Tensor, Tensor]:
-        """The least cost and its colour."""
-        without, share = drawn(state[:, None])
-        errors = (without + share * palette[:, :, None] - seen[:, None]).square().sum(2)  # N x colours x pixels
-        return ((errors / (errors + SOFT)) * weight[:, None]).mean(2).min(1)
-
     moves, largest = torch.tensor(MOVES), torch.tensor(LARGEST)
-    trials = torch.cat([torch.zeros(1, 4), moves.diag()])
-    colour = best_colour()[1] if colour is None else colour.flatten()
-    for soft in stage.trust:
-        without, share = drawn(state[:, None] + trials)
-        shown = without + share * palette[colour][:, None, :, None]
-        error = seen - shown[:, 0]
-        sure = weight * (soft / (error.square().sum(1) + soft)) ** 2
-        slopes = (shown[:, 1:] - shown[:, :1]) / moves[:, None, None]  # N x 4 x 3 x pixels
+    colour = None if colour is None else colour.flatten()
+
+    def costs(without: Tensor, share: Tensor, colours: Tensor) -> Tensor:
+        """Of colours [N, C, 3] in a state, [N, C]."""
+        errors = (without + share * colours[..., None] - compared.seen[:, None]).square().sum(2)  # N x C x pixels
+        return ((errors / (errors + SOFT)) * compared.weight[:, None]).mean(2)
+
+    for soft, kept in zip(stage.trust, stage.kept, strict=True):
+        without, share = compared.drawn(state[:, None], shown.style)
+        if colour is None:
+            cost, colour = costs(without, share, palette[None]).min(1)
+        else:
+            cost = costs(without, share, palette[colour][:, None])[:, 0]
+        if kept * batch < len(state):
+            rows = _best(cost, batch, kept)
+            compared, state, colour, without, share = (
+                compared.rows(rows),
+                *(part[rows] for part in (state, colour, without, share)),
+            )
+        own = palette[colour][:, None, :, None]
+        drawn = without + share * own
+        moved, share = compared.drawn(state[:, None] + moves.diag(), shown.style)
+        error = compared.seen - drawn[:, 0]
+        sure = compared.weight * (soft / (error.square().sum(1) + soft)) ** 2
+        slopes = (moved + share * own - drawn) / moves[:, None, None]  # N x 4 x 3 x pixels
         weighted = (slopes * sure[:, None, None]).flatten(2)
         normal = weighted @ slopes.flatten(2).transpose(1, 2)
         normal = normal + torch.diag_embed(normal.diagonal(dim1=1, dim2=2) * 0.01 + 1e-5)
@@ -138,10 +194,20 @@ def _settled(
         state = state + torch.maximum(torch.minimum(change, largest), -largest)
         state[:, 2].clamp_(*(math.log(radius) for radius in SIZED))
         state[:, 3].clamp_(-TURNED, TURNED)
-    cost, colour = best_colour()
-    px, py, size, turn = state.view(batch, count, 4).unbind(2)
-    settled = Candidates(found.kind, px, py, size.exp(), turn, found.mirrored)
-    return settled, colour.view(batch, count), cost.view(batch, count)
+    cost, colour = costs(*compared.drawn(state[:, None], shown.style), palette[None]).min(1)
+    rows = _best(cost, batch, len(cost) // batch)
+    kind, mirrored, colour, cost = (
+        part[rows].view(batch, -1) for part in (compared.kind, compared.mirrored, colour, cost)
+    )
+    x, y, size, turn = state[rows].view(batch, -1, 4).unbind(2)
+    return Candidates(kind, x, y, size.exp(), turn, mirrored), colour, cost
+
+
+def _best(cost: Tensor, batch: int, count: int) -> Tensor:
+    """Which of costs [N] are the `count` least of each picture, ascending."""
+    of_pictures = cost.view(batch, -1)
+    order = of_pictures.topk(count, dim=1, largest=False).indices
+    return (order + torch.arange(batch)[:, None] * of_pictures.shape[1]).flatten()
 
 
 def _window(found: Candidates, step: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -149,6 +149,8 @@ def lighting(pose: Poses, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _texture(pose: Poses, theta: Tensor, channels: slice) -> Tensor:
-    grid = F.affine_grid(theta, [len(theta), 1, SIZE, SIZE], align_corners=False)
+    along = (2 * torch.arange(SIZE) + 1) / SIZE - 1
+    across, down, start = (part[:, :, None, None] for part in theta.unbind(2))
+    grid = (across * along + down * along[:, None] + start).movedim(1, 3)  # as F.affine_grid, but much faster
     texture = sprites()[level(pose.radius), pose.kind, channels]
     return F.grid_sample(texture, grid, align_corners=False, padding_mode="zeros")

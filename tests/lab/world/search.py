@@ -17,6 +17,7 @@ CELLS = SIZE // COARSE
 RADII = (19.0, 21.5, 24.5, 27.5, 31.0)
 TURNS = (-12.0, -4.0, 4.0, 12.0)
 NEAR = 3  # cells from the best place, within which other kinds are tried
+SUPPORT = 10  # cells from a silhouette's middle to its square's side
 
 
 @dataclass(frozen=True)
@@ -41,39 +42,55 @@ def unexplained(pictures: Tensor, backdrops: Tensor, neon: bool) -> Tensor:
     return ((left.square().sum(1).sqrt() - least) / more).clamp(0, 1)
 
 
-def candidates(found: Tensor, neon: bool, count: int, *, turns: bool = False) -> Candidates:
-    """Of `unexplained` [B, SIZE, SIZE]; `neon`: things are their glowing lines; `turns`: each kind with every turn."""
-    spectra, energy, poses = _bank(neon)
+def candidates(found: Tensor, neon: bool, count: int, *, thorough: bool = False) -> Candidates:
+    """Of `unexplained` [B, SIZE, SIZE]; `neon`: things are their glowing lines.
+
+    `thorough`: where the smallest silhouettes fit best, which take no two things for one.
+    """
+    bank = _bank(neon)
     cells = F.avg_pool2d(found[:, None], COARSE)[:, 0]
-    shared = torch.fft.irfft2(torch.fft.rfft2(cells)[:, None] * spectra, s=(CELLS, CELLS))
-    explained = (2 * shared - energy[:, None, None]).flatten(2)  # B x templates x places
-    place = explained.amax(1).argmax(1)
+    # Some of the silhouettes say where a thing is, all of them what it may be there.
+    some = slice(None, None, len(RADII[::2])) if thorough else slice(None)
+    shared = torch.fft.irfft2(torch.fft.rfft2(cells)[:, None] * bank.spectra[some], s=(CELLS, CELLS))
+    place = (2 * shared - bank.energy[bank.some[some], None, None]).flatten(2).amax(1).argmax(1)
     y, x = place // CELLS, place % CELLS
     reach = torch.arange(-NEAR, NEAR + 1)
-    around = (y[:, None, None] + reach[:, None]) % CELLS * CELLS + (x[:, None, None] + reach) % CELLS
-    around = around.flatten(1)[:, None].expand(-1, explained.shape[1], -1)
-    value, at = explained.gather(2, around).max(2)  # B x templates
-    at = around[:, 0].gather(1, at)
+    around = F.pad(cells, [SUPPORT + NEAR] * 4).unfold(1, 2 * SUPPORT + 1, 1).unfold(2, 2 * SUPPORT + 1, 1)
+    rows = torch.arange(len(found))[:, None, None]
+    parts = around[rows, (y[:, None] + NEAR + reach)[:, :, None], (x[:, None] + NEAR + reach)[:, None]]
+    shared = parts.flatten(3).flatten(1, 2) @ bank.templates.T  # B x places x templates
+    value, at = (2 * shared - bank.energy).max(1)
     # The best of each kind and side.
-    groups = 2 * len(KINDS) * (len(TURNS) if turns else 1)
+    groups = 2 * len(KINDS)
     value, at = value.view(len(found), groups, -1), at.view(len(found), groups, -1)
     best, which = value.max(2)
     order = best.topk(count, dim=1).indices
-    which, place = which.gather(1, order), at.gather(2, which[..., None])[..., 0].gather(1, order)
+    which, at = which.gather(1, order), at.gather(2, which[..., None])[..., 0].gather(1, order)
     template = order * value.shape[2] + which
+    poses = bank.poses
     return Candidates(
         kind=poses.kind[template],
-        x=(place % CELLS + 0.5) * COARSE,
-        y=(place // CELLS + 0.5) * COARSE,
+        x=(x[:, None] + reach[at % len(reach)] + 0.5) * COARSE,
+        y=(y[:, None] + reach[at // len(reach)] + 0.5) * COARSE,
         radius=poses.radius[template],
         turn=poses.turn[template],
         mirrored=poses.mirrored[template],
     )
 
 
+@dataclass(frozen=True)
+class _Bank:
+    """N silhouettes, ordered by kind, side, turn and radius."""
+
+    poses: Poses
+    templates: Tensor  # [N, cells of their squares]
+    energy: Tensor  # [N], squared sums
+    some: Tensor  # which of them are looked for everywhere: [M]
+    spectra: Tensor  # of these: [M, CELLS, CELLS // 2 + 1]
+
+
 @cache
-def _bank(neon: bool) -> tuple[Tensor, Tensor, Poses]:
-    """Spectra [N, CELLS, CELLS // 2 + 1] and squared sums [N] of silhouettes, ordered by kind, side, turn and radius."""
+def _bank(neon: bool) -> _Bank:
     grid = torch.cartesian_prod(
         torch.arange(len(KINDS)).float(), torch.tensor([1.0, -1.0]), torch.tensor(TURNS).deg2rad(), torch.tensor(RADII)
     )
@@ -83,10 +100,14 @@ def _bank(neon: bool) -> tuple[Tensor, Tensor, Poses]:
         kind.long(), middle, middle, radius, turn, mirrored, torch.zeros_like(radius), torch.ones_like(radius)
     )
     parts = []
-    for some in torch.arange(len(kind)).split(32):
-        pose = Poses(*(getattr(poses, name)[some] for name in Poses.__dataclass_fields__))
+    for rows in torch.arange(len(kind)).split(32):
+        pose = Poses(*(getattr(poses, name)[rows] for name in Poses.__dataclass_fields__))
         maps = sampled(pose, slice(5, 7) if neon else slice(0, 1))
         shape = (1.2 * maps[:, 0] + 0.25 * maps[:, 1]).clamp(max=1) if neon else maps[:, 0]
         parts.append(F.avg_pool2d(shape[:, None], COARSE)[:, 0])
-    templates = torch.cat(parts).roll((-CELLS // 2, -CELLS // 2), (1, 2))
-    return torch.fft.rfft2(templates).conj(), templates.square().sum((1, 2)), poses
+    whole = torch.cat(parts)
+    some = torch.arange(len(kind)).view(len(KINDS), 2, len(TURNS), len(RADII))[:, :, 1, ::2].flatten()
+    spectra = torch.fft.rfft2(whole[some].roll((-CELLS // 2, -CELLS // 2), (1, 2))).conj()
+    first, last = CELLS // 2 - SUPPORT, CELLS // 2 + SUPPORT + 1
+    squares = whole[:, first:last, first:last].flatten(1)
+    return _Bank(poses, squares, whole.square().sum((1, 2)), some, spectra)

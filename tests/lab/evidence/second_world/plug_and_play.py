@@ -1,0 +1,186 @@
+"""docs/plug_and_play.md: what injection keeps of a picture's structure, beside its own halves, plain sampling and SDEdit at equal success."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from lab.evidence import intervals
+from lab.evidence.second_world.edits import held_out_edits
+from lab.evidence.second_world.models import NETWORKS, World
+from lab.evidence.second_world.pages import JUDGED, opening, save_page, table
+from lab.evidence.second_world.plots import trade_off
+from lab.evidence.second_world.sheets import cell, rows_of_cells
+from lab.evidence.second_world.sources import Group, Judged, Sources
+from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
+from torch import Tensor
+from tqdm import tqdm
+
+SCENES, CHOSEN_ON = 120, 40  # edits that are judged, and other ones that SDEdit's strength is chosen on
+SEED, CHOOSING_SEED = 300, 301
+STEPS, CFG = 50, 7.5
+CHANGES = ("style", "colour", "kind")
+STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of SDEdit
+SHOWN = 9
+OURS, PLAIN = "Plug-and-Play", "plain sampling"
+EMPTY = "Plug-and-Play, inverted with the empty prompt"
+Windows = dict[str, tuple[float, float]]  # feature_end and attention_end; -1 is the node's own choice
+WINDOWS: dict[str, Windows] = {
+    "UNet": {
+        OURS: (0.8, 0.5),
+        "half as long": (0.4, 0.25),
+        "all steps": (1.0, 1.0),
+        "attention only": (0.0, 0.5),
+        "features only": (0.8, 0.0),
+        PLAIN: (0.0, 0.0),
+    },
+    "transformer": {
+        OURS: (-1.0, -1.0),
+        "the UNet's windows": (0.8, 0.5),
+        "attention only": (0.0, -1.0),
+        "features only": (-1.0, 0.0),
+        PLAIN: (0.0, 0.0),
+    },
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One network's edits."""
+
+    sources: Sources
+    results: dict[str, Judged]
+    sdedit: dict[float, Judged]  # by strength
+    equal: float  # the strength that does as many edits as Plug-and-Play, on the other scenes
+
+
+def injected(group: Group, windows: tuple[float, float]) -> Tensor:
+    model = PlugAndPlay.execute(group.world.model, group.trajectory, *windows, "auto")[0]
+    return group.sample(group.world.with_model(model), CFG)
+
+
+def from_empty(group: Group, windows: tuple[float, float]) -> Tensor:
+    return injected(group.inverted_with(group.world.prompts([""])), windows)
+
+
+def noised(group: Group, strength: float) -> Tensor:
+    latent, sigmas = group.latent, group.trajectory.sigmas
+    return group.world.decode(group.world.sdedit(latent, group.target, CFG, strength, sigmas))
+
+
+def equal_strength(world: World, windows: tuple[float, float], count: int) -> float:
+    """The strength of SDEdit whose success is nearest to that of Plug-and-Play."""
+    sources = Sources.open(world, held_out_edits(count, CHOOSING_SEED, CHANGES), STEPS)
+    wanted = sources.edited(partial(injected, windows=windows)).share
+    shares = {strength: sources.edited(partial(noised, strength=strength)).share for strength in STRENGTHS}
+    return min(STRENGTHS, key=lambda strength: abs(shares[strength] - wanted))
+
+
+def measure(world: World, windows: Windows, scenes: int) -> Measured:
+    sources = Sources.open(world, held_out_edits(scenes, SEED, CHANGES), STEPS)
+    results = {
+        name: sources.edited(partial(injected, windows=ends)) for name, ends in tqdm(windows.items(), desc="windows")
+    }
+    results[EMPTY] = sources.edited(partial(from_empty, windows=windows[OURS]))
+    results["unedited"] = sources.judged(sources.unedited)
+    sdedit = {s: sources.edited(partial(noised, strength=s)) for s in tqdm(STRENGTHS, desc="SDEdit")}
+    return Measured(sources, results, sdedit, equal_strength(world, windows[OURS], min(scenes, CHOSEN_ON)))
+
+
+@torch.inference_mode()
+def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
+    """Writes the page, its plot and its sheets; there is no bar to miss."""
+    found = {name: measure(load(weights), WINDOWS[name], scenes) for name, load in NETWORKS.items()}
+    lines = [
+        *opening("Plug-and-Play", "plug_and_play"),
+        f"{scenes} held-out scenes of two things. The prompt changes the style, or the colour or the kind of one thing, and is the whole caption of "
+        f"the edited scene, which does not say what is to the left. Sources were inverted by `ddim` with their own captions. All methods: {STEPS} "
+        f"steps, `euler`, guidance {CFG}, the empty prompt as negative.",
+        "",
+        JUDGED,
+        "",
+        "IoU: how well what the judge sees covers the true masks of the source's two things, the mean of both; 0 where it knows no thing. Done: the "
+        "judge reads the style, or the thing with its colour, that the prompt asks for. The strength of SDEdit in bold does as many edits as "
+        f"Plug-and-Play on {min(scenes, CHOSEN_ON)} other scenes, so that its IoU is one at equal success.",
+        "",
+    ]
+    for name, measured in found.items():
+        lines += [f"## {name}", "", *verdict(measured), *_table(measured), *_by_change(measured)]
+        _sheet(name, measured).save(docs / f"plug_and_play_{name.lower()}.webp")
+        lines += [f"![Sources and results](plug_and_play_{name.lower()}.webp)", ""]
+    trade_off(
+        docs / "plug_and_play.png",
+        ("edits done", "IoU of both things with the source's"),
+        {
+            name: (
+                {label: point(result) for label, result in measured.results.items() if label != "unedited"},
+                {"SDEdit, by strength": [point(result) for result in measured.sdedit.values()]},
+            )
+            for name, measured in found.items()
+        },
+    )
+    save_page(docs, "plug_and_play", [*lines, "![IoU against edits done](plug_and_play.png)"])
+    return []
+
+
+def point(result: Judged) -> tuple[float, float]:
+    return result.share, float(result.iou.mean())
+
+
+def verdict(measured: Measured) -> list[str]:
+    """One sentence for each thing that the claim says is worse."""
+    ours, lines = measured.results[OURS], []
+    rivals = {name: measured.results[name] for name in (PLAIN, "attention only", "features only")}
+    rivals[f"SDEdit at strength {measured.equal}"] = measured.sdedit[measured.equal]
+    for name, rival in rivals.items():
+        words = f"IoU {intervals.difference(ours.iou, rival.iou)}, edits done {100 * (ours.share - rival.share):+.0f} points"
+        tie = "" if intervals.differ(ours.iou, rival.iou) else ": a tie in IoU"
+        lines.append(f"- Plug-and-Play against {name}: {words}{tie}.")
+    return [*lines, ""]
+
+
+def _table(measured: Measured) -> list[str]:
+    rows = {f"**{name}**" if name == OURS else name: result for name, result in measured.results.items()}
+    rows["*the sources, unedited*"] = rows.pop("unedited")
+    for strength, result in measured.sdedit.items():
+        rows[f"**SDEdit, {strength}**" if strength == measured.equal else f"SDEdit, {strength}"] = result
+    ours = measured.results[OURS].iou
+    return table(
+        ["method", "IoU", "IoU, less that of Plug-and-Play", "edits done"],
+        [
+            (name, intervals.mean(r.iou), intervals.difference(r.iou, ours), intervals.share(*r.counts))
+            for name, r in rows.items()
+        ],
+    )
+
+
+def _by_change(measured: Measured) -> list[str]:
+    shown = {name: measured.results[name] for name in (OURS, "attention only", "features only", PLAIN)}
+    shown[f"SDEdit, {measured.equal}"] = measured.sdedit[measured.equal]
+    present = [change for change in CHANGES if len(measured.sources.rows(change)) > 1]
+    parts = {name: [result.of(measured.sources.rows(change)) for change in present] for name, result in shown.items()}
+    return table(
+        ["method", *(f"{change}: {what}" for change in present for what in ("IoU", "done"))],
+        [
+            (name, *(text for r in some for text in (intervals.mean(r.iou), intervals.share(*r.counts))))
+            for name, some in parts.items()
+        ],
+    )
+
+
+def _sheet(network: str, measured: Measured):
+    """The first edits as they come."""
+    names = [*WINDOWS[network]]
+    columns = [measured.results[name] for name in names] + [measured.sdedit[measured.equal]]
+    sources, unedited = measured.sources, measured.results["unedited"]
+    rows = [
+        [
+            cell(sources.unedited[i], unedited.readings[i], before=f"{edit.change}: {edit.words}"),
+            *(cell(r.pictures[i], r.readings[i], bool(r.done[i])) for r in columns),
+        ]
+        for i, edit in enumerate(sources.edits[:SHOWN])
+    ]
+    title = f"Plug-and-Play and what it is compared with, {network}, {STEPS} steps, guidance {CFG}"
+    return rows_of_cells(title, ["source", *names, f"SDEdit, {measured.equal}"], rows)
