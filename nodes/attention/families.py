@@ -102,6 +102,8 @@ def family_of(model: ModelPatcher) -> Family | None:
     network = model.get_model_object("diffusion_model")
     if name == "WAN21" and getattr(network, "ref_conv", None) is None:
         return replace(FAMILIES[name], pictures="")  # it reads none
+    if name == "SD3":
+        return replace(FAMILIES[name], patch=network.patch_size)
     if name != "Lumina2":
         return FAMILIES.get(name)
     family = Z_IMAGE if getattr(network, "pad_tokens_multiple", None) else FAMILIES[name]

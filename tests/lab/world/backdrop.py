@@ -12,9 +12,13 @@ from lab.world.backgrounds import BACKGROUNDS, PAN, SIZE, TILT, panoramas
 from lab.world.styles import STYLES
 from torch import Tensor
 
-COARSE, FINE = 8, 2  # pixels averaged in the first and in the second search
-KEPT = 4  # candidates of the first search
+COARSE, FINER = 8, (4, 2, 1)  # pixels averaged in the first search, and in those after it
+KEPT = (4, 2, 1)  # candidates that these begin with
+LIKE = 0.03  # of a distance, within which two styles may be taken for each other from afar
 CAP = 0.30  # what a pixel may add to a distance: things stand before the background
+
+
+Place = tuple[int, int, int]  # number in `_even`, pan, tilt
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ def backdrops(pictures: Tensor) -> list[Backdrop]:
     templates, places = _coarse()
     seen = F.avg_pool2d(pictures, COARSE).flatten(2)  # B x 3 x pixels
     distance = torch.stack([_distance(templates, one) for one in seen])
-    kept = distance.topk(KEPT, dim=1, largest=False).indices
+    kept = distance.topk(KEPT[0], dim=1, largest=False).indices
     return [_finest(picture, [places[i] for i in row]) for picture, row in zip(pictures, kept.tolist(), strict=True)]
 
 
@@ -49,7 +53,7 @@ def _even() -> Tensor:
 
 
 @cache
-def _coarse() -> tuple[Tensor, list[tuple[int, int, int]]]:
+def _coarse() -> tuple[Tensor, list[Place]]:
     """Templates [N, 3, pixels], and what each shows: (number in `_even`, pan, tilt)."""
     averaged = F.avg_pool2d(_even(), COARSE)
     cells = SIZE // COARSE
@@ -62,38 +66,26 @@ def _coarse() -> tuple[Tensor, list[tuple[int, int, int]]]:
 
 
 @cache
-def _fine() -> Tensor:
-    return F.avg_pool2d(_even(), FINE)
+def _finer() -> dict[int, Tensor]:
+    return {step: F.avg_pool2d(_even(), step) for step in FINER}
 
 
-def _finest(picture: Tensor, places: list[tuple[int, int, int]]) -> Backdrop:
+def _finest(picture: Tensor, places: list[Place]) -> Backdrop:
     """The best part near the places, to the pixel, and then the best style of it."""
-    averaged = F.avg_pool2d(picture, FINE).flatten(1)
-    cells, reach = SIZE // FINE, COARSE // FINE // 2
-    tried: dict[tuple[int, int, int], float] = {}
-    for number, pan, tilt in places:
-        near = [
-            (number, x, y)
-            for y in range(max(tilt // FINE - reach, 0), min(tilt // FINE + reach, TILT // FINE) + 1)
-            for x in range(max(pan // FINE - reach, 0), min(pan // FINE + reach, PAN // FINE) + 1)
-        ]
-        near = [place for place in near if place not in tried]
-        if near:
-            parts = torch.stack([_fine()[n, :, y : y + cells, x : x + cells] for n, x, y in near])
-            tried.update(zip(near, _distance(parts.flatten(2), averaged).tolist(), strict=True))
-    number, x, y = min(tried, key=tried.__getitem__)
+    for step, kept in zip(FINER, KEPT, strict=True):
+        near = sorted({place for start in places[:kept] for place in _around(start, step)})
+        seen = F.avg_pool2d(picture, step).flatten(1)
+        distances = _distance(torch.stack([_part(place, step) for place in near]).flatten(2), seen)
+        places = [near[i] for i in distances.argsort().tolist()]
+    number, pan, tilt = places[0]
     side = number % (2 * len(BACKGROUNDS))
-    whole = [
-        (px, py)
-        for py in range(max(y * FINE - 1, 0), min(y * FINE + 1, TILT) + 1)
-        for px in range(max(x * FINE - 1, 0), min(x * FINE + 1, PAN) + 1)
-    ]
-    parts = torch.stack([_even()[number, :, py : py + SIZE, px : px + SIZE] for px, py in whole])
-    pan, tilt = whole[int(_distance(parts.flatten(2), picture.flatten(1)).argmin())]
-    distances = [_distance(_drawn(side, [(pan, tilt)], style).flatten(2), picture.flatten(1)) for style in STYLES]
-    style = STYLES[int(torch.cat(distances).argmin())]
+    from_afar = torch.stack([_part((side + k * 2 * len(BACKGROUNDS), pan, tilt), 1) for k in range(len(STYLES))])
+    afar = _distance(from_afar.flatten(2), picture.flatten(1))
+    likely = [style for style, far in zip(STYLES, afar, strict=True) if far < afar.min() + LIKE]
+    distances = [_distance(_drawn(side, [(pan, tilt)], style).flatten(2), picture.flatten(1)) for style in likely]
+    style = likely[int(torch.cat(distances).argmin())]
     # Tiles and strokes show the last pixel that the view from afar may have missed.
-    near = [(px, py) for px, py in whole if abs(px - pan) + abs(py - tilt) <= 1]
+    near = [(x, y) for _, x, y in _around(places[0], 1) if abs(x - pan) + abs(y - tilt) <= 1]
     drawn = _drawn(side, near, style)
     best = int(_distance(drawn.flatten(2), picture.flatten(1)).argmin())
     pan, tilt = near[best]
@@ -105,6 +97,19 @@ def _finest(picture: Tensor, places: list[tuple[int, int, int]]) -> Backdrop:
         tilt=tilt,
         picture=drawn[best],
     )
+
+
+def _around(place: Place, step: int) -> list[Place]:
+    number, pan, tilt = place
+    along, down = ((at - step, at, at + step) for at in (pan, tilt))
+    return [(number, x, y) for y in down for x in along if 0 <= x <= PAN and 0 <= y <= TILT]
+
+
+def _part(place: Place, step: int) -> Tensor:
+    number, pan, tilt = place
+    size = SIZE // step
+    x, y = pan // step, tilt // step
+    return _finer()[step][number, :, y : y + size, x : x + size]
 
 
 def _drawn(side: int, places: list[tuple[int, int]], style: str) -> Tensor:

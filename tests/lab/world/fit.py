@@ -31,8 +31,8 @@ class Stage:
     kept: tuple[int, ...]  # the candidates of each round, at most
 
 
-FAR = Stage(True, 4, (1.0, 0.6, 0.4), (6, 4, 3))  # reaches things that are some pixels off
-THOROUGH = Stage(True, 4, (1.0, 0.6, 0.4), (24, 8, 3))
+FAR = Stage(True, 4, (1.0, 0.6, 0.4), (6, 3, 2))  # reaches things that are some pixels off
+THOROUGH = Stage(True, 4, (1.0, 0.6, 0.4), (16, 6, 3))
 NEAR = Stage(False, 4, (0.5, 0.25), (2, 1))
 EXACT = Stage(False, 3, (0.25, 0.12), (1, 1))
 

@@ -66,14 +66,16 @@ class Source:
 
     rows: list[int]
     scenes: list[Scene]
+    pictures: Tensor
     trajectory: Trajectory
     positive: Conditioning
 
     def read(self, world: World, wording: Wording, number: int, setting: Setting) -> tuple[Tensor, Tensor]:
         """Masks [B, H, W] and heatmaps [B, 3, H, W] of the words for a thing."""
         text, wanted = said(self.scenes[0]), wording(self.scenes[0], number)
+        image = self.pictures.movedim(1, -1)  # the node takes its size: a latent's pixel has 8 x 8 pixels otherwise
         mask, heat, _ = AttentionMask.execute(
-            world.model, world.clip, self.trajectory, text, wanted, *setting, positive=self.positive
+            world.model, world.clip, self.trajectory, text, wanted, *setting, positive=self.positive, image=image
         ).args
         return mask, heat.movedim(-1, 1)
 
@@ -97,8 +99,9 @@ class Opened:
         sources = []
         for rows in tqdm(batches, desc="inversions"):
             positive = world.prompts([said(scenes[i]) for i in rows])
-            trajectory, _ = world.invert(world.encode(drawn.pictures[rows]), positive, world.sigmas(STEPS))
-            sources.append(Source(rows, [scenes[i] for i in rows], trajectory, positive))
+            pictures = drawn.pictures[rows]
+            trajectory, _ = world.invert(world.encode(pictures), positive, world.sigmas(STEPS))
+            sources.append(Source(rows, [scenes[i] for i in rows], pictures, trajectory, positive))
         return cls(world, scenes, drawn.pictures, drawn.visible, sources)
 
     def read(self, wording: Wording, setting: Setting) -> Areas:

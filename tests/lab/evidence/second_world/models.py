@@ -22,6 +22,8 @@ from palimpsest.nodes.inversion.noise import TrajectoryNoise
 from palimpsest.nodes.retracing.nodes import ExactRetracing
 from torch import Tensor
 
+# The published ones, but for those that have no attention here, where there are most pixels.
+BLOCKS = "features 4; attention 4-8"
 CHUNK = 16  # pictures that the autoencoder takes at once
 
 
@@ -31,17 +33,18 @@ class World:
     clip: comfy.sd.CLIP
     vae: comfy.sd.VAE
     scheduler: str
+    blocks: str  # of Plug-and-Play
 
     @classmethod
     def load(cls, weights: Path = WEIGHTS) -> World:
         comfy.utils.set_progress_bar_enabled(False)
-        return cls(*load_general(weights), "ddim_uniform")
+        return cls(*load_general(weights), "ddim_uniform", BLOCKS)
 
     @classmethod
     def load_transformer(cls, weights: Path = WEIGHTS) -> World:
         """The flow model, on a schedule that begins with noise alone."""
         comfy.utils.set_progress_bar_enabled(False)
-        return cls(*load_transformer(weights), "simple")
+        return cls(*load_transformer(weights), "simple", "auto")
 
     def prompts(self, texts: Sequence[str]) -> Conditioning:
         """One row for each picture of the batch, or one for all of them."""

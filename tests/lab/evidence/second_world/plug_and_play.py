@@ -28,7 +28,7 @@ OURS, PLAIN = "Plug-and-Play", "plain sampling"
 EMPTY = "Plug-and-Play, inverted with the empty prompt"
 Windows = dict[str, tuple[float, float]]  # feature_end and attention_end; -1 is the node's own choice
 WINDOWS: dict[str, Windows] = {
-    "UNet": {
+    "UNet": {  # as published
         OURS: (0.8, 0.5),
         "half as long": (0.4, 0.25),
         "all steps": (1.0, 1.0),
@@ -57,7 +57,7 @@ class Measured:
 
 
 def injected(group: Group, windows: tuple[float, float]) -> Tensor:
-    model = PlugAndPlay.execute(group.world.model, group.trajectory, *windows, "auto")[0]
+    model = PlugAndPlay.execute(group.world.model, group.trajectory, *windows, group.world.blocks)[0]
     return group.sample(group.world.with_model(model), CFG)
 
 

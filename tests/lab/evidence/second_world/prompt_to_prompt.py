@@ -80,7 +80,7 @@ def plain(group: Group) -> Tensor:
 
 
 def plug_and_play(group: Group) -> Tensor:
-    model = PlugAndPlay.execute(group.world.model, group.trajectory, -1.0, -1.0, "auto")[0]
+    model = PlugAndPlay.execute(group.world.model, group.trajectory, -1.0, -1.0, group.world.blocks)[0]
     return group.sample(group.world.with_model(model), CFG)
 
 
