@@ -8,6 +8,7 @@ import comfy.model_detection
 import numpy as np
 import pytest
 import torch
+from lab.evidence.second_world.models import World
 from lab.world import evaluate
 from lab.world.captions import random_caption
 from lab.world.judge import judge
@@ -20,6 +21,7 @@ from lab.world.train.loop import Run
 from lab.world.train.muon import optimisers, orthogonal
 from lab.world.train.sizes import by_size
 from lab.world.train.text import WORDS, _tokenizer, token_ids, vocabulary
+from palimpsest.nodes.prompt_to_prompt.nodes import AttentionMask
 from safetensors.torch import load_file
 from torch import nn
 
@@ -217,6 +219,26 @@ def test_both_text_encoders_read_a_prompt_alike_and_as_the_training_does(weights
     encoder = transformer.trained_text(weights / "general.safetensors")
     rows = torch.searchsorted(encoder.vocabulary, torch.tensor([token_ids(prompt)]))
     assert torch.allclose(encoder(rows), whole, atol=1e-5)
+
+
+@torch.no_grad()
+def test_words_have_areas_in_a_transformer_whose_patches_are_not_sd3_s(weights: Path, pictures: torch.Tensor) -> None:
+    world = World.load_transformer(weights)
+    positive, shown = world.prompts(["a red cat and a blue house"]), pictures[:1] / 255
+    trajectory, _ = world.invert(world.encode(shown), positive, world.sigmas(2))
+    mask, *_ = AttentionMask.execute(
+        world.model,
+        world.clip,
+        trajectory,
+        "a red cat and a blue house",
+        "cat",
+        0.0,
+        0.5,
+        0.0,
+        image=shown.movedim(1, -1),
+    ).args
+    assert world.model.model.diffusion_model.patch_size == 4 and mask.shape == (1, 128, 128)
+    assert 0 < mask.mean() < 1
 
 
 def test_operations_are_counted_by_size() -> None:
