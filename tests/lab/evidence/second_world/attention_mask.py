@@ -32,6 +32,7 @@ STEPS = 20
 WINDOWS = ((0.0, 1.0), (0.0, 0.5), (0.5, 1.0))  # fractions of the steps
 THRESHOLDS = (0.0, 0.3, 0.5)  # 0: by Otsu's method
 DEFAULT = (0.0, 1.0, 0.0)
+MAPS = {"UNet": 16, "transformer": 8}  # pixels along a side of the attention maps
 SHOWN = 6
 
 Setting = tuple[float, float, float]  # start, end, threshold
@@ -178,8 +179,8 @@ def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
             f"Chosen: start {start:g}, end {end:g}, threshold {threshold:g}{' (by Otsu)' if not threshold else ''}.",
             "",
             *verdict(measured),
-            *_table("two kinds", measured.two, measured.of_two),
-            *_table("one kind, two colours", measured.one, measured.of_one),
+            *_table("two kinds", MAPS[name], measured.two, measured.of_two),
+            *_table("one kind, two colours", MAPS[name], measured.one, measured.of_one),
         ]
         _sheet(name, measured).save(docs / f"attention_mask_{name.lower()}.webp")
         lines += [f"![Scenes, heatmaps and masks](attention_mask_{name.lower()}.webp)", ""]
@@ -199,14 +200,13 @@ def verdict(measured: Measured) -> list[str]:
     ]
 
 
-def _table(title: str, opened: Opened, found: dict[str, Areas]) -> list[str]:
+def _table(title: str, side: int, opened: Opened, found: dict[str, Areas]) -> list[str]:
     whole = torch.ones_like(opened.visible)
-    side = opened.sources[0].trajectory.latents.shape[-1]
-    small = F.adaptive_avg_pool2d(opened.visible, side // 4)
+    small = F.adaptive_avg_pool2d(opened.visible, side)
     best = (F.interpolate(small, opened.visible.shape[-2:], mode="bilinear") > 0.5).float()
     bounds = {
         "*a mask of the whole picture*": whole,
-        f"*the true masks at {side // 4} x {side // 4} pixels*": best,
+        f"*the true masks at {side} x {side} pixels*": best,
     }
     rows = {name: (f.own, f.other, intervals.share(int(f.told_apart.sum()), len(f.own))) for name, f in found.items()}
     for name, masks in bounds.items():
