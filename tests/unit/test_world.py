@@ -113,6 +113,14 @@ def test_the_judge_reads_held_out_renders() -> None:
     assert sum(c.iou for c in compared) / len(compared) > 0.93
 
 
+def test_the_judge_reads_tiles_after_jpeg_and_things_that_touch_or_have_a_colour_of_the_ground() -> None:
+    scenes = sample_scenes(94, 777, split="held_out")
+    tiled, crowded = [scenes[i] for i in (9, 81, 93)], [scenes[i] for i in (14, 50)]
+    pictures = torch.cat([foreign.jpeg(render(tiled).pictures, 60), render(crowded).pictures])
+    for scene, reading in zip([*tiled, *crowded], judge(pictures), strict=True):
+        assert is_right(reading, scene), scene
+
+
 def test_the_judge_refuses_what_the_world_does_not_have() -> None:
     for make in (foreign.noise, foreign.plain, foreign.first_world_scenes, foreign.polygons):
         assert not any(reading.is_known for reading in judge(make(3, 1))), make.__name__
