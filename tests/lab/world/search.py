@@ -45,14 +45,14 @@ def unexplained(pictures: Tensor, backdrops: Tensor, neon: bool) -> Tensor:
 def candidates(found: Tensor, neon: bool, count: int, *, thorough: bool = False) -> Candidates:
     """Of `unexplained` [B, SIZE, SIZE]; `neon`: things are their glowing lines.
 
-    `thorough`: where the smallest silhouettes fit best, which take no two things for one.
+    `thorough`: where the smallest silhouettes fit best, which take no two things for one; lines do not.
     """
     bank = _bank(neon)
     cells = F.avg_pool2d(found[:, None], COARSE)[:, 0]
     # Some of the silhouettes say where a thing is, all of them what it may be there.
-    some = slice(None, None, len(RADII[::2])) if thorough else slice(None)
-    shared = torch.fft.irfft2(torch.fft.rfft2(cells)[:, None] * bank.spectra[some], s=(CELLS, CELLS))
-    place = (2 * shared - bank.energy[bank.some[some], None, None]).flatten(2).amax(1).argmax(1)
+    some, spectra = (bank.some[:: bank.sizes], bank.spectra[:: bank.sizes]) if thorough else (bank.some, bank.spectra)
+    shared = torch.fft.irfft2(torch.fft.rfft2(cells)[:, None] * spectra, s=(CELLS, CELLS))
+    place = (2 * shared - bank.energy[some, None, None]).flatten(2).amax(1).argmax(1)
     y, x = place // CELLS, place % CELLS
     reach = torch.arange(-NEAR, NEAR + 1)
     around = F.pad(cells, [SUPPORT + NEAR] * 4).unfold(1, 2 * SUPPORT + 1, 1).unfold(2, 2 * SUPPORT + 1, 1)
@@ -87,6 +87,7 @@ class _Bank:
     energy: Tensor  # [N], squared sums
     some: Tensor  # which of them are looked for everywhere: [M]
     spectra: Tensor  # of these: [M, CELLS, CELLS // 2 + 1]
+    sizes: int  # the first of each so many is the smallest
 
 
 @cache
@@ -106,8 +107,10 @@ def _bank(neon: bool) -> _Bank:
         shape = (1.2 * maps[:, 0] + 0.25 * maps[:, 1]).clamp(max=1) if neon else maps[:, 0]
         parts.append(F.avg_pool2d(shape[:, None], COARSE)[:, 0])
     whole = torch.cat(parts)
-    some = torch.arange(len(kind)).view(len(KINDS), 2, len(TURNS), len(RADII))[:, :, 1, ::2].flatten()
+    # Thin lines meet in a few turns and sizes only.
+    turns, radii = (slice(1, 3), slice(None)) if neon else (slice(1, 2), slice(None, None, 2))
+    some = torch.arange(len(kind)).view(len(KINDS), 2, len(TURNS), len(RADII))[:, :, turns, radii].flatten()
     spectra = torch.fft.rfft2(whole[some].roll((-CELLS // 2, -CELLS // 2), (1, 2))).conj()
     first, last = CELLS // 2 - SUPPORT, CELLS // 2 + SUPPORT + 1
     squares = whole[:, first:last, first:last].flatten(1)
-    return _Bank(poses, squares, whole.square().sum((1, 2)), some, spectra)
+    return _Bank(poses, squares, whole.square().sum((1, 2)), some, spectra, 1 if neon else len(RADII[radii]))
