@@ -79,8 +79,8 @@ def _finest(picture: Tensor, places: list[Place]) -> Backdrop:
         places = [near[i] for i in distances.argsort().tolist()]
     number, pan, tilt = places[0]
     side = number % (2 * len(BACKGROUNDS))
-    from_afar = torch.stack([_part((side + k * 2 * len(BACKGROUNDS), pan, tilt), 1) for k in range(len(STYLES))])
-    afar = _distance(from_afar.flatten(2), picture.flatten(1))
+    from_afar = torch.stack([_part((side + k * 2 * len(BACKGROUNDS), pan, tilt), 2) for k in range(len(STYLES))])
+    afar = _distance(from_afar.flatten(2), F.avg_pool2d(picture, 2).flatten(1))
     likely = [style for style, far in zip(STYLES, afar, strict=True) if far < afar.min() + LIKE]
     distances = [_distance(_drawn(side, [(pan, tilt)], style).flatten(2), picture.flatten(1)) for style in likely]
     style = likely[int(torch.cat(distances).argmin())]

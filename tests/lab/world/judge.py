@@ -25,6 +25,7 @@ PICTURE = 0.80  # the least share of a picture that must be explained
 THING = 0.88  # the least share of what a thing's area shows that must be explained
 DOUBTFUL = 0.93  # a share below which things are searched once more
 NOISE = 0.012  # the most squared error of a pixel, all colours together, that may be the whole picture's noise
+EDGE = 2  # pixels around a thing that are still its own
 LEAST = 90.0  # pixels of what the background does not explain, where a thing is looked for
 
 
@@ -125,7 +126,7 @@ def _searched(views: _Views, thorough: bool = False) -> tuple[list[Fit], list[Te
     taken = torch.zeros_like(views.left)
     shown = _shown(views, views.ground)
     for _ in range(2):
-        free = views.left * (1 - taken)
+        free = views.left * (1 - F.max_pool2d(taken[:, None], 2 * EDGE + 1, 1, EDGE)[:, 0])
         present.append(free.sum((1, 2)) >= LEAST)
         found = candidates(free, views.style == "neon", EVERY if thorough else CANDIDATES, thorough=thorough)
         fits.append(fitted(shown, 1 - taken, found))
