@@ -160,6 +160,8 @@ def _by_change(measured: Measured) -> list[str]:
     shown = {name: measured.results[name] for name in (OURS, "attention only", "features only", PLAIN)}
     shown[f"SDEdit, {measured.equal}"] = measured.sdedit[measured.equal]
     present = [change for change in CHANGES if len(measured.sources.rows(change)) > 1]
+    if not present:
+        return []
     parts = {name: [result.of(measured.sources.rows(change)) for change in present] for name, result in shown.items()}
     return table(
         ["method", *(f"{change}: {what}" for change in present for what in ("IoU", "done"))],

@@ -86,7 +86,7 @@ def plug_and_play(group: Group) -> Tensor:
 
 def value(result: Judged) -> float:
     """What settings are chosen by: edits done, and as much weight for what is kept."""
-    kept = (result.other + result.background) / 2
+    kept = torch.stack([result.other, result.background]).clamp(max=ENOUGH)
     return result.share + float(kept.mean()) / ENOUGH
 
 
