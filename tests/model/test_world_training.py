@@ -1,13 +1,16 @@
 """The trainings of the second world, a few steps of each, and what ComfyUI's classes make of their files."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import comfy.model_base
 import comfy.model_detection
 import numpy as np
 import pytest
 import torch
+from lab.evidence.second_world import attention_mask, plug_and_play
 from lab.evidence.second_world.models import World
 from lab.world import evaluate
 from lab.world.captions import random_caption
@@ -239,6 +242,24 @@ def test_words_have_areas_in_a_transformer_whose_patches_are_not_sd3_s(weights: 
     ).args
     assert world.model.model.diffusion_model.patch_size == 4 and mask.shape == (1, 128, 128)
     assert 0 < mask.mean() < 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("page", "less"),
+    [(attention_mask, {"WINDOWS": ((0.0, 1.0),), "THRESHOLDS": (0.0,)}), (plug_and_play, {"STRENGTHS": (0.5,)})],
+    ids=["attention_mask", "plug_and_play"],
+)
+def test_a_program_of_the_evidence_writes_its_page_and_sheets(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: ModuleType, less: dict
+) -> None:
+    for name, value in {"STEPS": 2, **less}.items():
+        monkeypatch.setattr(page, name, value)
+    assert page.write(tmp_path, weights, 3) == []
+    part = page.__name__.rpartition(".")[2]
+    text = (tmp_path / f"{part}.md").read_text()
+    assert "## UNet" in text and "## transformer" in text and "nan" not in text
+    assert all((tmp_path / name).is_file() for name in re.findall(rf"\(({part}.*?)\)", text))
 
 
 def test_operations_are_counted_by_size() -> None:
