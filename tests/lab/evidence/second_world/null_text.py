@@ -114,7 +114,7 @@ def measure(world: World, tried: list[Settings], scenes: int) -> Measured:
     return Measured(sources, settings, found)
 
 
-@torch.inference_mode()
+@torch.no_grad()  # what the optimisation differentiates must be no inference tensor
 def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
     """Writes the page, its plot and its sheets; there is no bar to miss."""
     measured = {name: measure(load(weights), TRIED[name], scenes) for name, load in NETWORKS.items()}
