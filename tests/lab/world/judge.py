@@ -10,8 +10,10 @@ import torch.nn.functional as F
 from lab.world import styles
 from lab.world.backdrop import Backdrop, backdrops
 from lab.world.backgrounds import SIZE
+from lab.world.coats import Coat, coat_of
 from lab.world.fit import Fit, Shown, fitted
 from lab.world.kinds import COLOURS, KINDS
+from lab.world.markings import MARKINGS
 from lab.world.render import Poses, lighting, sampled
 from lab.world.scenes import Thing
 from lab.world.search import Candidates, candidates, unexplained
@@ -57,9 +59,9 @@ class Reading:
 
 
 @torch.inference_mode()
-def judge(pictures: Tensor) -> list[Reading]:
-    """Of pictures [B, 3, SIZE, SIZE] in 0..1."""
-    return [reading for chunk in pictures.float().split(CHUNK) for reading in _judged(chunk)]
+def judge(pictures: Tensor, marked: bool = False) -> list[Reading]:
+    """Of pictures [B, 3, SIZE, SIZE] in 0..1. `marked`: things may have markings."""
+    return [reading for chunk in pictures.float().split(CHUNK) for reading in _judged(chunk, marked)]
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -78,29 +80,30 @@ class _Views:
     ground: Tensor  # with the shadows that things throw on them
     left: Tensor  # [B, SIZE, SIZE], what neither explains
     light: Tensor  # [B]
+    marked: bool  # whether things may have markings
 
     def at(self, rows: list[int]) -> _Views:
         tensors = (self.pictures, self.under, self.ground, self.left, self.light)
-        return _Views(self.style, [self.backdrops[i] for i in rows], *(part[rows] for part in tensors))
+        return _Views(self.style, [self.backdrops[i] for i in rows], *(part[rows] for part in tensors), self.marked)
 
 
-def _judged(pictures: Tensor) -> list[Reading]:
+def _judged(pictures: Tensor, marked: bool) -> list[Reading]:
     found = backdrops(pictures)
     readings: dict[int, Reading] = {}
     for style in styles.STYLES:
         rows = [i for i, backdrop in enumerate(found) if backdrop.style == style]
         if rows:
-            readings.update(zip(rows, _of_style(pictures[rows], [found[i] for i in rows], style), strict=True))
+            readings.update(zip(rows, _of_style(pictures[rows], [found[i] for i in rows], style, marked), strict=True))
     return [readings[i] for i in range(len(pictures))]
 
 
-def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str) -> list[Reading]:
+def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str, marked: bool) -> list[Reading]:
     under = torch.stack([backdrop.picture for backdrop in found])
     left = unexplained(pictures, under, style == "neon")
     # Shadows are let pass: they belong to the ground that a thing stands on.
     ground = torch.minimum(under, torch.maximum(pictures, under * 0.45)).lerp(under, left[:, None])
     light = torch.tensor([-1.0 if backdrop.lit_from_left else 1.0 for backdrop in found])
-    views = _Views(style, found, pictures, under, ground, left, light)
+    views = _Views(style, found, pictures, under, ground, left, light, marked)
     fits, present = _searched(views)
     readings = _composed(views, fits, present)
     for search in (_searched_thoroughly, _searched_beside):
@@ -149,12 +152,16 @@ def _searched_beside(views: _Views, fits: list[Fit], present: list[Tensor]) -> t
 
 
 def _polished(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Fit]:
-    """Each thing once more, with the other one drawn beneath it."""
+    """Each thing once more, with the other one drawn beneath it. What may have markings is seen without them, and so twice."""
     fits = list(fits)
-    for k in (0, 1):
+    for k in (0, 1, 0, 1) if views.marked else (0, 1):
         beneath, other = _beneath(views, fits[1 - k], present[1 - k])
         alone = Candidates(*(getattr(fits[k], field.name)[:, None] for field in fields(Candidates)))
-        fits[k] = fitted(_shown(views, beneath), 1 - 0.5 * other, alone, polish=True)
+        pictures, weight = views.pictures, 1 - 0.5 * other
+        if views.marked:
+            pose = _pose(fits[k], views.light)
+            pictures = coat_of(pictures, beneath, weight, pose, views.style).removed(pictures, pose, views.style)
+        fits[k] = fitted(Shown(pictures, beneath, views.style, views.light), weight, alone, polish=True)
     return fits
 
 
@@ -164,7 +171,7 @@ def _shown(views: _Views, under: Tensor) -> Shown:
 
 def _beneath(views: _Views, fit: Fit, present: Tensor) -> tuple[Tensor, Tensor]:
     """The ground with a thing on it, and the thing's mask, where it is present."""
-    add, cover, alpha = _drawn(views, fit)
+    add, cover, alpha = _drawn(views, fit, Coat.plain(fit.colour))
     there = present.float()[:, None, None, None]
     return views.ground * (1 - cover * there) + add * there, alpha * there[:, 0]
 
@@ -173,19 +180,26 @@ def _pose(fit: Fit, light: Tensor) -> Poses:
     return Poses(fit.kind, fit.x, fit.y, fit.radius, fit.turn, fit.mirrored, torch.zeros_like(fit.x), light)
 
 
-def _drawn(views: _Views, fit: Fit) -> tuple[Tensor, Tensor, Tensor]:
+def _drawn(views: _Views, fit: Fit, coat: Coat) -> tuple[Tensor, Tensor, Tensor]:
     """What a thing adds, its cover, and its mask."""
     pose = _pose(fit, views.light)
     maps, along = sampled(pose), torch.arange(SIZE) + 0.5
     light = lighting(pose, along[None, None], along[None, :, None])
     paint, cover = styles.drawn(maps, light, views.style, styles.patterns())
-    colour = torch.tensor(list(COLOURS.values()))[fit.colour][..., None, None]
-    return paint[:, 1:] + paint[:, :1] * colour, cover, maps[:, 0].clamp(0, 1)
+    return paint[:, 1:] + paint[:, :1] * coat.colours(pose), cover, maps[:, 0].clamp(0, 1)
+
+
+def _coat(views: _Views, fits: list[Fit], present: list[Tensor], k: int) -> Coat:
+    if not views.marked:
+        return Coat.plain(fits[k].colour)
+    beneath, other = _beneath(views, fits[1 - k], present[1 - k])
+    return coat_of(views.pictures, beneath, 1 - 0.5 * other, _pose(fits[k], views.light), views.style)
 
 
 def _composed(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Reading]:
     """Draws both things, the one in front that explains more so, and measures what is explained."""
-    parts = [_drawn(views, fit) for fit in fits]
+    coats = [_coat(views, fits, present, k) for k in (0, 1)]
+    parts = [_drawn(views, fit, coat) for fit, coat in zip(fits, coats, strict=True)]
     orders = []
     for order in ((0, 1), (1, 0)):
         picture = views.ground
@@ -206,7 +220,7 @@ def _composed(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Rea
         masks = [whole[0] * (1 - whole[1]), whole[1]]
         seen = [
             Seen(
-                _thing(fits[k], row),
+                _thing(fits[k], coats[k], row),
                 _share_of_thing(views, row, shown[row], noise[row], mask, other, fits[k]),
                 mask,
                 full,
@@ -257,13 +271,14 @@ def _share_of_thing(
     return float(1 - wrong / wanted.clamp(min=1e-6))
 
 
-def _thing(fit: Fit, row: int) -> Thing:
+def _thing(fit: Fit, coat: Coat, row: int) -> Thing:
     return Thing(
         kind=list(KINDS)[int(fit.kind[row])],
-        colour=list(COLOURS)[int(fit.colour[row])],
+        colour=list(COLOURS)[int(coat.colour[row])],
         x=float(fit.x[row]),
         y=float(fit.y[row]),
         radius=float(fit.radius[row]),
         turn=float(fit.turn[row].rad2deg()),
         mirrored=bool(fit.mirrored[row] < 0),
+        marking=(None, *MARKINGS)[int(coat.marking[row])],
     )

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from lab.world import styles
 from lab.world.backgrounds import BACKGROUNDS, SIZE, panoramas
 from lab.world.kinds import COLOURS, KINDS, RADII, REACH, sprites
-from lab.world.scenes import BOUNDS, Scene
+from lab.world.markings import MARKINGS, looks, textures
+from lab.world.scenes import BOUNDS, Scene, Thing
 from lab.world.styles import STYLES
 from torch import Tensor
 
@@ -62,8 +63,10 @@ def _render(scenes: list[Scene], style: str, rows: Tensor, result: Rendering) ->
         along = torch.arange(SIZE) + 0.5
         light = lighting(pose, along[None, None, :], along[None, :, None])
         paint, cover = styles.drawn(maps, light, style, styles.patterns())
-        colours = torch.tensor([COLOURS[scenes[i].things[depth].colour] for i in some])
-        pictures[some] = pictures[some] * (1 - cover) + paint[:, 1:] + paint[:, :1] * colours[..., None, None]
+        things = [scenes[i].things[depth] for i in some]
+        colours = torch.tensor([COLOURS[thing.colour] for thing in things])
+        colours = colour_maps(pose, colours, torch.tensor([marking_number(thing) for thing in things]))
+        pictures[some] = pictures[some] * (1 - cover) + paint[:, 1:] + paint[:, :1] * colours
         alpha = maps[:, 0].clamp(0, 1)
         result.visible[rows[some]] *= 1 - alpha[:, None]
         result.whole[rows[some], depth] = result.visible[rows[some], depth] = alpha
@@ -98,9 +101,12 @@ def poses(scenes: Sequence[Scene], depth: int) -> Poses:
 
 def sampled(pose: Poses, channels: slice = slice(None)) -> Tensor:
     """The sprites' channels [N, C, SIZE, SIZE]."""
-    matrix, middle = _axes(pose), SIZE / 2 - torch.stack([pose.x, pose.y], 1)
-    theta = torch.cat([matrix * (SIZE / 2 / REACH), (matrix @ middle[..., None]) / REACH], 2)
-    return _texture(pose, theta, channels)
+    return _sampled(_upright(pose), sprites()[level(pose.radius), pose.kind, channels])
+
+
+def marked(pose: Poses, patterns: Tensor) -> Tensor:
+    """[N, 1, SIZE, SIZE] in 0..1: where these of `markings.textures` cover the things."""
+    return _sampled(_upright(pose), textures()[patterns])
 
 
 def sampled_at(pose: Poses, x: Tensor, y: Tensor, textures: Tensor) -> Tensor:
@@ -137,7 +143,7 @@ def shadows(pose: Poses) -> Tensor:
     middle = SIZE / 2 - torch.stack([pose.x, ground], 1)
     height = torch.stack([zero, (ground - pose.y) / pose.radius], 1)[..., None]
     theta = torch.cat([matrix * (SIZE / 2 / REACH), (matrix @ middle[..., None] + height) / REACH], 2)
-    return _texture(pose, theta, slice(7, 8))[:, 0]
+    return _sampled(theta, sprites()[level(pose.radius), pose.kind, 7:8])[:, 0]
 
 
 def lighting(pose: Poses, x: Tensor, y: Tensor) -> Tensor:
@@ -148,9 +154,27 @@ def lighting(pose: Poses, x: Tensor, y: Tensor) -> Tensor:
     return ((light * (x - left) - (y - top)) * 0.7 / radius).clamp(-1, 1)
 
 
-def _texture(pose: Poses, theta: Tensor, channels: slice) -> Tensor:
+def _upright(pose: Poses) -> Tensor:
+    """Where each pixel of the picture lies in the things' textures."""
+    matrix, middle = _axes(pose), SIZE / 2 - torch.stack([pose.x, pose.y], 1)
+    return torch.cat([matrix * (SIZE / 2 / REACH), (matrix @ middle[..., None]) / REACH], 2)
+
+
+def marking_number(thing: Thing) -> int:
+    return (None, *MARKINGS).index(thing.marking)
+
+
+def colour_maps(pose: Poses, colours: Tensor, markings: Tensor) -> Tensor:
+    """[N, 3, SIZE, SIZE] of colours [N, 3] and the numbers of markings [N] (0 is none), or [N, 3, 1, 1] where nothing is marked."""
+    colours = colours[..., None, None]
+    if not markings.any():
+        return colours
+    pattern, ink = (part[markings] for part in looks())
+    return torch.lerp(colours, ink[..., None, None], marked(pose, pattern))
+
+
+def _sampled(theta: Tensor, texture: Tensor) -> Tensor:
     along = (2 * torch.arange(SIZE) + 1) / SIZE - 1
     across, down, start = (part[:, :, None, None] for part in theta.unbind(2))
     grid = (across * along + down * along[:, None] + start).movedim(1, 3)  # as F.affine_grid, but much faster
-    texture = sprites()[level(pose.radius), pose.kind, channels]
     return F.grid_sample(texture, grid, align_corners=False, padding_mode="zeros")

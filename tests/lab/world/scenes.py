@@ -20,7 +20,7 @@ OVERLAP = 0.12  # of their widths, by which a nearer thing may stand in front of
 
 @dataclass(frozen=True)
 class Thing:
-    """(x, y): the outlines' origin in pixels; radius: pixels a unit; lift: pixels above the ground."""
+    """(x, y): the outlines' origin in pixels; radius: pixels a unit; lift: pixels above the ground; marking: one of MARKINGS."""
 
     kind: str
     colour: str
@@ -30,6 +30,7 @@ class Thing:
     turn: float = 0.0
     mirrored: bool = False
     lift: float = 0.0
+    marking: str | None = None
 
     @property
     def ground(self) -> float:

@@ -48,11 +48,21 @@ def batches(seed: int, size: int, split: str = "train", start: int = 0) -> Itera
 
 
 def drawn(number: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, list[Scene]]:
-    """A batch as arrays, which travel between processes: pictures, and maps [B, CELLS, CELLS] of 0 where nothing is, 1 and 2 where a thing is."""
+    """A batch as arrays, which travel between processes."""
     made = batch(seed, number, size)
-    cells = F.avg_pool2d(made.masks.float() / 255, SIZE // CELLS)
-    shares = torch.cat([1 - cells.sum(1, keepdim=True), cells], 1)
-    return made.pictures.numpy(), shares.argmax(1).byte().numpy(), made.scenes
+    return made.pictures.numpy(), _cells(made.masks), made.scenes
+
+
+def arrays(scenes: list[Scene]) -> tuple[np.ndarray, np.ndarray, list[Scene]]:
+    """The same of those scenes."""
+    made = render(scenes)
+    return _bytes(made.pictures).movedim(1, -1).numpy(), _cells(_bytes(made.visible)), scenes
+
+
+def _cells(masks: Tensor) -> np.ndarray:
+    """[B, CELLS, CELLS]: 0 where nothing is, 1 and 2 where a thing is."""
+    cells = F.avg_pool2d(masks.float() / 255, SIZE // CELLS)
+    return torch.cat([1 - cells.sum(1, keepdim=True), cells], 1).argmax(1).byte().numpy()
 
 
 def _bytes(values: Tensor) -> Tensor:
