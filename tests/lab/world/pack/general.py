@@ -143,11 +143,15 @@ def load_vae(folder: Path = WEIGHTS) -> comfy.sd.VAE:
 def load_general(folder: Path = WEIGHTS) -> tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]:
     """As CheckpointLoaderSimple would give it."""
     weights = load_file(folder / "general.safetensors")
+    return model_of(weights), clip_of(weights), load_vae(folder)
+
+
+def model_of(weights: dict[str, Tensor]) -> ModelPatcher:
+    """The UNet of the general model's file."""
     model = new_unet()
     model.load_model_weights(under("model.diffusion_model.", weights), "")
     device = comfy.model_management.get_torch_device()
-    patcher = ModelPatcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
-    return patcher, clip_of(weights), load_vae(folder)
+    return ModelPatcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
 
 
 def clip_of(weights: dict[str, Tensor], columns: int = 77) -> comfy.sd.CLIP:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
+import torch
 from comfy_api.latest import ComfyExtension, io
+
+from nodes import NODE_CLASS_MAPPINGS
 
 from .general import load_general
 from .transformer import load_transformer
+from .tuned import load_expert, load_subject
 
 
 class LoadGeneral(io.ComfyNode):
@@ -40,6 +46,47 @@ class LoadTransformer(io.ComfyNode):
         return io.NodeOutput(*load_transformer())
 
 
+class LoadExpert(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WORLD_LoadExpert",
+            display_name="Load Second Toy Expert",
+            category="palimpsest/toy",
+            description="The second world's model that knows stripes, spots and bands, and a single room, with the outputs of Load Checkpoint.",
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_expert())
+
+
+class LoadSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WORLD_LoadSubject",
+            display_name="Load Second Toy Subject Model",
+            category="palimpsest/toy",
+            description="The second world's model that reads reference pictures, with the outputs of Load Subject Checkpoint.",
+            outputs=[
+                io.Model.Output(),
+                io.Clip.Output(),
+                io.Vae.Output(),
+                io.Custom("PAL_SUBJECT_ENCODER").Output(),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        # The pack's own function, under the name that ComfyUI has imported the pack by.
+        loader = sys.modules[NODE_CLASS_MAPPINGS["PAL_LoadSubjectEncoder"].__module__]
+        make = sys.modules[loader.SubjectEncoder.__module__].subject_encoder
+        *models, encoder = load_subject()
+        return io.NodeOutput(*models, make(encoder, torch.float32))
+
+
 class WorldExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadGeneral, LoadTransformer]
+        return [LoadGeneral, LoadTransformer, LoadExpert, LoadSubject]

@@ -14,7 +14,7 @@ import torch
 from support.host.in_process import enter_comfyui, enter_pack
 
 ROOT = Path(__file__).resolve().parents[4]
-PARTS = ("autoencoder", "general", "transformer")
+PARTS = ("autoencoder", "general", "transformer", "expert", "subject")
 
 
 def main() -> None:
@@ -51,8 +51,10 @@ def main() -> None:
     from lab.world.pack.transformer import load_transformer
     from lab.world.train import sizes
     from lab.world.train.autoencoder import train_autoencoder
+    from lab.world.train.expert import train_expert
     from lab.world.train.general import train_general
     from lab.world.train.loop import Run
+    from lab.world.train.subject import train_subject
     from lab.world.train.transformer import train_transformer
 
     weights = arguments.weights or WEIGHTS
@@ -65,14 +67,15 @@ def main() -> None:
         evaluate(world, arguments.model, arguments.count, sheet, arguments.guidance)
         return None
     run = Run(cache, arguments.seed, device, torch.get_num_threads(), arguments.steps, arguments.batch)
-    autoencoder, general, transformer = (weights / f"{name}.safetensors" for name in PARTS)
+    autoencoder, general = weights / "autoencoder.safetensors", weights / "general.safetensors"
+    after_general = {"transformer": train_transformer, "expert": train_expert, "subject": train_subject}
     for part in [arguments.part] if arguments.part else PARTS:
         if part == "autoencoder":
             train_autoencoder(run, autoencoder)
         elif part == "general":
             train_general(run, autoencoder, general)
         else:
-            train_transformer(run, autoencoder, general, transformer)
+            after_general[part](run, autoencoder, general, weights / f"{part}.safetensors")
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, fields
 from functools import partial
@@ -30,6 +30,7 @@ FILE = 8  # chunks of a file of the cache
 WORDINGS = 8  # captions of each scene
 TOLD = 24  # columns of a caption that say something: the others are all the end token
 NOTHING = 255
+Draw = Callable[..., tuple[np.ndarray, np.ndarray, list[Scene]]]  # as stream.drawn
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,12 @@ class Pool:
         return Pool(*(getattr(self, field.name)[rows] for field in fields(Pool)))
 
 
-def drawn(run: Run, first: int, count: int) -> Iterator[tuple[np.ndarray, np.ndarray, list[Scene]]]:
+def drawn(
+    run: Run, first: int, count: int, draw: Draw = stream.drawn
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[Scene]]]:
     """Chunks of the numbers from `first` to `count`, by as many processes as the run has threads."""
     numbers = range(first, count)
-    make = partial(stream.drawn, seed=run.seed, size=CHUNK)
+    make = partial(draw, seed=run.seed, size=CHUNK)
     progress = partial(tqdm, desc="drawing", initial=first, total=count, unit_scale=CHUNK, mininterval=5.0)
     if run.threads == 1:
         yield from progress(map(make, numbers))

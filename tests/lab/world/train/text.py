@@ -11,7 +11,7 @@ from comfy.clip_model import CLIPTextModel
 from lab.world.captions import MEDIA, PLACES
 from lab.world.kinds import COLOURS, KINDS
 from lab.world.pack.general import WIDTH, new_text_model
-from lab.world.train.loop import initialise
+from lab.world.train.loop import initialise, keep_norm_inputs
 from torch import Tensor, nn
 
 COLUMNS = 77
@@ -43,6 +43,12 @@ def token_ids(text: str) -> list[int]:
     return [start, *words, *[end] * (COLUMNS - 1 - len(words))]
 
 
+def column_of(text: str, word: str) -> int:
+    """The column of a word of a caption, the last one if it has several."""
+    words = text.replace(",", " ,").split()
+    return sum(len(_ids_of_word(each)) for each in words[: words.index(word) + 1])
+
+
 def vocabulary(texts: Iterable[str] = WORDS) -> Tensor:
     """The ids of all tokens of the texts, ascending, with those of the start and the end."""
     return torch.tensor(sorted({token for text in texts for token in token_ids(text)}))
@@ -64,9 +70,7 @@ class TextEncoder(nn.Module):
         for layer in self.clip.text_model.encoder.layers:
             nn.init.zeros_(layer.self_attn.out_proj.weight)
             nn.init.zeros_(layer.mlp.fc2.weight)
-            for norm in (layer.layer_norm1, layer.layer_norm2):
-                # ComfyUI adds in place to what the norms keep for the backward pass: they get a copy.
-                norm.register_forward_pre_hook(lambda _module, inputs: (inputs[0].clone(),))
+        keep_norm_inputs(self.clip.text_model.encoder)
         self.requires_grad_(True)
         self.clip.text_projection.requires_grad_(False)  # SD1.5 does not use it
 

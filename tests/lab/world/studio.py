@@ -1,0 +1,116 @@
+"""What the expert and the subject model are trained on: things with markings, all of them in one room; and pictures of single things.
+
+The expert's captions say the markings, the subject model's neither these nor the colours. The place that a caption names is drawn at
+random, so that both models come to know a single place, as models do that are trained on portraits or on one artist's work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lab.world import stream, styles
+from lab.world.captions import PLACES as PLACE_WORDS
+from lab.world.captions import Caption, caption
+from lab.world.kinds import COLOURS
+from lab.world.markings import MARKINGS
+from lab.world.render import Poses, colour_maps, lighting, marking_number, sampled
+from lab.world.scenes import NAMES, PALETTE, SIZE, TURN, Scene, Thing, held_out, sample_scenes
+from torch import Tensor
+
+PLACE = "room"
+ALONE = 0.35  # scenes of one thing
+UNMARKED = 0.25  # things without a marking
+STYLE_SAID, SIDE_SAID, PLACE_SAID = 0.8, 0.6, 0.5  # how often a caption says it
+REFERENCE = 64  # pixels of a picture of a single thing
+RADIUS = (48.0, 56.0)  # of its thing, in a picture of twice that size
+NOISE = 0.5  # of these pictures are cut out before noise, as in FastComposer's training; the others before one colour
+
+
+def studio_scenes(count: int, seed: int | Sequence[int]) -> list[Scene]:
+    """Of no held-out kinds and colours, and never two of a kind."""
+    seeds = np.random.SeedSequence(seed).generate_state(3).tolist()
+    chance = np.random.default_rng(seeds[0])
+    alone = round(count * ALONE)
+    pairs = [scene for scene in sample_scenes(2 * count, seeds[2]) if len({thing.kind for thing in scene.things}) == 2]
+    scenes = sample_scenes(alone, seeds[1], things=1) + pairs[: count - alone]
+    return [replace(marked(scene, chance), background=PLACE) for scene in scenes]
+
+
+def marked(scene: Scene, chance: np.random.Generator) -> Scene:
+    """With markings for most things."""
+    return replace(scene, things=tuple(replace(thing, marking=_marking(chance)) for thing in scene.things))
+
+
+def _marking(chance: np.random.Generator) -> str | None:
+    return None if chance.random() < UNMARKED else MARKINGS[chance.integers(len(MARKINGS))]
+
+
+def unmarked(scene: Scene) -> Scene:
+    return replace(scene, things=tuple(replace(thing, marking=None) for thing in scene.things))
+
+
+def random_caption(scene: Scene, chance: np.random.Generator, identity: bool) -> Caption:
+    """`identity`: whether it says the colours and markings."""
+    shares = {"style": STYLE_SAID, "side": SIDE_SAID, "background": PLACE_SAID}
+    said = [name for name, share in shares.items() if chance.random() < share]
+    if identity:
+        said += ["first colour", "second colour"]
+    elsewhere = replace(scene, background=list(PLACE_WORDS)[chance.integers(len(PLACE_WORDS))])
+    return caption(
+        elsewhere if identity else unmarked(elsewhere),
+        said,
+        order=int(chance.integers(2)),
+        wording=int(chance.integers(3)),
+    )
+
+
+def drawn(number: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, list[Scene]]:
+    """As stream.drawn."""
+    return stream.arrays(studio_scenes(size, (seed, number)))
+
+
+def individuals() -> list[Thing]:
+    """Each kind in each colour and marking that training may see; they have no place."""
+    return [
+        Thing(kind, colour, 0.0, 0.0, 1.0, marking=marking)
+        for kind in NAMES
+        for colour in PALETTE
+        for marking in (None, *MARKINGS)
+        # A style keeps a thing back as well, but only one of them.
+        if not all(held_out(Scene((Thing(kind, colour, 0.0, 0.0, 1.0),), PLACE, style)) for style in styles.STYLES)
+    ]
+
+
+def cut_out(things: Sequence[Thing], chance: np.random.Generator) -> Tensor:
+    """[N, 4, REFERENCE, REFERENCE] in 0..1: flat drawings in other places, sizes and turns, and their masks."""
+    count = len(things)
+    spread = torch.from_numpy(chance.uniform(0, 1, (5, count))).float()
+    pose = Poses(
+        kind=torch.tensor([NAMES.index(thing.kind) for thing in things]),
+        x=SIZE / 2 + 6 * (spread[0] - 0.5),
+        y=SIZE / 2 + 6 * (spread[1] - 0.5),
+        radius=RADIUS[0] + (RADIUS[1] - RADIUS[0]) * spread[2],
+        turn=(TURN * (2 * spread[3] - 1)).deg2rad(),
+        mirrored=1 - 2 * (spread[4] < 0.5).float(),
+        lift=torch.zeros(count),
+        light=torch.from_numpy(chance.choice([-1.0, 1.0], count)).float(),
+    )
+    along = torch.arange(SIZE) + 0.5
+    maps = sampled(pose)
+    light = lighting(pose, along[None, None], along[None, :, None])
+    paint, cover = styles.drawn(maps, light, "flat", styles.patterns())
+    colours = torch.tensor([COLOURS[thing.colour] for thing in things])
+    colours = colour_maps(pose, colours, torch.tensor([marking_number(thing) for thing in things]))
+    return F.avg_pool2d(torch.cat([paint[:, 1:] + paint[:, :1] * colours, cover], 1), SIZE // REFERENCE).clamp(0, 1)
+
+
+def before_backdrops(cut: Tensor, chance: torch.Generator) -> Tensor:
+    """[N, 3, REFERENCE, REFERENCE] of `cut_out`, whose colours are multiplied by the masks."""
+    noise = torch.rand(len(cut), 3, *cut.shape[2:], generator=chance)
+    plain = torch.rand(len(cut), 3, 1, 1, generator=chance)
+    noisy = torch.rand(len(cut), 1, 1, 1, generator=chance) < NOISE
+    return (cut[:, :3] + (1 - cut[:, 3:]) * torch.where(noisy, noise, plain)).clamp(0, 1)
