@@ -125,10 +125,3 @@ def initialise(module: nn.Module) -> None:
         for kind in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.GroupNorm, nn.LayerNorm, nn.Embedding):
             if isinstance(layer, kind):
                 kind.reset_parameters(layer)
-
-
-def keep_norm_inputs(encoder: nn.Module) -> None:
-    """ComfyUI's CLIP adds in place to what its norms keep for the backward pass: they get a copy."""
-    for layer in encoder.layers:
-        for norm in (layer.layer_norm1, layer.layer_norm2):
-            norm.register_forward_pre_hook(lambda _module, inputs: (inputs[0].clone(),))

@@ -22,10 +22,10 @@ from lab.world.scenes import NAMES, PALETTE, Thing
 from lab.world.studio import REFERENCE, random_caption
 from lab.world.train.fine_tune import Tuned, text_encoder
 from lab.world.train.general import Velocity
-from lab.world.train.loop import Run, initialise, keep_norm_inputs, train
+from lab.world.train.loop import Run, initialise, train
 from lab.world.train.low_rank import lora
 from lab.world.train.studio import Album, studio_pool
-from lab.world.train.text import TextEncoder, column_of, token_ids, vocabulary
+from lab.world.train.text import TextEncoder, begin_layers, column_of, token_ids, vocabulary
 from palimpsest.nodes.subject.encoder import MEAN, STD, SubjectModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class Encoder(nn.Module):
         initialise(self)
         vision = self.subject.image_encoder.vision_model
         nn.init.normal_(vision.embeddings.class_embedding, std=0.02)
-        keep_norm_inputs(vision.encoder)
+        begin_layers(vision.encoder)
         self.requires_grad_(True)
 
     def embed(self, pictures: Tensor) -> Tensor:
