@@ -14,7 +14,7 @@ from pathlib import Path
 
 from support.host.in_process import enter
 
-PARTS = ("plug_and_play", "prompt_to_prompt", "null_text", "attention_mask")
+PARTS = ("plug_and_play", "prompt_to_prompt", "null_text", "attention_mask", "saliency_fusion", "subject_fusion")
 
 
 def main() -> None:

@@ -1,0 +1,83 @@
+"""Scenes with markings, which the general model does not know, and what of them a picture shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import comfy_extras.nodes_custom_sampler as core
+import numpy as np
+import torch
+from lab.evidence.intervals import differ, difference, share
+from lab.world.judge import Reading, judge
+from lab.world.markings import MARKINGS
+from lab.world.scenes import Scene, Thing, sample_scenes
+from lab.world.studio import PLACE
+from torch import Tensor
+
+BATCH = 20
+
+
+@dataclass(frozen=True)
+class Score:
+    """[N] each, of what a way made of N scenes."""
+
+    subject: Tensor
+    scene: Tensor
+
+    @property
+    def both(self) -> Tensor:
+        return self.subject * self.scene
+
+    def shares(self) -> list[str]:
+        return [share(int(part.sum()), len(part)) for part in (self.subject, self.scene, self.both)]
+
+    def ahead(self, other: Score) -> str:
+        """How much this is ahead of another way at both, in percent of the scenes."""
+        tie = "" if differ(self.both, other.both) else ", a tie"
+        return difference(100 * self.both, 100 * other.both, 0) + tie
+
+
+def marked_scenes(count: int, seed: int, *, things: int, marked: int, split: str = "held_out") -> list[Scene]:
+    """Of things of different kinds, `marked` of them with a marking, in any place but the one that the studio knows."""
+    chance = np.random.default_rng((seed, 1))
+    drawn = sample_scenes(3 * count + 12, seed, split=split, things=things)
+    kept = [s for s in drawn if s.background != PLACE and len({thing.kind for thing in s.things}) == things]
+    scenes = []
+    for scene in kept[:count]:
+        chosen = chance.permutation(things)[:marked].tolist()
+        told = [MARKINGS[number] for number in chance.integers(len(MARKINGS), size=things)]
+        new = [replace(t, marking=told[k] if k in chosen else None) for k, t in enumerate(scene.things)]
+        scenes.append(replace(scene, things=tuple(new)))
+    return scenes
+
+
+def shows(reading: Reading, thing: Thing) -> bool:
+    wanted = (thing.kind, thing.colour, thing.marking)
+    return any((seen.thing.kind, seen.thing.colour, seen.thing.marking) == wanted for seen in reading.things)
+
+
+def in_order(reading: Reading, scene: Scene) -> bool:
+    """Whether the right kinds of things stand on the right sides of each other, and nothing else."""
+    seen, wanted = ([t.kind for t in sorted(things, key=lambda t: t.x)] for things in (
+        [seen.thing for seen in reading.things], scene.things))  # fmt: skip
+    return seen == wanted and not reading.unknown
+
+
+def drawn(count: int, seed: int, sigmas: Tensor, guider: Callable[[slice], object]) -> Iterator[Tensor]:
+    """The latents of BATCH pictures at a time, each batch from a seed of its own. `guider` makes one for those."""
+    euler = core.KSamplerSelect.execute("euler")[0]
+    for start in range(0, count, BATCH):
+        some = slice(start, min(start + BATCH, count))
+        empty = {"samples": torch.zeros(some.stop - start, 4, 32, 32)}
+        noise = core.Noise_RandomNoise(seed + start)
+        yield core.SamplerCustomAdvanced.execute(noise, guider(some), euler, sigmas, empty)[0]["samples"]
+
+
+def read(pictures: Tensor) -> list[Reading]:
+    return judge(pictures, marked=True)
+
+
+def best(scores: dict, chosen: Sequence | None = None) -> object:
+    """The first of those that have most scenes wholly right."""
+    return max(chosen or scores, key=lambda name: float(scores[name].both.sum()))
