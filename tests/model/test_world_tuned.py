@@ -1,19 +1,27 @@
-"""The expert and the subject model of the second world: a few steps of each, and what ComfyUI's classes make of their files."""
+"""The expert and the subject model of the second world: a few steps of each, what ComfyUI's classes make of their files, and how both are measured."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from lab.evidence.second_world import saliency_fusion, subject_fusion
+from lab.evidence.second_world.marked import drawn, marked_scenes, read
+from lab.evidence.second_world.saliency_fusion import Constants, Fusion, mask_of
+from lab.evidence.second_world.subject_fusion import Posed, Subjects, Way, marked_text
 from lab.world import evaluate, studio
 from lab.world.captions import caption
+from lab.world.judge import mask_iou
 from lab.world.kinds import COLOURS
 from lab.world.markings import MARKINGS
 from lab.world.pack.general import load_general
 from lab.world.pack.tuned import load_expert, load_subject
 from lab.world.render import render
 from lab.world.scenes import Scene, Thing, sample_scenes
+from lab.world.studio import PLACE, unmarked
 from lab.world.train import autoencoder, expert, general, pool, subject
 from lab.world.train import studio as photographs
 from lab.world.train.loop import Run
@@ -131,3 +139,57 @@ def test_the_studio_knows_one_place_and_its_captions_say_what_they_are_to_say() 
 def test_no_individual_is_held_out() -> None:
     things = studio.individuals()
     assert len(things) == 21 * 7 * 7 and len({(t.kind, t.colour) for t in things}) == 21 * 7
+
+
+def test_renders_of_what_is_asked_for_are_right_and_without_markings_only_the_scene_is() -> None:
+    pairs, singles = (marked_scenes(2, 3, things=things, marked=1) for things in (2, 1))
+    scenes = [*pairs, *singles]
+    assert all(scene.background != PLACE for scene in scenes)
+    pictures = render([*scenes, *(unmarked(scene) for scene in scenes)])
+    readings = read(pictures.pictures)
+    for score_of, some in ((saliency_fusion.score_of, slice(0, 2)), (subject_fusion.score_of, slice(2, 4))):
+        right, without = (score_of(scenes[some], readings[some.start + k : some.stop + k]) for k in (0, 4))
+        assert right.both.tolist() == [1.0, 1.0]
+        assert without.subject.tolist() == [0.0, 0.0] and without.scene.tolist() == [1.0, 1.0]
+    for row, scene in enumerate(pairs):
+        number = saliency_fusion.marked_number(scene)
+        thing, plain = pictures.visible[row, number], readings[4 + row]
+        half, box, outline = (mask_of(name, scene, plain) for name in ("half", "box", "outline"))
+        assert (half * thing).sum() > 0.5 * thing.sum() and half.mean() == 0.5
+        assert ((box < 0.5) & (thing > 0.6)).sum() < 12
+        assert mask_iou(outline, thing) > 0.5 and ((outline < 0.5) & (thing > 0.5)).sum() == 0
+    turned = replace(pairs[0], things=tuple(replace(t, x=128 - t.x) for t in pairs[0].things))
+    assert not subject_fusion.score_of([turned], readings[:1]).scene.any()
+
+
+def test_the_text_of_two_subjects_has_a_marker_after_each_noun_in_the_order_of_the_references() -> None:
+    posed = Posed.some(2, 2, 0)
+    for scene in posed.scenes:
+        text = marked_text(scene)
+        assert [text.find(f"{thing.kind} <|image|>") >= 0 for thing in scene.things] == [True, True]
+        assert text.find(scene.things[0].kind) < text.find(scene.things[1].kind)
+    assert posed.references.shape == (2, 2, 3, 64, 64)
+
+
+@torch.inference_mode()
+def test_every_way_samples(weights: Path) -> None:
+    fusion, subjects = Fusion(weights), Subjects(weights)
+    (scene,) = marked_scenes(1, 1, things=2, marked=1)
+    sigmas = fusion.general.sigmas(2)
+    ways, mask = saliency_fusion.WAYS, torch.zeros(1, 128, 128)
+    made = [
+        one(sigmas, lambda _, way=way, mask=mask: fusion.guider([scene], ways[way], Constants(), mask))
+        for way, mask in (("general", None), ("expert", None), ("sharpness", None), ("published", None), ("half", mask))
+    ]
+    assert torch.allclose(made[0], made[4], atol=1e-4) and not torch.allclose(made[0], made[1], atol=1e-4)
+    posed = Posed([unmarked(scene)], torch.from_numpy(np.full((1, 2, 3, 64, 64), 0.5, np.float32)))
+    made = [
+        one(sigmas, lambda _, way=way: subjects.guider(posed, way))
+        for way in (Way(), Way(delay=0.5), Way(stages=(0.5, 0.5)), Way(stages=(0.0, 1.0)))
+    ]
+    assert all(latents.isfinite().all() for latents in made)
+    assert not torch.allclose(made[0], made[1], atol=1e-4)
+
+
+def one(sigmas: torch.Tensor, guider: Callable) -> torch.Tensor:
+    return next(drawn(1, 0, sigmas, guider))

@@ -26,7 +26,7 @@ ALONE = 0.35  # scenes of one thing
 UNMARKED = 0.25  # things without a marking
 STYLE_SAID, SIDE_SAID, PLACE_SAID = 0.8, 0.6, 0.5  # how often a caption says it
 REFERENCE = 64  # pixels of a picture of a single thing
-RADIUS = (48.0, 56.0)  # of its thing, in a picture of twice that size
+RADIUS = (44.0, 52.0)  # of its thing, in a picture of twice that size
 NOISE = 0.5  # of these pictures are cut out before noise, as in FastComposer's training; the others before one colour
 
 

@@ -192,7 +192,11 @@ def mask_of(name: str, scene: Scene, plain: Reading) -> Tensor:
 def chosen_constants(fusion: Fusion, scenes: Sequence[Scene]) -> tuple[Constants, list[tuple[Constants, Score]]]:
     """One constant after the other, each the best with those before it; and all that was tried."""
     constants, tried = Constants(), []
-    for name, values in (("place", (False, True)), ("sharpness", (SHARPNESS["expert"], 1.0, 2.0, 5.0)), ("start", (0.0, 0.15, 0.3))):
+    for name, values in (
+        ("place", (False, True)),
+        ("sharpness", (SHARPNESS["expert"], 1.0, 2.0, 5.0)),
+        ("start", (0.0, 0.15, 0.3)),
+    ):
         scores = {}
         for value in tqdm(values, desc=name):
             some = replace(constants, **{name: value})
