@@ -122,6 +122,13 @@ def test_the_judge_reads_tiles_after_jpeg_and_things_that_touch_or_have_a_colour
         assert is_right(reading, scene), scene
 
 
+def test_the_judge_sees_one_thing_where_there_is_one() -> None:
+    scenes = sample_scenes(6, 4, things=1)
+    readings = judge(render(scenes).pictures)
+    assert [len(reading.things) + reading.unknown for reading in readings] == [1] * len(scenes)
+    assert all(is_right(reading, scene) for reading, scene in zip(readings, scenes, strict=True))
+
+
 def test_the_judge_refuses_what_the_world_does_not_have() -> None:
     for make in (foreign.noise, foreign.plain, foreign.first_world_scenes, foreign.polygons):
         assert not any(reading.is_known for reading in judge(make(3, 1))), make.__name__

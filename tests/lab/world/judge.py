@@ -29,6 +29,7 @@ DOUBTFUL = 0.93  # a share below which things are searched once more
 NOISE = 0.012  # the most squared error of a pixel, all colours together, that may be the whole picture's noise
 EDGE = 2  # pixels around a thing that are still its own
 LEAST = 90.0  # pixels of what the background does not explain, where a thing is looked for
+EDGE = 2  # pixels around a thing that are still its own
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,17 @@ def _searched(views: _Views, thorough: bool = False) -> tuple[list[Fit], list[Te
         present.append(free.sum((1, 2)) >= LEAST)
         found = candidates(free, views.style == "neon", EVERY if thorough else CANDIDATES, thorough=thorough)
         fits.append(fitted(shown, 1 - taken, found))
-        taken = torch.maximum(taken, sampled(_pose(fits[-1], views.light), slice(0, 1))[:, 0].clamp(0, 1))
-    return _polished(views, fits, present), present
+        taken = torch.maximum(taken, _mask(views, fits[-1]))
+    fits = _polished(views, fits, present)
+    # What was left for a second thing may have been the edge of the first, before that was fitted well.
+    around = F.max_pool2d(_mask(views, fits[0])[:, None], 2 * EDGE + 1, 1, EDGE)[:, 0]
+    present[1] &= (views.left * (1 - around)).sum((1, 2)) >= LEAST
+    return fits, present
+
+
+def _mask(views: _Views, fit: Fit) -> Tensor:
+    """[B, SIZE, SIZE], as if nothing stood before it."""
+    return sampled(_pose(fit, views.light), slice(0, 1))[:, 0].clamp(0, 1)
 
 
 def _searched_thoroughly(views: _Views, _fits: list[Fit], _present: list[Tensor]) -> tuple[list[Fit], list[Tensor]]:
