@@ -9,8 +9,10 @@ import comfy_extras.nodes_custom_sampler as core
 import numpy as np
 import torch
 from lab.evidence.intervals import differ, difference, share
+from lab.evidence.second_world.models import World
 from lab.world.judge import Reading, judge
 from lab.world.markings import MARKINGS
+from lab.world.render import render
 from lab.world.scenes import Scene, Thing, sample_scenes
 from lab.world.studio import PLACE
 from torch import Tensor
@@ -76,6 +78,16 @@ def drawn(count: int, seed: int, sigmas: Tensor, guider: Callable[[slice], objec
 
 def read(pictures: Tensor) -> list[Reading]:
     return judge(pictures, marked=True)
+
+
+def ceiling(world: World, scenes: Sequence[Scene], score_of: Callable[[Sequence[Scene], list[Reading]], Score]) -> str:
+    """What the judge makes of the scenes' own renders, as the autoencoder gives them back."""
+    renders = torch.cat([render(scenes[i : i + BATCH]).pictures for i in range(0, len(scenes), BATCH)])
+    score = score_of(scenes, read(world.decode(world.encode(renders))))
+    return (
+        f"The judge's own accuracy: of the same scenes drawn by the renderer and passed through the autoencoder, {score.shares()[-1]} are read as wholly "
+        "right. No model can be measured to do better."
+    )
 
 
 def best(scores: dict, chosen: Sequence | None = None) -> object:

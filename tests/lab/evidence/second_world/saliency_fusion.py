@@ -10,7 +10,7 @@ import comfy_extras.nodes_custom_sampler as core
 import torch
 from lab.evidence.bars import Bars
 from lab.evidence.intervals import differ
-from lab.evidence.second_world.marked import BATCH, Score, best, drawn, in_order, marked_scenes, read, shows
+from lab.evidence.second_world.marked import BATCH, Score, best, ceiling, drawn, in_order, marked_scenes, read, shows
 from lab.evidence.second_world.models import World
 from lab.evidence.second_world.pages import JUDGED, opening, save_page, table
 from lab.evidence.second_world.scores import grown
@@ -220,7 +220,7 @@ def write(docs: Path, weights: Path, count: int) -> list[str]:
     bars = judge_bars(scores)
     lines = [
         *opening("Saliency Fusion", PART),
-        *how(scenes, constants, len(tuning)),
+        *how(fusion, scenes, constants, len(tuning)),
         *bars.table(),
         *table(
             ["", "subject", "scene", "**both**", "both, against saliency"],
@@ -243,7 +243,7 @@ def write(docs: Path, weights: Path, count: int) -> list[str]:
     return bars.missed
 
 
-def how(scenes: Sequence[Scene], constants: Constants, tuned: int) -> list[str]:
+def how(fusion: Fusion, scenes: Sequence[Scene], constants: Constants, tuned: int) -> list[str]:
     return [
         f"The general model knows every thing, colour, place and style, but no markings. The expert was trained from it on things with markings, all of "
         f"them in a {PLACE}; the places that its captions named were drawn at random, so that it knows no other. {len(scenes)} held-out scenes of two "
@@ -254,7 +254,7 @@ def how(scenes: Sequence[Scene], constants: Constants, tuned: int) -> list[str]:
         f"of the training split: {constants}.",
         "",
         "Subject: the share of pictures whose marked thing has kind, colour and marking of the prompt. Scene: place, style, the other thing, and which "
-        f"of the two is to the left. {JUDGED}",
+        f"of the two is to the left. {JUDGED} {ceiling(fusion.general, scenes, score_of)}",
         "",
     ]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lab.evidence.bars import Bars
 from lab.evidence.intervals import differ, mean
-from lab.evidence.second_world.marked import BATCH, Score, best, drawn, in_order, marked_scenes, read, shows
+from lab.evidence.second_world.marked import BATCH, Score, best, ceiling, drawn, in_order, marked_scenes, read, shows
 from lab.evidence.second_world.models import World
 from lab.evidence.second_world.pages import JUDGED, opening, save_page, table
 from lab.evidence.second_world.sheets import cell, rows_of_cells
@@ -221,6 +221,7 @@ def write(docs: Path, weights: Path, count: int) -> list[str]:
         areas = {way: world.areas(posed, way, made[way]) for way in (fused, *PUBLISHED)}
         add_bars(bars, name, scores, fused, {"one model": [SUBJECT, delay], "a bare hand-over": [handed]})
         lines += section(name, posed, tried, made, areas, (delay, handed, fused))
+        lines += [ceiling(world.scene, posed.scenes, score_of), ""]
         shown = [ALONE, SUBJECT, delay, handed, fused, PUBLISHED[0]]
         for i in range(min(SHOWN, count)):
             row = [
