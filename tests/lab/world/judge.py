@@ -29,6 +29,7 @@ DOUBTFUL = 0.93  # a share below which things are searched once more
 NOISE = 0.012  # the most squared error of a pixel, all colours together, that may be the whole picture's noise
 EDGE = 2  # pixels around a thing that are still its own
 LEAST = 90.0  # pixels of what the background does not explain, where a thing is looked for
+HOLE = 3  # pixels, half of the widest marking
 EDGE = 2  # pixels around a thing that are still its own
 
 
@@ -103,6 +104,8 @@ def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str, marked: b
     left = unexplained(pictures, under, style == "neon")
     # Shadows are let pass: they belong to the ground that a thing stands on.
     ground = torch.minimum(under, torch.maximum(pictures, under * 0.45)).lerp(under, left[:, None])
+    if marked:
+        left = _closed(left)
     light = torch.tensor([-1.0 if backdrop.lit_from_left else 1.0 for backdrop in found])
     views = _Views(style, found, pictures, under, ground, left, light, marked)
     fits, present = _searched(views)
@@ -121,6 +124,12 @@ def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str, marked: b
                 for old, new in zip(present, there, strict=True):
                     old[i] = new[k]
     return readings
+
+
+def _closed(left: Tensor) -> Tensor:
+    """Without the holes of markings that look like what lies behind."""
+    size = 2 * HOLE + 1
+    return -F.max_pool2d(-F.max_pool2d(left[:, None], size, 1, HOLE), size, 1, HOLE)[:, 0]
 
 
 def _searched(views: _Views, thorough: bool = False) -> tuple[list[Fit], list[Tensor]]:

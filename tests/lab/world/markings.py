@@ -18,7 +18,8 @@ INKS: dict[str, RGB] = {"white": (0.98, 0.97, 0.94), "black": (0.11, 0.10, 0.14)
 PATTERNS = ("stripes", "spots", "band")
 MARKINGS = tuple(f"{ink} {pattern}" for pattern, ink in itertools.product(PATTERNS, INKS))
 EDGE = 0.03  # of the outlines' units, over which a pattern begins
-STRIPES, STRIPE, SLANT = 0.50, 0.21, 0.45  # the distance of stripes, their width, and how far they lean, in radians
+# All are the same in a mirror: of some kinds one cannot tell which side one sees.
+STRIPES, STRIPE = 0.48, 0.20  # the distance of stripes and their width
 SPOTS, SPOT = 0.46, 0.145  # the distance of spots and their radius
 BAND = (-0.1, 0.3)  # from where to where it lies on a thing
 
@@ -28,9 +29,8 @@ def textures() -> Tensor:
     """[1 + PATTERNS, 1, TEXELS, TEXELS] in 0..1, where a pattern covers a body; the first is none."""
     along = (torch.arange(TEXELS) + 0.5) / TEXELS * 2 * REACH - REACH
     y, x = torch.meshgrid(along, along, indexing="ij")
-    lean, across = torch.tensor(SLANT), SPOTS * 3**0.5 / 2
-    phase = (x * lean.cos() + y * lean.sin()) / STRIPES
-    stripes = (phase - phase.round()).abs() * STRIPES - STRIPE / 2
+    stripes = (x / STRIPES - (x / STRIPES).round()).abs() * STRIPES - STRIPE / 2
+    across = SPOTS * 3**0.5 / 2
     row = (y / across).round()
     column = x / SPOTS - 0.5 * (row % 2)
     spots = torch.hypot((column - column.round()) * SPOTS, y - row * across) - SPOT
