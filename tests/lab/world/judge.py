@@ -30,6 +30,8 @@ NOISE = 0.012  # the most squared error of a pixel, all colours together, that m
 EDGE = 2  # pixels around a thing that are still its own
 LEAST = 90.0  # pixels of what the background does not explain, where a thing is looked for
 HOLE = 3  # pixels, half of the widest marking
+LEAST_LINES = 40.0  # the same of thin lines
+SPECK = 1  # pixels, half of the widest that is no thing
 EDGE = 2  # pixels around a thing that are still its own
 
 
@@ -104,8 +106,6 @@ def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str, marked: b
     left = unexplained(pictures, under, style == "neon")
     # Shadows are let pass: they belong to the ground that a thing stands on.
     ground = torch.minimum(under, torch.maximum(pictures, under * 0.45)).lerp(under, left[:, None])
-    if marked:
-        left = _closed(left)
     light = torch.tensor([-1.0 if backdrop.lit_from_left else 1.0 for backdrop in found])
     views = _Views(style, found, pictures, under, ground, left, light, marked)
     fits, present = _searched(views)
@@ -126,10 +126,16 @@ def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str, marked: b
     return readings
 
 
-def _closed(left: Tensor) -> Tensor:
-    """Without the holes of markings that look like what lies behind."""
-    size = 2 * HOLE + 1
-    return -F.max_pool2d(-F.max_pool2d(left[:, None], size, 1, HOLE), size, 1, HOLE)[:, 0]
+def _places(views: _Views, free: Tensor, count: int, thorough: bool) -> Candidates:
+    """For what is left of the pictures; without the holes of markings that look like what lies behind."""
+    if views.marked:
+        free = -_grown(-_grown(free, HOLE), HOLE)
+    return candidates(free, views.style == "neon", count, thorough=thorough)
+
+
+def _grown(field: Tensor, pixels: int) -> Tensor:
+    """[B, SIZE, SIZE], the most within that distance."""
+    return F.max_pool2d(field[:, None], 2 * pixels + 1, 1, pixels)[:, 0]
 
 
 def _searched(views: _Views, thorough: bool = False) -> tuple[list[Fit], list[Tensor]]:
@@ -141,13 +147,16 @@ def _searched(views: _Views, thorough: bool = False) -> tuple[list[Fit], list[Te
     for _ in range(2):
         free = views.left * (1 - F.max_pool2d(taken[:, None], 2 * EDGE + 1, 1, EDGE)[:, 0])
         present.append(free.sum((1, 2)) >= LEAST)
-        found = candidates(free, views.style == "neon", EVERY if thorough else CANDIDATES, thorough=thorough)
+        found = _places(views, free, EVERY if thorough else CANDIDATES, thorough)
         fits.append(fitted(shown, 1 - taken, found))
         taken = torch.maximum(taken, _mask(views, fits[-1]))
     fits = _polished(views, fits, present)
-    # What was left for a second thing may have been the edge of the first, before that was fitted well.
-    around = F.max_pool2d(_mask(views, fits[0])[:, None], 2 * EDGE + 1, 1, EDGE)[:, 0]
-    present[1] &= (views.left * (1 - around)).sum((1, 2)) >= LEAST
+    # What was left for a second thing may have been the edge of the first, before that was fitted well, and specks.
+    free = views.left * (1 - _grown(_mask(views, fits[0]), EDGE))
+    if views.style == "neon":  # whose things are thin lines
+        present[1] &= free.sum((1, 2)) >= LEAST_LINES
+    else:
+        present[1] &= _grown(-_grown(-free, SPECK), SPECK).sum((1, 2)) >= LEAST
     return fits, present
 
 
@@ -165,7 +174,7 @@ def _searched_beside(views: _Views, fits: list[Fit], present: list[Tensor]) -> t
     fits = list(fits)
     for k in sorted((0, 1), key=lambda k: -float(fits[k].cost.sum())):
         beneath, other = _beneath(views, fits[1 - k], present[1 - k])
-        found = candidates(views.left * (1 - other), views.style == "neon", EVERY, thorough=True)
+        found = _places(views, views.left * (1 - other), EVERY, True)
         fits[k] = fitted(_shown(views, beneath), 1 - 0.5 * other, found)
     return _polished(views, fits, present), present
 
