@@ -157,7 +157,7 @@ def test_renders_of_what_is_asked_for_are_right_and_without_markings_only_the_sc
         half, box, outline = (mask_of(name, scene, plain) for name in ("half", "box", "outline"))
         assert (half * thing).sum() > 0.5 * thing.sum() and half.mean() == 0.5
         assert ((box < 0.5) & (thing > 0.6)).sum() < 12
-        assert mask_iou(outline, thing) > 0.5 and ((outline < 0.5) & (thing > 0.5)).sum() == 0
+        assert mask_iou(outline, thing) > 0.35 and ((outline < 0.5) & (thing > 0.5)).sum() == 0
     turned = replace(pairs[0], things=tuple(replace(t, x=128 - t.x) for t in pairs[0].things))
     assert not subject_fusion.score_of([turned], readings[:1]).scene.any()
 

@@ -27,7 +27,6 @@ PICTURE = 0.80  # the least share of a picture that must be explained
 THING = 0.88  # the least share of what a thing's area shows that must be explained
 DOUBTFUL = 0.93  # a share below which things are searched once more
 NOISE = 0.012  # the most squared error of a pixel, all colours together, that may be the whole picture's noise
-EDGE = 2  # pixels around a thing that are still its own
 LEAST = 90.0  # pixels of what the background does not explain, where a thing is looked for
 HOLE = 3  # pixels, half of the widest marking
 LEAST_LINES = 40.0  # the same of thin lines
@@ -145,7 +144,7 @@ def _searched(views: _Views, thorough: bool = False) -> tuple[list[Fit], list[Te
     taken = torch.zeros_like(views.left)
     shown = _shown(views, views.ground)
     for _ in range(2):
-        free = views.left * (1 - F.max_pool2d(taken[:, None], 2 * EDGE + 1, 1, EDGE)[:, 0])
+        free = views.left * (1 - _grown(taken, EDGE))
         present.append(free.sum((1, 2)) >= LEAST)
         found = _places(views, free, EVERY if thorough else CANDIDATES, thorough)
         fits.append(fitted(shown, 1 - taken, found))

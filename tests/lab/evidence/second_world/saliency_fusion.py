@@ -99,7 +99,8 @@ class Made:
 class Fusion:
     def __init__(self, weights: Path) -> None:
         self.general = World.load(weights)
-        self.expert = World(*load_expert(weights), self.general.scheduler)
+        model, clip, vae = load_expert(weights)
+        self.expert = replace(self.general, model=model, clip=clip, vae=vae)
         self.sigmas = self.general.sigmas(STEPS)
 
     def guider(self, scenes: Sequence[Scene], way: Way, constants: Constants, masks: Tensor | None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import comfy_extras.nodes_custom_sampler as core
@@ -121,8 +121,8 @@ class Made:
 class Subjects:
     def __init__(self, weights: Path) -> None:
         self.scene = World.load(weights)
-        *models, tensors = load_subject(weights)
-        self.subject = World(*models, self.scene.scheduler)
+        model, clip, vae, tensors = load_subject(weights)
+        self.subject = replace(self.scene, model=model, clip=clip, vae=vae)
         self.encoder = subject_encoder(tensors, torch.float32)
         self.sigmas = self.scene.sigmas(STEPS)
 
