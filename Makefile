@@ -64,8 +64,8 @@ toy:
 world:
 	PYTHONPATH=tests $(RUN) -m lab.world $(PART)
 
-# Trains the second toy world, and goes on where it was stopped. PART=autoencoder, general, transformer, expert
-# or subject: one alone; PART=evaluate judges samples.
+# Trains the second toy world, and goes on where it was stopped. PART=autoencoder, general, transformer, expert, subject, clip,
+# prior, decoder or upsamplers: one alone; PART=evaluate judges samples.
 second-toy:
 	PYTHONPATH=tests $(RUN) -m lab.world.train $(PART)
 

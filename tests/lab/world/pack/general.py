@@ -155,14 +155,19 @@ def model_of(weights: dict[str, Tensor]) -> ModelPatcher:
 
 
 def clip_of(weights: dict[str, Tensor], columns: int = 77) -> comfy.sd.CLIP:
-    """The text encoder of the general model's file, which has the rows of its own words alone in its token embedding."""
+    """The text encoder of the general model's file."""
     text = under("cond_stage_model.transformer.", weights)
     text["text_projection.weight"] = torch.eye(WIDTH)  # SD1.5 does not use it either
+    return assembled_clip(text, weights["toy.token_ids"], columns)
+
+
+def assembled_clip(text: dict[str, Tensor], token_ids: Tensor, columns: int = 77) -> comfy.sd.CLIP:
+    """Of a file which has the rows of its own words alone in its token embedding."""
     name = "text_model.embeddings.token_embedding.weight"
     rows = torch.zeros(VOCABULARY, WIDTH)
-    rows[weights["toy.token_ids"].long()] = text[name]
+    rows[token_ids.long()] = text[name]
     places = "text_model.embeddings.position_embedding.weight"
-    text |= {name: rows, places: text[places][:columns]}
+    text = text | {name: rows, places: text[places][:columns]}
     config = {**TEXT_CONFIG, "max_position_embeddings": columns}
     target = ClipTarget(tokenizer_class(columns), clip_class(config, columns))
     return comfy.sd.CLIP(target, state_dict={f"clip_l.transformer.{key}": value for key, value in text.items()})

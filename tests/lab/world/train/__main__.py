@@ -14,7 +14,7 @@ import torch
 from support.host.in_process import enter_comfyui, enter_pack
 
 ROOT = Path(__file__).resolve().parents[4]
-PARTS = ("autoencoder", "general", "transformer", "expert", "subject")
+PARTS = ("autoencoder", "general", "transformer", "expert", "subject", "clip", "prior", "decoder", "upsamplers")
 
 
 def main() -> None:
@@ -49,13 +49,18 @@ def main() -> None:
     from lab.world.evaluate import evaluate
     from lab.world.pack.general import WEIGHTS, load_general
     from lab.world.pack.transformer import load_transformer
+    from lab.world.pack.unclip import FILES
     from lab.world.train import sizes
     from lab.world.train.autoencoder import train_autoencoder
+    from lab.world.train.clip import train_clip
+    from lab.world.train.decoder import train_decoder
     from lab.world.train.expert import train_expert
     from lab.world.train.general import train_general
     from lab.world.train.loop import Run
+    from lab.world.train.prior import train_prior
     from lab.world.train.subject import train_subject
     from lab.world.train.transformer import train_transformer
+    from lab.world.train.upsamplers import train_upsamplers
 
     weights = arguments.weights or WEIGHTS
     cache = arguments.cache / str(arguments.seed)
@@ -67,15 +72,21 @@ def main() -> None:
         evaluate(world, arguments.model, arguments.count, sheet, arguments.guidance)
         return None
     run = Run(cache, arguments.seed, device, torch.get_num_threads(), arguments.steps, arguments.batch)
-    autoencoder, general = weights / "autoencoder.safetensors", weights / "general.safetensors"
-    after_general = {"transformer": train_transformer, "expert": train_expert, "subject": train_subject}
+    autoencoder, general, transformer, expert, subject = (weights / f"{name}.safetensors" for name in PARTS[:5])
+    unclip = {name: weights / file for name, file in FILES.items()}
+    trainings = {
+        "autoencoder": lambda: train_autoencoder(run, autoencoder),
+        "general": lambda: train_general(run, autoencoder, general),
+        "transformer": lambda: train_transformer(run, autoencoder, general, transformer),
+        "expert": lambda: train_expert(run, autoencoder, general, expert),
+        "subject": lambda: train_subject(run, autoencoder, general, subject),
+        "clip": lambda: train_clip(run, unclip["clip"]),
+        "prior": lambda: train_prior(run, unclip["clip"], unclip["prior"]),
+        "decoder": lambda: train_decoder(run, unclip["clip"], unclip["decoder"]),
+        "upsamplers": lambda: train_upsamplers(run, unclip["upsampler_64"], unclip["upsampler_128"]),
+    }
     for part in [arguments.part] if arguments.part else PARTS:
-        if part == "autoencoder":
-            train_autoencoder(run, autoencoder)
-        elif part == "general":
-            train_general(run, autoencoder, general)
-        else:
-            after_general[part](run, autoencoder, general, weights / f"{part}.safetensors")
+        trainings[part]()
     return None
 
 

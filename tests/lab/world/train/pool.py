@@ -1,4 +1,4 @@
-"""Rendered scenes to train on: pictures for the autoencoder, and latents with captions for everything else, kept in the cache."""
+"""Rendered scenes to train on: pictures, and what networks see of them with captions and facts, kept in the cache."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from lab.world import stream
 from lab.world.captions import random_caption
 from lab.world.pack.general import new_vae, under
+from lab.world.pack.unclip import SEEN
 from lab.world.scenes import NAMES, PALETTE, PLACES, Scene
 from lab.world.styles import STYLES
 from lab.world.train.loop import Run
@@ -35,9 +36,9 @@ Draw = Callable[..., tuple[np.ndarray, np.ndarray, list[Scene]]]  # as stream.dr
 
 @dataclass(frozen=True)
 class Pool:
-    """What N scenes show; all but the latents are bytes."""
+    """What N scenes show; all but latents are bytes."""
 
-    latents: Tensor  # half [N, 4, 32, 32], in the model's space
+    latents: Tensor  # half [N, 4, 32, 32], in the model's space; in a picture_pool, bytes [N, 3, SEEN, SEEN]
     captions: Tensor  # [N, WORDINGS, TOLD], rows of the vocabulary
     things: Tensor  # [N, CELLS, CELLS], as stream.drawn maps them
     kinds: Tensor  # [N, 2]; NOTHING if there is no second thing
@@ -73,17 +74,39 @@ def pictures_of(run: Run, count: int) -> Tensor:
 
 def latent_pool(run: Run, count: int, words: Tensor, autoencoder: Path) -> Pool:
     """Of `count` scenes. What the cache has of them is read, as long as it comes from the same autoencoder and the same words."""
-    state = hashlib.sha256(autoencoder.read_bytes() + words.numpy().tobytes()).hexdigest()[:12]
-    folder = run.cache / f"latents-{state}"
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{number:04}.pt" for number in range(-(-count // (CHUNK * FILE)))]
-    have = next((number for number, file in enumerate(files) if not file.exists()), len(files))
     vae = new_vae()
     vae.load_state_dict(under("", load_file(autoencoder)))
     vae = vae.to(run.device, memory_format=torch.channels_last)
+
+    def encode(pictures: Tensor) -> Tensor:
+        images = pictures.float() / 127.5 - 1
+        with run.precision():
+            parts = [vae.encode(part.to(run.device)).float().cpu() for part in images.split(16)]
+        return comfy.latent_formats.SD15().process_in(torch.cat(parts)).half()
+
+    return _kept(run, "latents", autoencoder.read_bytes(), count, words, encode)
+
+
+def picture_pool(run: Run, count: int, words: Tensor) -> Pool:
+    """Of `count` scenes, with pictures of SEEN pixels in bytes in the place of latents."""
+    return _kept(run, "pictures", b"", count, words, lambda pictures: shrunk(pictures, SEEN))
+
+
+def shrunk(pictures: Tensor, size: int) -> Tensor:
+    """Square pictures in bytes [B, 3, *, *] to [B, 3, size, size]: each pixel is the mean of those it takes the place of."""
+    return F.avg_pool2d(pictures.float(), pictures.shape[-1] // size).round().byte()
+
+
+def _kept(run: Run, name: str, state: bytes, count: int, words: Tensor, encode: Callable[[Tensor], Tensor]) -> Pool:
+    """`encode` makes what a network sees of pictures in bytes; `state` is what it depends on."""
+    state = hashlib.sha256(state + words.numpy().tobytes()).hexdigest()[:12]
+    folder = run.cache / f"{name}-{state}"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{number:04}.pt" for number in range(-(-count // (CHUNK * FILE)))]
+    have = next((number for number, file in enumerate(files) if not file.exists()), len(files))
     parts: list[Pool] = []
     for number, chunk in enumerate(drawn(run, have * FILE, len(files) * FILE), have * FILE):
-        parts.append(_encoded(run, vae, number, words, *chunk))
+        parts.append(_encoded(run, encode, number, words, *chunk))
         if len(parts) == FILE:
             _save(_joined(parts), files[number // FILE])
             parts.clear()
@@ -94,7 +117,7 @@ def latent_pool(run: Run, count: int, words: Tensor, autoencoder: Path) -> Pool:
 @torch.no_grad()
 def _encoded(
     run: Run,
-    vae: torch.nn.Module,
+    encode: Callable[[Tensor], Tensor],
     number: int,
     words: Tensor,
     pictures: np.ndarray,
@@ -103,12 +126,9 @@ def _encoded(
 ) -> Pool:
     chance = np.random.default_rng((run.seed, number, 3))
     ids = [[token_ids(random_caption(scene, chance).text)[:TOLD] for _ in range(WORDINGS)] for scene in scenes]
-    images = torch.from_numpy(pictures).movedim(-1, 1).float() / 127.5 - 1
-    with run.precision():
-        parts = [vae.encode(part.to(run.device)).float().cpu() for part in images.split(16)]
     pairs = [(*scene.things, *[None] * (2 - len(scene.things))) for scene in scenes]
     return Pool(
-        latents=comfy.latent_formats.SD15().process_in(torch.cat(parts)).half(),
+        latents=encode(torch.from_numpy(pictures).movedim(-1, 1)),
         captions=torch.searchsorted(words, torch.tensor(ids)).byte(),
         things=torch.from_numpy(things),
         kinds=torch.tensor([[NAMES.index(t.kind) if t else NOTHING for t in pair] for pair in pairs]).byte(),
@@ -133,11 +153,15 @@ def chosen(pool: Pool, count: int, chance: torch.Generator, empty: float, end: i
 
     `end`: the row of the end token.
     """
-    device = pool.latents.device
-    rows = torch.randint(len(pool.latents), (count,), generator=chance).to(device)
+    some = pool.rows(torch.randint(len(pool.latents), (count,), generator=chance).to(pool.latents.device))
+    return some, F.pad(told(some, chance, empty, end), (0, COLUMNS - TOLD), value=end)
+
+
+def told(shown: Pool, chance: torch.Generator, empty: float, end: int) -> Tensor:
+    """One of the captions of each scene, as rows of the vocabulary [B, TOLD]."""
+    device, count = shown.latents.device, len(shown.latents)
     wording = torch.randint(WORDINGS, (count,), generator=chance).to(device)
     silent = (torch.rand(count, generator=chance) < empty).to(device)
-    some = pool.rows(rows)
-    told = some.captions[torch.arange(count, device=device), wording].long()
-    told[:, 1:][silent] = end
-    return some, F.pad(told, (0, COLUMNS - TOLD), value=end)
+    rows = shown.captions[torch.arange(count, device=device), wording].long()
+    rows[:, 1:][silent] = end
+    return rows

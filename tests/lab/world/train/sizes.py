@@ -8,9 +8,15 @@ from collections.abc import Callable
 import torch
 from lab.world.pack.general import LATENT_CHANNELS, new_vae
 from lab.world.pack.transformer import TEXT_COLUMNS
+from lab.world.pack.unclip import DRAWN, SEEN
+from lab.world.train.clip import Pair
+from lab.world.train.decoder import Trained as TrainedDecoder
 from lab.world.train.general import Trained
+from lab.world.train.pool import TOLD
+from lab.world.train.prior import answer, new_prior
 from lab.world.train.text import COLUMNS, vocabulary
 from lab.world.train.transformer import new_transformer
+from lab.world.train.upsamplers import CROP, new_upsampler
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -60,10 +66,24 @@ def report() -> None:
     latents, time = torch.randn(1, LATENT_CHANNELS, 32, 32), torch.full((1,), 500.0)
     rows = torch.zeros(1, COLUMNS, dtype=torch.long)
     context = torch.randn(1, TEXT_COLUMNS, general.text.clip.text_projection.in_features)
+    pair, prior, decoder, upsampler = Pair(vocabulary()), new_prior(), TrainedDecoder(), new_upsampler()
+    read = pair.read(torch.full((1, TOLD), pair.end))
+    picture = torch.zeros(1, 3, SEEN, SEEN, dtype=torch.uint8)
+    told = {
+        "context": read.states,
+        "text_mask": read.mask.float(),
+        "text_embed": read.pooled,
+        "image_embed": read.pooled,
+    }
     for name, network, forward in (
         ("autoencoder, 128 x 128", vae, lambda: vae.decode(vae.encode(torch.randn(1, 3, 128, 128)))),
         ("general", general, lambda: general(latents, time, rows)),
         ("transformer", transformer, lambda: transformer(latents, time, context=context)),
+        ("clip, the image encoder", pair.image, lambda: pair.see(picture)),
+        ("clip, the text encoder", pair.text, lambda: pair.read(rows[:, :TOLD])),
+        ("prior", prior, lambda: answer(prior, read.pooled, read, time)),
+        ("decoder", decoder, lambda: decoder(torch.randn(1, 3, DRAWN, DRAWN), time, **told)),
+        (f"upsampler, {CROP} x {CROP}", upsampler, lambda: upsampler(torch.randn(1, 6, CROP, CROP), time)),
     ):
         found = by_size(network, forward)
         parameters = sum(p.numel() for p in network.parameters()) / 1e6
