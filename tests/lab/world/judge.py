@@ -55,6 +55,7 @@ class Reading:
     explained: float  # the share of the picture, 1 if all
     unknown: int  # things that are none of the world's
     shares: tuple[float, ...]  # what is explained of each thing, known or not
+    seen: tuple[Seen, ...]  # all of them, known or not, from the farthest to the nearest
 
     @property
     def is_known(self) -> bool:
@@ -266,6 +267,7 @@ def _composed(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Rea
                 explained=share,
                 unknown=len(seen) - len(known),
                 shares=tuple(thing.explained for thing in seen),
+                seen=tuple(seen),
             )
         )
     return readings

@@ -14,7 +14,15 @@ from pathlib import Path
 
 from support.host.in_process import enter
 
-PARTS = ("plug_and_play", "prompt_to_prompt", "null_text", "attention_mask", "saliency_fusion", "subject_fusion")
+PARTS = (
+    "plug_and_play",
+    "prompt_to_prompt",
+    "null_text",
+    "attention_mask",
+    "saliency_fusion",
+    "subject_fusion",
+    "unclip",
+)
 
 
 def main() -> None:

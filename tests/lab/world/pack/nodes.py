@@ -12,6 +12,7 @@ from nodes import NODE_CLASS_MAPPINGS
 from .general import load_general
 from .transformer import load_transformer
 from .tuned import load_expert, load_subject
+from .unclip import load_clip
 
 
 class LoadGeneral(io.ComfyNode):
@@ -87,6 +88,23 @@ class LoadSubject(io.ComfyNode):
         return io.NodeOutput(*models, make(encoder, torch.float32))
 
 
+class LoadCLIP(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="WORLD_LoadCLIP",
+            display_name="Load Second Toy CLIP",
+            category="palimpsest/toy",
+            description="The text encoder and the image encoder that the second world's unCLIP is told by, with the outputs of Load CLIP and Load "
+            "CLIP Vision.",
+            outputs=[io.Clip.Output(), io.ClipVision.Output()],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        return io.NodeOutput(*load_clip())
+
+
 class WorldExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadGeneral, LoadTransformer, LoadExpert, LoadSubject]
+        return [LoadGeneral, LoadTransformer, LoadExpert, LoadSubject, LoadCLIP]

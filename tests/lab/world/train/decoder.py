@@ -43,7 +43,7 @@ CONFIG = {
     "blocks_per_level": 1,
     "attention": (False, False, True),
     "time_width": 64,
-    "context_width": 128,
+    "context_width": 64,
     "scale_shift": True,
 }
 EXTRA_TOKENS = 4

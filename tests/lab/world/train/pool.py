@@ -93,8 +93,9 @@ def picture_pool(run: Run, count: int, words: Tensor) -> Pool:
 
 
 def shrunk(pictures: Tensor, size: int) -> Tensor:
-    """Square pictures in bytes [B, 3, *, *] to [B, 3, size, size]: each pixel is the mean of those it takes the place of."""
-    return F.avg_pool2d(pictures.float(), pictures.shape[-1] // size).round().byte()
+    """Square pictures in bytes [B, 3, *, *] to [B, 3, size, size], as core's CLIP Vision Encode makes them smaller."""
+    small = F.interpolate(pictures.float(), (size, size), mode="bicubic", antialias=True)
+    return small.clamp(0, 255).round().byte()
 
 
 def _kept(run: Run, name: str, state: bytes, count: int, words: Tensor, encode: Callable[[Tensor], Tensor]) -> Pool:

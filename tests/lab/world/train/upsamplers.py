@@ -103,6 +103,10 @@ def enlarged(low: Tensor) -> Tensor:
     return F.interpolate(low, scale_factor=2, mode="bicubic", antialias=True)
 
 
+def halved(high: Tensor) -> Tensor:
+    return F.interpolate(high, scale_factor=0.5, mode="bicubic", antialias=True).clamp(-1, 1)
+
+
 def between(low: float, high: float, chance: torch.Generator) -> float:
     return low + (high - low) * torch.rand((), generator=chance).item()
 
@@ -142,7 +146,7 @@ def crops(high: Tensor, count: int, chance: torch.Generator) -> tuple[Tensor, Te
     places = 2 * torch.randint((high.shape[-1] - CROP) // 2 + 1, (count, 2), generator=chance)
     parts = [high[row, :, y : y + CROP, x : x + CROP] for row, (y, x) in zip(rows, places.tolist(), strict=True)]
     pictures = torch.stack(parts).float() / 127.5 - 1
-    return pictures, F.avg_pool2d(pictures, 2)
+    return pictures, halved(pictures)
 
 
 def denoising(
@@ -221,7 +225,7 @@ def train_first(run: Run, high: Tensor, output: Path) -> None:
     count = min(HALFWAY_CUDA if run.is_cuda else HALFWAY, len(high))
     chance = run.chance(-1)
     clean = high[:count].float() / 127.5 - 1
-    low = enlarged(slightly_blurred(F.avg_pool2d(clean, 2), chance))
+    low = enlarged(slightly_blurred(halved(clean), chance))
     x = torch.cat([halfway(run, average, part, schedule, chance) for part in low.split(BATCH_CUDA)])
     alpha = float(schedule.alpha_bar[-1])
 
