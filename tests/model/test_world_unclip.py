@@ -1,11 +1,11 @@
 """The second world's CLIP pair, prior, decoder and upsamplers, trained for two steps, and what the pack's own nodes make of their files."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from lab.evidence.second_world.unclip_models import UnCLIP, readings
 from lab.evidence.second_world.unclip_texts import PRIOR, Prompt, Score, agreeing, guidances
 from lab.world.pack.unclip import DRAWN, FILES, SEEN
@@ -63,7 +63,7 @@ def rows_of(pair: clip.Pair, texts: list[str]) -> torch.Tensor:
 
 @torch.no_grad()
 def test_the_pack_s_nodes_draw_from_a_text_to_full_size(world: UnCLIP) -> None:
-    quick = UnCLIP(**{**vars(world), "steps": 2})
+    quick = replace(world, steps=2, upsampling_steps=2)
     texts = TEXTS[:2]
     small = quick.draw(quick.tell(texts, quick.imagine(texts)), len(texts), 4.0)
     assert small.shape == (2, 3, DRAWN, DRAWN)
@@ -100,8 +100,7 @@ def test_the_training_sees_a_picture_as_comfyui_does(world: UnCLIP, weights: Pat
     theirs = world.see(pictures)
     small = pool.shrunk((pictures * 255).round().byte(), SEEN)
     ours = clip.embeddings(clip.trained_pair(weights / FILES["clip"]), small)
-    assert F.cosine_similarity(theirs, ours).min() > 0.999
-    assert F.cosine_similarity(theirs[0], theirs[1], dim=0) < 0.999
+    assert torch.allclose(theirs, ours, atol=1e-3) and not torch.allclose(theirs, ours.flip(0), atol=1e-2)
 
 
 @torch.no_grad()

@@ -56,6 +56,7 @@ class UnCLIP:
     vae: comfy.sd.VAE
     upsamplers: tuple[Upsampler, Upsampler]
     steps: int = STEPS
+    upsampling_steps: int = 0  # as many as published
 
     @classmethod
     def load(cls, weights: Path = WEIGHTS) -> UnCLIP:
@@ -141,7 +142,7 @@ class UnCLIP:
         for part in tqdm(small.split(BATCH), desc=label):
             picture = part.movedim(1, -1)
             for upsampler in self.upsamplers[:networks]:
-                picture = Upsample.execute(upsampler, picture, 0, 0, 2, 512)[0]
+                picture = Upsample.execute(upsampler, picture, self.upsampling_steps, 0, 2, 512)[0]
             large = F.interpolate(picture.movedim(-1, 1), (SIZE, SIZE), mode="bicubic", antialias=True)
             pictures.append(large.clamp(0, 1))
         return torch.cat(pictures)
