@@ -42,6 +42,7 @@ from lab.evidence.sheet import Sheet
 from lab.world.foreign import plain, polygons
 from lab.world.render import render
 from lab.world.scenes import sample_scenes
+from lab.world.train.decoder import EMBEDDING_DROPOUT, TEXT_DROPOUT
 
 PART = "unclip"
 SCENES = 40
@@ -146,6 +147,8 @@ def of_texts(
         "right. Bits: collision entropy of what is not said, in the pictures in which all that is said is right. Intervals are of captions drawn anew.",
         "",
         *table(["image embedding", "guidance", *names], [*rows, most]),
+        f"By the caption alone, without an embedding, the decoder drew in {100 * EMBEDDING_DROPOUT * (1 - TEXT_DROPOUT):.0f} % of its training, as published.",
+        "",
         "The guidance of the prior's row is the one with the highest fidelity, those of the others have the fidelity nearest to it, on the tuning captions. "
         "Fidelity and bits there, by guidance:",
         "",

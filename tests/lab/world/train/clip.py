@@ -26,7 +26,7 @@ from lab.world.train.text import TextEncoder, keep_norm_inputs, vocabulary
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 1000, 6000
+STEPS, STEPS_CUDA = 900, 6000
 BATCH, BATCH_CUDA = 64, 1024
 SCENES, SCENES_CUDA = 16384, 65536
 RATE, OTHER_RATE = 2e-3, 2e-3

@@ -19,7 +19,7 @@ from palimpsest.nodes.unclip.respaced_schedule import squaredcos_cap_v2
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 800, 8000
+STEPS, STEPS_CUDA = 700, 8000
 BATCH, BATCH_CUDA = 128, 2048
 RATE, OTHER_RATE = 2e-3, 2e-3
 MODEL_WIDTH, LAYERS_DEEP = 128, 3

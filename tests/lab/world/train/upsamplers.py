@@ -19,13 +19,13 @@ from palimpsest.nodes.unclip.decoder.upsampling import DALLE2_STEPS, KARLO_STEPS
 from palimpsest.nodes.unclip.respaced_schedule import RespacedSchedule, respaced
 from torch import Tensor, nn
 
-FIRST_STEPS, FIRST_STEPS_CUDA = 600, 6000
-LAST_STEPS, LAST_STEPS_CUDA = 150, 1500
-SECOND_STEPS, SECOND_STEPS_CUDA = 700, 8000
+FIRST_STEPS, FIRST_STEPS_CUDA = 450, 6000
+LAST_STEPS, LAST_STEPS_CUDA = 80, 1500
+SECOND_STEPS, SECOND_STEPS_CUDA = 350, 8000
 BATCH, BATCH_CUDA = 4, 64
 RATE, LAST_RATE = 2e-3, 1e-3
 PICTURES, PICTURES_CUDA = 2048, 16384
-HALFWAY, HALFWAY_CUDA = 128, 4096  # pictures that the first network has brought to its last step
+HALFWAY, HALFWAY_CUDA = 96, 4096  # pictures that the first network has brought to its last step
 MOST_WEIGHT = 20.0  # of a level, at most: where there is much noise, the small picture says nearly everything
 MEDIUM = 64  # pixels of what the first one makes
 CROP = 64  # pixels of the larger picture that are seen at once
