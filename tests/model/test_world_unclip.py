@@ -37,7 +37,7 @@ def few() -> Iterator[pytest.MonkeyPatch]:
 
 
 def a_run(cache: Path) -> Run:
-    return Run(cache, 0, torch.device("cpu"), threads=1, steps=2, batch=4)
+    return Run(cache, 0, torch.device("cpu"), threads=1, steps=2, batch=2)
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +127,7 @@ def test_a_batch_has_scenes_of_the_same_kinds_beside_each_other() -> None:
     assert len(batch.latents) == 6 and len(set(batch.latents[: clip.ALIKE].tolist())) == clip.ALIKE
 
 
+@pytest.mark.long
 def test_a_stopped_training_of_the_decoder_goes_on_as_if_it_had_not_been_stopped(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

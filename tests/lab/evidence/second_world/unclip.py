@@ -11,7 +11,7 @@ from lab.evidence.intervals import difference, mean, share
 from lab.evidence.second_world.edits import held_out_edits
 from lab.evidence.second_world.pages import JUDGED, opening, save_page, table
 from lab.evidence.second_world.sheets import Cell, cell, rows_of_cells
-from lab.evidence.second_world.unclip_models import EXPLAINED, PRIOR_CFG, STEPS, UnCLIP, small
+from lab.evidence.second_world.unclip_models import EXPLAINED, PRIOR_CFG, UnCLIP, small
 from lab.evidence.second_world.unclip_pictures import (
     CHANGES,
     MORPH,
@@ -37,6 +37,7 @@ from lab.evidence.second_world.unclip_texts import (
     Score,
     drawn,
     guidances,
+    in_bits,
 )
 from lab.evidence.sheet import Sheet
 from lab.world.foreign import plain, polygons
@@ -102,8 +103,8 @@ def how(world: UnCLIP, centres: Centres, count: int, few: int) -> list[str]:
         f"asks of pictures drawn at full size. So read, {share(right, len(scenes))} of {len(scenes)} held-out renders, made as small as the decoder's "
         f"pictures, are wholly right, and {share(refused, len(foreign))} of {len(foreign)} plain pictures and pictures of polygons are refused.",
         "",
-        f"Every guidance was chosen on {few} other captions and pictures. Prior and decoder: {STEPS} steps; guidance of the prior: {PRIOR_CFG:g}. The centres "
-        f"of the embeddings of texts and of pictures lie {centres.gap:.2f} apart, where both have length 1.",
+        f"Every guidance was chosen on {few} other captions and pictures. Prior and decoder: {world.steps} steps; guidance of the prior: {PRIOR_CFG:g}. The "
+        f"centres of the embeddings of texts and of pictures lie {centres.gap:.2f} apart, where both have length 1.",
         "",
     ]
 
@@ -117,7 +118,7 @@ def judge_bars(told: dict[str, Drawn], seen: Sequence[Again]) -> Bars:
         bars.add(
             f"bits that the prior adds to what a caption leaves unsaid, over {way}",
             "interval above 0",
-            f"{ahead:+.2f} ({low:+.2f} to {high:+.2f}), fidelity {gain}",
+            f"{in_bits(ahead, '+')} ({in_bits(low, '+')} to {in_bits(high, '+')}), fidelity {gain}",
             low > 0,
         )
     inverted, random, _ = seen
@@ -135,7 +136,7 @@ def of_texts(
     ]
     most = ["the most there can be", "", "", f"{sum(MOST.values()):.2f}", *(f"{bits:.2f}" for bits in MOST.values())]
     sweep = [
-        [way, *(f"{100 * score.mean:.0f} %, {float(score.bits().sum()):.2f}" for score in scores.values())]
+        [way, *(f"{100 * score.mean:.0f} %, {in_bits(score.bits().sum())}" for score in scores.values())]
         for way, scores in tuned.items()
     ]
     return [

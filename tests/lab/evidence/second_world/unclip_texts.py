@@ -101,7 +101,7 @@ class Score:
         """The sum of all attributes' bits with its interval, and each attribute's."""
         low, high = _interval(len(self.fidelity), lambda rows: float(self.bits(rows).sum()))
         each = self.bits()
-        return [f"{float(each.sum()):.2f} ({low:.2f} to {high:.2f})", *(f"{value:.2f}" for value in each.tolist())]
+        return [f"{in_bits(each.sum())} ({in_bits(low)} to {in_bits(high)})", *map(in_bits, each)]
 
     def ahead(self, other: Score) -> tuple[float, float, float]:
         """By how many bits in all, with its interval (paired bootstrap over the captions)."""
@@ -110,6 +110,10 @@ class Score:
             return float(self.bits(rows).sum() - other.bits(rows).sum())
 
         return difference(None), *_interval(len(self.fidelity), difference)
+
+
+def in_bits(value: Tensor | float, sign: str = "") -> str:
+    return "none to measure" if math.isnan(value) else f"{float(value):{sign}.2f}"
 
 
 def agreeing(values: Sequence[str]) -> tuple[int, int]:
