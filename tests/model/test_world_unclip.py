@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lab.evidence.second_world.unclip_models import UnCLIP, readings
+from lab.evidence.second_world.unclip_models import UnCLIP, read_small, small
 from lab.evidence.second_world.unclip_texts import PRIOR, Prompt, Score, agreeing, guidances
 from lab.world.pack.unclip import DRAWN, FILES, SEEN
 from lab.world.render import render
@@ -65,9 +65,9 @@ def rows_of(pair: clip.Pair, texts: list[str]) -> torch.Tensor:
 def test_the_pack_s_nodes_draw_from_a_text_to_full_size(world: UnCLIP) -> None:
     quick = replace(world, steps=2, upsampling_steps=2)
     texts = TEXTS[:2]
-    small = quick.draw(quick.tell(texts, quick.imagine(texts)), len(texts), 4.0)
-    assert small.shape == (2, 3, DRAWN, DRAWN)
-    picture = quick.upsample(small[:1])
+    pictures = quick.draw(quick.tell(texts, quick.imagine(texts)), len(texts), 4.0)
+    assert pictures.shape == (2, 3, DRAWN, DRAWN)
+    picture = quick.upsample(pictures[:1])
     assert picture.shape == (1, 3, 128, 128) and picture.isfinite().all() and picture.std() > 0.01
     assert world.upsamplers[0].last is not None and world.upsamplers[1].last is None
 
@@ -98,8 +98,8 @@ def test_the_training_reads_a_text_as_comfyui_does(world: UnCLIP, weights: Path)
 def test_the_training_sees_a_picture_as_comfyui_does(world: UnCLIP, weights: Path) -> None:
     pictures = render(sample_scenes(2, 3)).pictures
     theirs = world.see(pictures)
-    small = pool.shrunk((pictures * 255).round().byte(), SEEN)
-    ours = clip.embeddings(clip.trained_pair(weights / FILES["clip"]), small)
+    seen = pool.shrunk((pictures * 255).round().byte(), SEEN)
+    ours = clip.embeddings(clip.trained_pair(weights / FILES["clip"]), seen)
     assert torch.allclose(theirs, ours, atol=1e-3) and not torch.allclose(theirs, ours.flip(0), atol=1e-2)
 
 
@@ -150,7 +150,7 @@ def test_a_stopped_training_of_the_decoder_goes_on_as_if_it_had_not_been_stopped
 
 def test_a_render_shows_what_its_caption_says_and_varies_in_the_rest() -> None:
     first, second = Prompt.some(2, 4)
-    own, other = readings(render([first.scene, second.scene]).pictures)
+    own, other = read_small(small(render([first.scene, second.scene]).pictures))
     assert first.wanted.keys() == {"first colour", "style"} and second.wanted.keys() == {"second colour", "background"}
     assert first.seen(own) == first.values(first.scene.things, first.scene.background, first.scene.style)
     assert first.seen(other) is None and second.seen(other) is not None

@@ -11,7 +11,7 @@ from lab.evidence.intervals import difference, mean, share
 from lab.evidence.second_world.edits import held_out_edits
 from lab.evidence.second_world.pages import JUDGED, opening, save_page, table
 from lab.evidence.second_world.sheets import Cell, cell, rows_of_cells
-from lab.evidence.second_world.unclip_models import EXPLAINED, PRIOR_CFG, UnCLIP, small
+from lab.evidence.second_world.unclip_models import EXPLAINED, PRIOR_CFG, UnCLIP, read_small, small
 from lab.evidence.second_world.unclip_pictures import (
     CHANGES,
     MORPH,
@@ -38,9 +38,11 @@ from lab.evidence.second_world.unclip_texts import (
     drawn,
     guidances,
     in_bits,
+    with_interval,
 )
 from lab.evidence.sheet import Sheet
 from lab.world.foreign import plain, polygons
+from lab.world.judge import judge
 from lab.world.render import render
 from lab.world.scenes import sample_scenes
 from lab.world.train.decoder import EMBEDDING_DROPOUT, TEXT_DROPOUT
@@ -51,6 +53,7 @@ TUNING_SEED, JUDGED_SEED, READ_SEED = 6001, 6002, 6003
 TUNED = 0.3  # as many captions to choose constants with as this share of those that are judged
 TUNING_SAMPLES = 4
 SHOWN = 8  # pictures of a row of the sheet
+UPSAMPLED = 40  # pictures; one takes about five seconds
 MOST_CENTRED = 5  # scenes for the centres, for each caption that is judged
 
 
@@ -83,6 +86,8 @@ def write(docs: Path, weights: Path, count: int) -> list[str]:
         *how(world, centres, count, few),
         *bars.table(),
         *of_texts(tuned, told, chosen, count),
+        at_full_size(world, prompts, told[PRIOR]),
+        "",
         *of_pictures(seen, between, moved, diff_cfg),
         "![Pictures of one caption, variations, morphs, edits by words, with the judge's word](unclip.webp)",
     ]
@@ -94,19 +99,31 @@ def write(docs: Path, weights: Path, count: int) -> list[str]:
 def how(world: UnCLIP, centres: Centres, count: int, few: int) -> list[str]:
     scenes = sample_scenes(2 * count, READ_SEED, split="held_out")
     pictures = torch.cat([small(render(scenes[i : i + 20]).pictures) for i in range(0, len(scenes), 20)])
-    right = sum(is_same(reading, scene) for reading, scene in zip(world.read(pictures), scenes, strict=True))
+    right = sum(is_same(reading, scene) for reading, scene in zip(read_small(pictures), scenes, strict=True))
     foreign = small(torch.cat([make(count, READ_SEED) for make in (plain, polygons)]))
-    refused = sum(not reading.is_known for reading in world.read(foreign))
+    refused = sum(not reading.is_known for reading in read_small(foreign))
     return [
-        f"A CLIP pair, a prior, a decoder of 32 x 32 pixels and two upsamplers, in the published layouts. Pictures are read through the first upsampler "
-        f"and then enlarged by interpolation; a thing counts as known if {100 * EXPLAINED:.0f} % of what its area shows is explained, less than the judge "
-        f"asks of pictures drawn at full size. So read, {share(right, len(scenes))} of {len(scenes)} held-out renders, made as small as the decoder's "
-        f"pictures, are wholly right, and {share(refused, len(foreign))} of {len(foreign)} plain pictures and pictures of polygons are refused.",
+        "A CLIP pair, a prior, a decoder of 32 x 32 pixels and two upsamplers, in the published layouts. The decoder's pictures are read enlarged by "
+        f"interpolation; a thing counts as known if {100 * EXPLAINED:.0f} % of what its area shows is explained, less than the judge asks of pictures of full "
+        f"size. So read, {share(right, len(scenes))} of {len(scenes)} held-out renders, made as small as the decoder's pictures, are wholly right, and "
+        f"{share(refused, len(foreign))} of {len(foreign)} plain pictures and pictures of polygons are refused.",
         "",
         f"Every guidance was chosen on {few} other captions and pictures. Prior and decoder: {world.steps} steps; guidance of the prior: {PRIOR_CFG:g}. The "
         f"centres of the embeddings of texts and of pictures lie {centres.gap:.2f} apart, where both have length 1.",
         "",
     ]
+
+
+def at_full_size(world: UnCLIP, prompts: Sequence[Prompt], made: Drawn) -> str:
+    """One picture of each of the first captions, through both upsamplers, by the judge's own bar."""
+    some = list(prompts)[:UPSAMPLED]
+    readings = judge(world.upsample(made.pictures[: len(some) * SAMPLES : SAMPLES], "upsampling"))
+    right = sum(prompt.seen(reading) is not None for prompt, reading in zip(some, readings, strict=True))
+    known = sum(reading.is_known for reading in readings)
+    return (
+        f"Of the prior's pictures, one of each of {len(some)} captions was brought to 128 x 128 by both upsamplers. By the judge's own bar it is known in "
+        f"{share(known, len(some))}, and all that is said is right in {share(right, len(some))}."
+    )
 
 
 def judge_bars(told: dict[str, Drawn], seen: Sequence[Again]) -> Bars:
@@ -118,7 +135,7 @@ def judge_bars(told: dict[str, Drawn], seen: Sequence[Again]) -> Bars:
         bars.add(
             f"bits that the prior adds to what a caption leaves unsaid, over {way}",
             "interval above 0",
-            f"{in_bits(ahead, '+')} ({in_bits(low, '+')} to {in_bits(high, '+')}), fidelity {gain}",
+            f"{with_interval(ahead, low, high, '+')}, fidelity {gain}",
             low > 0,
         )
     inverted, random, _ = seen

@@ -136,26 +136,21 @@ class UnCLIP:
     def decode(self, latent: Tensor) -> Tensor:
         return VAEDecode().decode(self.vae, {"samples": latent})[0].movedim(-1, 1)
 
-    def upsample(self, small: Tensor, networks: int = 2, label: str = "") -> Tensor:
-        """[B, 3, SIZE, SIZE], through as many of the upsamplers; what is left is done by interpolation."""
+    def upsample(self, small: Tensor, label: str = "") -> Tensor:
+        """Through both upsamplers, [B, 3, SIZE, SIZE]."""
         pictures = []
         for part in tqdm(small.split(BATCH), desc=label):
             picture = part.movedim(1, -1)
-            for upsampler in self.upsamplers[:networks]:
+            for upsampler in self.upsamplers:
                 picture = Upsample.execute(upsampler, picture, self.upsampling_steps, 0, 2, 512)[0]
-            large = F.interpolate(picture.movedim(-1, 1), (SIZE, SIZE), mode="bicubic", antialias=True)
-            pictures.append(large.clamp(0, 1))
+            pictures.append(picture.movedim(-1, 1))
         return torch.cat(pictures)
 
-    def read(self, small: Tensor) -> list[Reading]:
-        """What the judge sees in pictures [B, 3, DRAWN, DRAWN], through the first upsampler."""
-        return readings(self.upsample(small, 1, "upsampling"))
 
-
-def readings(pictures: Tensor) -> list[Reading]:
-    """The judge's, with the bar EXPLAINED for a thing."""
+def read_small(small: Tensor) -> list[Reading]:
+    """Of pictures [B, 3, DRAWN, DRAWN], enlarged by interpolation, with the bar EXPLAINED for a thing."""
     found = []
-    for reading in judge(pictures):
+    for reading in judge(F.interpolate(small, (SIZE, SIZE), mode="bicubic", antialias=True).clamp(0, 1)):
         known = tuple(seen for seen in reading.seen if seen.explained >= EXPLAINED)
         things = known if reading.style is not None else ()
         found.append(replace(reading, things=things, unknown=len(reading.seen) - len(known)))

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from lab.evidence.second_world.edits import Edit, held_out_edits
 from lab.evidence.second_world.scores import psnr
-from lab.evidence.second_world.unclip_models import UnCLIP, small
+from lab.evidence.second_world.unclip_models import UnCLIP, read_small, small
 from lab.world.judge import Reading
 from lab.world.render import render
 from lab.world.scenes import Scene
@@ -52,7 +52,7 @@ class Again:
 
     @classmethod
     def of(cls, world: UnCLIP, label: str, pictures: Tensor, opened: Opened) -> Again:
-        readings = world.read(pictures)
+        readings = read_small(pictures)
         pairs = list(zip(readings, opened.scenes, strict=True))
         moved = torch.tensor([distance(r, s) for r, s in pairs if is_same(r, s)])
         return cls(label, psnr(pictures, opened.small), [is_same(r, s) for r, s in pairs], moved, pictures, readings)
@@ -98,7 +98,7 @@ def morphs(world: UnCLIP, edits: list[Edit]) -> Morphs:
     embeds = EmbeddingSlerp.execute(*(ImageEmbedding(end.embeds) for end in ends), thetas, 0)[0].image_embeds
     starts = LatentSlerp.execute(*({"samples": end.start} for end in ends), thetas, 0)[0]["samples"]
     pictures = world.draw_from(starts, world.tell([""] * len(embeds), embeds), label="morphs")
-    readings = world.read(pictures)
+    readings = read_small(pictures)
     frames = [readings[i : i + len(MORPH)] for i in range(0, len(readings), len(MORPH))]
     once = [switches_once([end(edit, reading) for reading in row]) for edit, row in zip(edits, frames, strict=True)]
     return Morphs(edits, once, pictures.unflatten(0, (len(edits), len(MORPH))), frames)
@@ -135,7 +135,7 @@ def by_words(world: UnCLIP, edits: list[Edit], opened: Opened, cfg: float) -> li
         ]  # fmt: skip
         told = world.tell([""] * len(edits), torch.cat([embed.image_embeds for embed in embeds]))
         pictures = world.draw_from(opened.start, told, cfg, label=f"by words, theta {theta}")
-        readings = world.read(pictures)
+        readings = read_small(pictures)
         pairs = list(zip(edits, readings, strict=True))
         done, kept = [e.is_done(r) for e, r in pairs], [rest_is_kept(e, r) for e, r in pairs]
         found.append(Moved(theta, done, kept, pictures, readings))

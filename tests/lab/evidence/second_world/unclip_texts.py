@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import cycle
 
 import torch
-from lab.evidence.second_world.unclip_models import UnCLIP
+from lab.evidence.second_world.unclip_models import UnCLIP, read_small
 from lab.world.captions import ATTRIBUTES, caption
 from lab.world.judge import Reading
 from lab.world.render import render
@@ -101,7 +101,7 @@ class Score:
         """The sum of all attributes' bits with its interval, and each attribute's."""
         low, high = _interval(len(self.fidelity), lambda rows: float(self.bits(rows).sum()))
         each = self.bits()
-        return [f"{in_bits(each.sum())} ({in_bits(low)} to {in_bits(high)})", *map(in_bits, each)]
+        return [with_interval(each.sum(), low, high), *map(in_bits, each)]
 
     def ahead(self, other: Score) -> tuple[float, float, float]:
         """By how many bits in all, with its interval (paired bootstrap over the captions)."""
@@ -114,6 +114,11 @@ class Score:
 
 def in_bits(value: Tensor | float, sign: str = "") -> str:
     return "none to measure" if math.isnan(value) else f"{float(value):{sign}.2f}"
+
+
+def with_interval(value: Tensor | float, low: float, high: float, sign: str = "") -> str:
+    whole = in_bits(value, sign)
+    return whole if math.isnan(value) else f"{whole} ({in_bits(low, sign)} to {in_bits(high, sign)})"
 
 
 def agreeing(values: Sequence[str]) -> tuple[int, int]:
@@ -186,7 +191,7 @@ def drawn(world: UnCLIP, centres: Centres, prompts: Sequence[Prompt], way: str, 
     texts = [prompt.text for prompt in prompts for _ in range(samples)]
     told = world.tell(texts, WAYS[way](world, centres, texts))
     pictures = world.draw(told, len(texts), cfg, f"{way}, guidance {cfg:g}")
-    readings = world.read(pictures)
+    readings = read_small(pictures)
     return Drawn(Score.of(prompts, readings), pictures, readings)
 
 
