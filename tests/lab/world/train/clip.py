@@ -22,7 +22,7 @@ from lab.world.train.general import Questions
 from lab.world.train.loop import Run, initialise, train
 from lab.world.train.muon import optimisers
 from lab.world.train.pool import NOTHING, Pool, picture_pool, told
-from lab.world.train.text import TextEncoder, keep_norm_inputs, vocabulary
+from lab.world.train.text import TextEncoder, begin_layers, vocabulary
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -53,7 +53,7 @@ class Pair(nn.Module):
         embeddings = self.image.vision_model.embeddings
         nn.init.normal_(embeddings.class_embedding, std=0.1)
         nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
-        keep_norm_inputs(self.image.vision_model.encoder)
+        begin_layers(self.image.vision_model.encoder)
         self.image.requires_grad_(True)
         self.log_scale = nn.Parameter(torch.tensor(math.log(SCALE)))
 

@@ -54,10 +54,13 @@ def vocabulary(texts: Iterable[str] = WORDS) -> Tensor:
     return torch.tensor(sorted({token for text in texts for token in token_ids(text)}))
 
 
-def keep_norm_inputs(encoder: nn.Module) -> None:
-    """CLIP's layers in ComfyUI add in place to what their norms keep for the backward pass: the norms get a copy."""
+def begin_layers(encoder: nn.Module) -> None:
+    """CLIP's layers as they can be trained; at first they pass on what they get."""
     for layer in encoder.layers:
+        nn.init.zeros_(layer.self_attn.out_proj.weight)
+        nn.init.zeros_(layer.mlp.fc2.weight)
         for norm in (layer.layer_norm1, layer.layer_norm2):
+            # ComfyUI adds in place to what the norms keep for the backward pass: they get a copy.
             norm.register_forward_pre_hook(lambda _module, inputs: (inputs[0].clone(),))
 
 
@@ -74,10 +77,7 @@ class TextEncoder(nn.Module):
         # It starts as its word embeddings.
         nn.init.normal_(embeddings.token_embedding.weight)
         nn.init.normal_(embeddings.position_embedding.weight, std=0.1)
-        for layer in self.clip.text_model.encoder.layers:
-            nn.init.zeros_(layer.self_attn.out_proj.weight)
-            nn.init.zeros_(layer.mlp.fc2.weight)
-        keep_norm_inputs(self.clip.text_model.encoder)
+        begin_layers(self.clip.text_model.encoder)
         self.requires_grad_(True)
         self.clip.text_projection.requires_grad_(False)  # SD1.5 does not use it
 
