@@ -170,7 +170,7 @@ def test_it_is_the_published_injection_on_diffusers_transformers(name):
             trajectory.latents,
             trajectory.start,
             sigmas,
-            source,
+            trajectory.positive,
             positive,
             negative,
             3.0,
