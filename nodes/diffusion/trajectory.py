@@ -182,7 +182,12 @@ def require_whole_latent(latent: torch.Tensor, model: ModelPatcher, socket: str 
     """Raise ValueError unless `latent` holds pictures, or clips without sound, of the kind of latents that `model` has."""
     fmt = model.get_model_object("latent_format")
     frames = ("frames",) if fmt.latent_dimensions == 3 else ()
-    if latent.is_nested or latent.ndim != 4 + len(frames) or latent.shape[1] != fmt.latent_channels or 0 in latent.shape:
+    if (
+        latent.is_nested
+        or latent.ndim != 4 + len(frames)
+        or latent.shape[1] != fmt.latent_channels
+        or 0 in latent.shape
+    ):
         wanted = ", ".join(map(str, ("batch", fmt.latent_channels, *frames, "height", "width")))
         shape = "a nested latent" if latent.is_nested else tuple(latent.shape)
         raise ValueError(

@@ -47,7 +47,7 @@ def test_a_part_left_out_is_empty():
         ("middle 0", SD15, "'middle 0'"),
         ("features -", SD15, "'features -'"),
         ("features x4", SD15, "'x4'"),
-        ("features 12", SD15, "0-11 of this model, single or as first-last, got '12'"),
+        ("features 12", SD15, "0-11 of this UNet, alone or as first-last, got '12'"),
         ("features 9", SDXL, "0-8 of this model"),
         ("attention 11-4", SD15, "'11-4'"),
         ("attention 4--11", SD15, "'4--11'"),
