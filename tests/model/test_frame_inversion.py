@@ -117,3 +117,8 @@ def test_clips_are_edited_as_pictures_are(name: str, monkeypatch):
         guider = FlowEdit.execute(model, target, prompt, prompt, 3.0, 3.0, method)[0]
         flown = core.SamplerCustomAdvanced.execute(noise, guider, euler, trajectory.sigmas, made)[0]["samples"]
         assert torch.equal(flown, made["samples"]) == same
+    only_last = torch.zeros_like(mask)
+    only_last[2] = 1.0
+    guider = FlowEdit.execute(model, other, prompt, prompt, 3.0, 3.0, method, mask=only_last)[0]
+    flown = core.SamplerCustomAdvanced.execute(noise, guider, euler, trajectory.sigmas, made)[0]["samples"]
+    assert [torch.equal(flown[:, :, i], made["samples"][:, :, i]) for i in range(3)] == [True, True, False]
