@@ -82,10 +82,11 @@ def test_rows_in_one_call_and_in_calls_of_their_own_agree(name, make, monkeypatc
 )
 @torch.inference_mode()
 def test_half_precision_rounds_as_plain_sampling_does(name, precision):
-    """Measured in bfloat16 on all families and three seeds: 0.4 to 1.1 times as much as sampling without an edit, Flow Edit up to
+    """Measured in bfloat16 on all families, most with three seeds: 0.4 to 1.1 times as much as sampling without an edit, Flow Edit up to
     1.8 times; maps of words up to 0.3 times. HiDream picks experts by the largest of some numbers, which rounding changes: up to 1.7.
     """
-    made = {dtype: Pictured(name, dtype=dtype, guidance=GUIDANCE) for dtype in (DTYPES[precision], torch.float32)}
+    guidance = GUIDANCE if name in ("flux", "flux2") else None
+    made = {dtype: Pictured(name, dtype=dtype, guidance=guidance) for dtype in (DTYPES[precision], torch.float32)}
 
     def rounding(make) -> float:
         half, whole = map(make, made.values())
