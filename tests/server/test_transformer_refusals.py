@@ -94,9 +94,11 @@ def with_reference(made: WordEdit) -> list:
 Build = Callable[[WordEdit], Node]
 
 
-def words(**inputs) -> Build:
+def words(socket: str, text: str) -> Build:
+    """The text comes from another node, so that it is first seen when the encoders are at hand."""
+
     def build(made: WordEdit) -> Node:
-        made.graph[made.words.id]["inputs"].update(inputs)
+        made.graph[made.words.id]["inputs"][socket] = made.graph.add("PrimitiveString", value=text)[0]
         return made.words
 
     return build
@@ -137,8 +139,8 @@ BAD: dict[str, tuple[Build, str, str]] = {
     "no blocks": (mask(blocks="middle"), "blocks", "got 'middle'"),
     "a mask's blocks out of range": (mask(blocks="11, 14-18"), "blocks", f"0-4 {OF_FLUX}"),
     "a word to find that is not there": (mask(words="circle, dog"), "words", "'dog'"),
-    "a word to blend that is not there": (words(blend_words="dog"), "blend_words", "'dog'"),
-    "a word to reweight that is not there": (words(reweight="dog: 2"), "reweight", "'dog'"),
+    "a word to blend that is not there": (words("blend_words", "dog"), "blend_words", "'dog'"),
+    "a word to reweight that is not there": (words("reweight", "dog: 2"), "reweight", "'dog'"),
     "references that the trajectory was made without": (
         lambda made: sampled(made, made.prompt_to_prompt()[0], with_reference(made)), "positive",
         "as many reference latents as the source's prompt, 0, got 1.",
