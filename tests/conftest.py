@@ -21,7 +21,7 @@ from support.host.browser import why_left_out  # noqa: E402
 from support.host.client import Client  # noqa: E402
 from support.host.in_process import enter_comfyui, enter_pack  # noqa: E402
 from support.host.provision import Missing, comfyui_location  # noqa: E402
-from support.host.server import WITH_TOY, Server  # noqa: E402
+from support.host.server import OTHERS, WITH_TOY, Server  # noqa: E402
 
 # PyTorch's is what ComfyUI takes on most cards, and the fastest here; the oldest ring has what ComfyUI takes on a CPU.
 KERNEL = {"use_pytorch_cross_attention": "COMFYUI_VERSION" not in os.environ}
@@ -91,8 +91,8 @@ def comfyui() -> Path:
 
 @pytest.fixture(scope="session")
 def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One real server for the whole session, with the toy's loaders beside the pack."""
-    with Server(comfyui, tmp_path_factory.mktemp("server"), WITH_TOY) as running:
+    """One real server for the whole session, with the toy's loaders and what stands for other packs beside the pack."""
+    with Server(comfyui, tmp_path_factory.mktemp("server"), {**WITH_TOY, **OTHERS}) as running:
         yield running
 
 

@@ -80,7 +80,9 @@ def parse_blocks(blocks: str, family: str, count: tuple[int, int]) -> tuple[int,
         return tuple(range(sum(count)))
     tokens = re.sub(r"\s*-\s*", "-", text).replace(",", " ").split()
     if not set(tokens) - {"double", "single"}:
-        raise ValueError(f"blocks: expected 'auto', 'all' or block numbers, such as '11, 14-18', got {blocks!r}.")
+        raise ValueError(
+            f"blocks: expected 'auto', 'all' or block numbers, such as '11, 14-18', got {blocks!r}. Write one of them."
+        )
     return tuple(sorted(_numbers(tokens, blocks, family, count)))
 
 
@@ -101,12 +103,12 @@ def parse_transformer_sites(blocks: str, family: str, count: tuple[int, int]) ->
         if kind not in ("features", "attention") or kind in chosen or not tokens:
             raise ValueError(
                 "blocks: expected 'auto', or 'features' and 'attention' once each with block numbers, such as "
-                f"'features single 20-37; attention 0-56', got {section!r} in {blocks!r}."
+                f"'features single 20-37; attention 0-56', got {section!r} in {blocks!r}. Write it like the example."
             )
         chosen[kind] = sorted(_numbers(tokens, section, family, count))
     if not chosen:
         raise ValueError(
-            f"blocks: expected 'auto' or block numbers, such as 'attention 0-{total - 1}', got {blocks!r}."
+            f"blocks: expected 'auto' or block numbers, such as 'attention 0-{total - 1}', got {blocks!r}. Write one of them."
         )
     return _sites(chosen.get("features", ()), chosen.get("attention", ()))
 
@@ -129,7 +131,7 @@ def _numbers(tokens: list[str], section: str, family: str, count: tuple[int, int
         if not low <= high < end - first:
             raise ValueError(
                 f"blocks: expected {kind} numbers 0-{end - first - 1} of this {family}, which has {double} double and {single} single "
-                f"blocks, alone or as first-last, got {token!r} in {section!r}."
+                f"blocks, alone or as first-last, got {token!r} in {section!r}. Write numbers that it has, or auto."
             )
         numbers.update(range(first + low, first + high + 1))
     return numbers

@@ -75,18 +75,19 @@ def parse_sites(blocks: str, depths: Sequence[int]) -> Sites:
         if kind not in ("features", "attention") or kind in chosen or not tokens:
             raise ValueError(
                 f"blocks: expected 'auto', or 'features' and 'attention' once each with block numbers, such as "
-                f"'features 4; attention 4-11', got {section!r} in {blocks!r}."
+                f"'features 4; attention 4-11', got {section!r} in {blocks!r}. Write it like the example."
             )
         chosen[kind] = sorted({block for token in tokens for block in _numbers(token, section, len(depths))})
     if not chosen:
         raise ValueError(
-            f"blocks: expected 'auto' or block numbers, such as 'features 4; attention 4-11', got {blocks!r}."
+            f"blocks: expected 'auto' or block numbers, such as 'features 4; attention 4-11', got {blocks!r}. Write one of them."
         )
     bare = [block for block in chosen.get("attention", ()) if depths[block] == 0]
     if bare:
         with_attention = ", ".join(str(block) for block, depth in enumerate(depths) if depth)
         raise ValueError(
-            f"blocks: expected output blocks with self-attention ({with_attention} of this model), got {bare[0]} in {blocks!r}."
+            f"blocks: expected output blocks with self-attention ({with_attention} of this model), got {bare[0]} in {blocks!r}. "
+            "Write some of these, or auto."
         )
     return _sites(chosen.get("features", ()), chosen.get("attention", ()), depths)
 
@@ -111,6 +112,7 @@ def _numbers(token: str, section: str, count: int) -> range:
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
     if not first <= last < count:
         raise ValueError(
-            f"blocks: expected output blocks 0-{count - 1} of this model, single or as first-last, got {token!r} in {section!r}."
+            f"blocks: expected output blocks 0-{count - 1} of this UNet, alone or as first-last, got {token!r} in {section!r}. "
+            "Write numbers that it has, or auto."
         )
     return range(first, last + 1)

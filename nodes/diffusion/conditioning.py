@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
 
 Conditioning = list[list[Any]]  # [[cross_attn tensor, dict], ...]
-REFERENCES = ("reference_latents", "reference_latents_method")
+GUIDANCE = "guidance"  # the number that FluxGuidance sets
+READ_BESIDE_TEXT = ("reference_latents", "reference_latents_method", GUIDANCE)
 OWN_TIMES = ("start_percent", "end_percent", "clip_start_percent", "timestep_start", "timestep_end")
 
 
@@ -27,10 +31,19 @@ def with_own_controls(conditioning: Conditioning) -> Conditioning:
     ]
 
 
-def references_of(conditioning: Conditioning) -> dict[str, Any]:
-    """The reference pictures that an edit model was given beside a prompt, where the prompt is one for the whole picture."""
+def read_beside_text(conditioning: Conditioning) -> dict[str, Any]:
+    """Reference pictures and guidance that a model was given beside a prompt, where the prompt is one for the whole picture."""
     options = conditioning[0][1] if len(conditioning) == 1 else {}
-    return {key: options[key] for key in REFERENCES if key in options}
+    return {key: options[key] for key in READ_BESIDE_TEXT if key in options}
+
+
+def is_guidance_distilled(model: ModelPatcher) -> bool:
+    """Whether it reads its guidance as a number beside the prompt, as Flux.1 dev and Flux.2 dev do."""
+    return bool(model.model.model_config.unet_config.get("guidance_embed"))
+
+
+def at_guidance_1(conditioning: Conditioning) -> Conditioning:
+    return [[text, {**options, GUIDANCE: 1.0}] for text, options in conditioning]
 
 
 def require_timeless(conditioning: Conditioning, socket: str) -> None:

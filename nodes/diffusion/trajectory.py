@@ -82,7 +82,7 @@ class Trajectory:
     """One deterministic path from noise to a picture, in sampling order.
 
     latents: [T+1, B, C, H, W] float32 on the CPU, in the model's sampling space (after process_latent_in); video models
-        have one frame, [T+1, B, C, 1, H, W]; latents[i] is the state at sigmas[i], latents[T] the picture's own latent.
+        have frames, [T+1, B, C, frames, H, W]; latents[i] is the state at sigmas[i], latents[T] the picture's own latent.
     sigmas: [T+1] float32, strictly descending to 0.
     positive: the conditioning the path was made with.
     cfg: the guidance it was made with; None where a guider has a guidance of its own kind.
@@ -178,14 +178,19 @@ class Trajectory:
         )
 
 
-def require_picture_latent(latent: torch.Tensor, model: ModelPatcher, socket: str = "latent_image") -> None:
-    """Raise ValueError unless `latent` holds pictures of the size of latents that `model` has: no video, no sound."""
+def require_whole_latent(latent: torch.Tensor, model: ModelPatcher, socket: str = "latent_image") -> None:
+    """Raise ValueError unless `latent` holds pictures, or clips without sound, of the kind of latents that `model` has."""
     fmt = model.get_model_object("latent_format")
-    frames = (1,) if fmt.latent_dimensions == 3 else ()
-    if latent.is_nested or latent.shape[1:-2] != (fmt.latent_channels, *frames) or latent.ndim != 4 + len(frames):
+    frames = ("frames",) if fmt.latent_dimensions == 3 else ()
+    if (
+        latent.is_nested
+        or latent.ndim != 4 + len(frames)
+        or latent.shape[1] != fmt.latent_channels
+        or 0 in latent.shape
+    ):
         wanted = ", ".join(map(str, ("batch", fmt.latent_channels, *frames, "height", "width")))
         shape = "a nested latent" if latent.is_nested else tuple(latent.shape)
         raise ValueError(
-            f"{socket}: expected a picture's latent of this model, [{wanted}], got {shape}. "
+            f"{socket}: expected a latent of this model, [{wanted}], got {shape}. "
             "Encode the picture with the VAE that belongs to the model."
         )

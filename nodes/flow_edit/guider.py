@@ -160,8 +160,12 @@ def _by_difference(difference: torch.Tensor) -> torch.Tensor:
 
 
 def _fitted(mask: torch.Tensor, latent: torch.Tensor) -> torch.Tensor:
-    """A mask [pictures, height, width] at a latent's size, to multiply it with."""
+    """A mask [pictures or frames, height, width] at a latent's size, to multiply it with."""
     values = mask.to(latent.device, torch.float32)
     values = values.reshape(-1, 1, *values.shape[-2:])
+    if latent.ndim == 5 and latent.shape[2] > 1 and len(values) not in (1, len(latent)):
+        clips = len(latent) if len(values) % len(latent) == 0 else 1
+        values = values.view(clips, 1, -1, *values.shape[-2:])
+        return F.interpolate(values, latent.shape[-3:], mode="trilinear", align_corners=False).clamp(0.0, 1.0)
     values = F.interpolate(values, latent.shape[-2:], mode="bilinear", align_corners=False).clamp(0.0, 1.0)
     return values.view(len(values), 1, *[1] * (latent.ndim - 4), *values.shape[-2:])

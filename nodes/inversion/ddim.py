@@ -12,12 +12,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ..attention.calls import ModelOptions
-from ..diffusion.conditioning import Conditioning
+from ..diffusion.conditioning import Conditioning, at_guidance_1, is_guidance_distilled
 from ..diffusion.evaluation import Inside, run_inside
 from ..diffusion.hooks import follow_schedules
 from ..diffusion.patched_model import require_repeatable, require_unedited, without_step_caches
 from ..diffusion.schedule import require_descending_to_zero, require_whole_picture
-from ..diffusion.trajectory import ModelFingerprint, Trajectory, require_picture_latent
+from ..diffusion.trajectory import ModelFingerprint, Trajectory, require_whole_latent
 from .solvers import Effort, Level, ddim_step, euler_step, fixed_point_step
 
 if TYPE_CHECKING:
@@ -37,10 +37,11 @@ def invert(
     negative: Conditioning | None = None,
     cfg: float = 1.0,
 ) -> Trajectory:
-    """The trajectory of `latent` [B, C, H, W] or [B, C, 1, H, W] (as a VAE gives it) up the descending schedule `sigmas` [T+1].
+    """The trajectory of `latent` [B, C, H, W] or [B, C, frames, H, W] (as a VAE gives it) up the descending schedule `sigmas` [T+1].
 
     `method`: "ddim" and "euler" spend T evaluations of the model, "fixed_point" at most `iterations` * T.
     `negative` is read if `cfg` is not 1: then each of them evaluates both prompts, as a sampler would.
+    A guidance-distilled model reads its guidance as 1, at which such models are published to be inverted, whatever the prompts say.
     """
     if method not in METHODS:
         raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {method!r}.")
@@ -49,6 +50,8 @@ def invert(
         raise ValueError(
             f"negative: expected a negative prompt, because cfg is {cfg:g}, got none. Connect the sampler's negative prompt, or set cfg to 1."
         )
+    if is_guidance_distilled(model):
+        positive, negative = at_guidance_1(positive), at_guidance_1(negative or [])
     require_descending_to_zero(sigmas)
     require_unedited(model)
     _require_noise(model, float(sigmas[0]))
@@ -151,7 +154,7 @@ def _require_noise(model: ModelPatcher, sigma: float) -> None:
 
 
 def require_invertible_latent(model: ModelPatcher, latent: torch.Tensor) -> None:
-    require_picture_latent(latent, model)
+    require_whole_latent(latent, model)
     if not bool(latent.any()):
         raise ValueError("latent_image: expected the latent of a picture, got an empty latent. Connect VAE Encode.")
     if not bool(torch.isfinite(latent).all()):

@@ -4,8 +4,10 @@ import comfy.model_management
 import comfy.sample
 import comfy.utils
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
+from ..diffusion.conditioning import is_guidance_distilled
 from ..diffusion.schedule import require_whole_picture, schedule_mismatch
 from ..diffusion.sockets import TrajectoryIO
 from ..diffusion.trajectory import Trajectory
@@ -116,7 +118,7 @@ class DDIMInvert(io.ComfyNode):
         # Outside its noise_mask, core would keep this latent as if it were the picture.
         latent = {key: value for key, value in latent_image.items() if key != "noise_mask"}
         latent["samples"] = trajectory_latent(model, trajectory)
-        found = result(report, *_guidance(trajectory))
+        found = result(report, *_guidance(trajectory, model))
         return io.NodeOutput(trajectory, trajectory_noise(model, trajectory), latent, sigmas, ui=found)
 
 
@@ -265,10 +267,15 @@ class LoadTrajectory(io.ComfyNode):
         return io.NodeOutput(trajectory, ui=result(*_guidance(trajectory), *_lacks(trajectory)))
 
 
-def _guidance(trajectory: Trajectory) -> list[str]:
-    if trajectory.cfg == 1.0:
-        return []
-    return [f"Made at cfg {trajectory.cfg:g}: reconstruct it with this cfg and its negative prompt"]
+def _guidance(trajectory: Trajectory, inverted_by: ModelPatcher | None = None) -> list[str]:
+    lines = []
+    if inverted_by is not None and is_guidance_distilled(inverted_by):
+        lines.append("Inverted at FluxGuidance 1: reconstruct it with this guidance")
+    if trajectory.cfg is None:
+        lines.append("Made by a guider with its own guidance: reconstruct it with that guider")
+    elif trajectory.cfg != 1.0:
+        lines.append(f"Made at cfg {trajectory.cfg:g}: reconstruct it with this cfg and its negative prompt")
+    return lines
 
 
 def _lacks(trajectory: Trajectory) -> list[str]:

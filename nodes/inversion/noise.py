@@ -20,7 +20,7 @@ class TrajectoryNoise:
     coefficients and undone without knowing the kind of model.
     """
 
-    start: torch.Tensor  # [B, C, H, W] or [B, C, 1, H, W] in the model's sampling space
+    start: torch.Tensor  # [B, C, H, W] or [B, C, frames, H, W] in the model's sampling space
     sigma: float
     model: ModelPatcher
     seed: int = 0

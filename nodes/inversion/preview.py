@@ -19,8 +19,13 @@ def preview_steps(trajectory: Trajectory, frames: int) -> torch.Tensor:
 
 
 def preview_frames(trajectory: Trajectory, steps: torch.Tensor, decode: Decoder | None) -> torch.Tensor:
-    """[B, steps, H, W, 3] in 0..1: the states, each scaled to unit variance; latent colours without a decoder."""
+    """[B, steps, H, W, 3] in 0..1: the states, each scaled to unit variance; latent colours without a decoder.
+
+    Of a clip the first frame is shown.
+    """
     x = trajectory.latents[steps]
+    if x.ndim == 6:
+        x = x[:, :, :, :1]
     if "CONST" not in trajectory.model.sampling:  # flow models mix picture and noise, the others add them
         x = x / (trajectory.sigmas[steps] ** 2 + 1).sqrt().view(-1, *[1] * (x.ndim - 1))
     latents = x.transpose(0, 1).flatten(0, 1)  # [B * frames, C, H, W], rows of the batch first

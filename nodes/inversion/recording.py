@@ -14,7 +14,7 @@ import torch
 from ..diffusion.conditioning import Conditioning
 from ..diffusion.samplers import RECORDABLE, require_deterministic
 from ..diffusion.schedule import require_descending_to_zero
-from ..diffusion.trajectory import ModelFingerprint, Trajectory, require_picture_latent
+from ..diffusion.trajectory import ModelFingerprint, Trajectory, require_whole_latent
 
 
 class Asked:
@@ -81,7 +81,7 @@ def sample_trajectory(
     require_descending_to_zero(sigmas)
     positive = original_conditioning(guider)
     model = guider.model_patcher
-    require_picture_latent(latent["samples"], model)
+    require_whole_latent(latent["samples"], model)
     path: list[torch.Tensor] = []
     samples = guider.sample(
         noise.generate_noise(latent),

@@ -14,7 +14,7 @@ import comfy.samplers
 import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-from ..diffusion.conditioning import Conditioning, require_timeless, with_own_controls
+from ..diffusion.conditioning import Conditioning, is_guidance_distilled, require_timeless, with_own_controls
 from ..diffusion.evaluation import Inside, run_inside
 from ..diffusion.patched_model import OWN_GUIDANCE, require_repeatable, require_unedited
 from ..diffusion.schedule import MADE_FOR, step_interval
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
 
 METHODS = ("fast", "null_text", "negative_prompt")
+BESIDE_TEXT = ("pooled_output", "conditioning_llama3")  # what encoders give beside the text; the second for HiDream-I1
 PROMPT_CONDS = ("c_crossattn", "y")  # what UNets read of a prompt's text and pooled output
 
 
@@ -151,15 +152,18 @@ class _Embedding:
 
 
 class _Share:
-    """What `fast` looks for: a share [B] of the way from the negative's text and pooled output to the positive's."""
+    """What `fast` looks for: a share [B] of the way from all that the negative's encoders say to what the positive's say."""
 
     def __init__(self, model: ModelPatcher, negative: Conditioning, positive: Conditioning, batch: int):
         ((null, self.options),) = negative
         ((source, source_options),) = positive
         length = _common_length(model, null.shape[1], source.shape[1])
-        self.texts = [_rows(text.repeat(1, length // text.shape[1], 1), batch) for text in (null, source)]
-        pooled = [options.get("pooled_output") for options in (self.options, source_options)]
-        self.pooled = None if any(p is None for p in pooled) else [_rows(p, batch) for p in pooled]
+        ends = {"cross_attn": [text.repeat(1, length // text.shape[1], 1) for text in (null, source)]}
+        for key in BESIDE_TEXT:
+            pair = [options.get(key) for options in (self.options, source_options)]
+            if all(end is not None for end in pair):
+                ends[key] = pair
+        self.ends = {key: [_rows(end, batch) for end in pair] for key, pair in ends.items()}
         self.share = torch.zeros(batch)
 
     def entry(self) -> list[Any]:
@@ -181,8 +185,7 @@ class _Share:
         return uncond, before
 
     def _prompt(self, share: torch.Tensor) -> dict[str, torch.Tensor]:
-        ends = {"cross_attn": self.texts} | ({} if self.pooled is None else {"pooled_output": self.pooled})
-        return {key: torch.lerp(*pair, share.view(-1, *[1] * (pair[0].ndim - 1))) for key, pair in ends.items()}
+        return {key: torch.lerp(*pair, share.view(-1, *[1] * (pair[0].ndim - 1))) for key, pair in self.ends.items()}
 
 
 def _common_length(model: ModelPatcher, null: int, source: int) -> int:
@@ -235,7 +238,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _require_negative(model: ModelPatcher) -> None:
-    if model.model.model_config.unet_config.get("guidance_embed"):
+    if is_guidance_distilled(model):
         raise ValueError(
             f"model: expected one with classifier-free guidance, got {type(model.model).__name__}, which is "
             "guidance-distilled: it reads its guidance as a number (FluxGuidance) and uses no negative "

@@ -55,7 +55,7 @@ def found_words(
     attention_layers(model)
     if blocks.strip().lower() != "auto":
         raise ValueError(
-            f"blocks: expected 'auto' for a UNet, whose layers at a quarter of the latent's resolution are read, got {blocks!r}."
+            f"blocks: expected 'auto' for a UNet, whose layers at a quarter of the latent's resolution are read, got {blocks!r}. Write auto."
         )
     require_clip(prompt)
     return word_maps(model, trajectory, source, words, len(prompt.ids), steps), ""

@@ -6,7 +6,7 @@ from functools import partial
 from comfy_api.latest import io
 from server import PromptServer
 
-from ..diffusion.conditioning import references_of
+from ..diffusion.conditioning import read_beside_text
 from ..display.feedback import RESENDS_RESULT, result, temporary_pictures
 from ..display.heatmap import heatmap
 from ..text.tokens import tokenize
@@ -322,8 +322,8 @@ class AttentionMask(io.ComfyNode):
             require_picture(image, trajectory.batch, size, pixels)
             size = tuple(image.shape[1:3])
         if positive is None:
-            references = references_of(trajectory.positive)
-            positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text), add_dict=references)
+            beside = read_beside_text(trajectory.positive)
+            positive = clip.encode_from_tokens_scheduled(clip.tokenize(prompt.text), add_dict=beside)
         else:
             require_prompt(positive, prompt, "positive", "an encoding of the text")
         words_found = [columns, *prompt.words]

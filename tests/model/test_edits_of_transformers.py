@@ -17,7 +17,9 @@ pytestmark = pytest.mark.model
 
 MADE = (*EDITS, Pictured.attention_mask)
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-ROUNDING = {"fp16": 1e-2, "bf16": 6e-2}
+PLAIN = {"fp16": 5e-3, "bf16": 4e-2}
+# Core embeds 1000 times this number. bfloat16 has it exactly. It rounds 3500 to 3504, of which Flux makes another picture: 0.3 off.
+GUIDANCE = 4.0
 
 
 def spelled(value: object) -> str:
@@ -76,19 +78,23 @@ def test_rows_in_one_call_and_in_calls_of_their_own_agree(name, make, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "precision"),
-    cases(
-        [
-            *product(("chroma", "sd3"), MADE, DTYPES),
-            *product(("flux",), MADE, ("fp16",)),
-            ("qwen_image", Pictured.flow_edit, "bf16"),
-        ],
-        *zip(("flux", "sd3", "qwen_image", "flux"), MADE, ("fp16", "bf16", "bf16", "fp16"), strict=True),
-    ),
-    ids=spelled,
+    ("name", "precision"), cases(product(KINDS, DTYPES), ("flux", "bf16"), ("sd3", "fp16"), ("qwen_image", "bf16"))
 )
 @torch.inference_mode()
-def test_half_precision_is_close(name, make, precision):
-    half, whole = (make(Pictured(name, dtype=dtype)) for dtype in (DTYPES[precision], torch.float32))
-    assert bool(torch.isfinite(half).all())
-    assert 0.0 < relative(half, whole) < ROUNDING[precision]
+def test_half_precision_rounds_as_plain_sampling_does(name, precision):
+    """Measured in bfloat16 on all families, most with three seeds: 0.4 to 1.1 times as much as sampling without an edit, Flow Edit up to
+    1.8 times; maps of words up to 0.3 times. HiDream picks experts by the largest of some numbers, which rounding changes: up to 1.7.
+    """
+    guidance = GUIDANCE if name in ("flux", "flux2") else None
+    made = {dtype: Pictured(name, dtype=dtype, guidance=guidance) for dtype in (DTYPES[precision], torch.float32)}
+
+    def rounding(make) -> float:
+        half, whole = map(make, made.values())
+        assert bool(torch.isfinite(half).all())
+        return relative(half, whole)
+
+    plain = rounding(Pictured.plain)
+    assert 0.0 < plain < PLAIN[precision]
+    for make in MADE:
+        two_predictions = make is Pictured.flow_edit  # of which it takes the difference
+        assert 0.0 < rounding(make) < (2.0 if two_predictions or name == "hidream" else 1.25) * plain

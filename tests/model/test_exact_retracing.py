@@ -46,6 +46,7 @@ def back(model, trajectory, start=None, sampler="euler"):
 
 
 @pytest.mark.parametrize("kind", cases(ALL_KINDS, "eps", "flow", "zsnr v"))
+@torch.inference_mode()
 def test_retraces_every_latent(kind):
     build, scheduler = ALL_KINDS[kind]
     model = build()
@@ -59,6 +60,7 @@ def test_retraces_every_latent(kind):
 
 
 @pytest.mark.parametrize("name", cases(TRANSFORMERS, "flux", "sd3", "wan"))
+@torch.inference_mode()
 def test_retraces_transformers(name):
     kind = TRANSFORMERS[name]
     model = kind.model()
@@ -68,6 +70,7 @@ def test_retraces_transformers(name):
     assert max(relative(ours, source) for ours, source in zip(path, trajectory.latents, strict=True)) < 1e-4
 
 
+@torch.inference_mode()
 def test_costs_one_evaluation_a_step_up_and_down():
     model = sd15()
     with UNetProbe(model) as probe:
@@ -77,6 +80,7 @@ def test_costs_one_evaluation_a_step_up_and_down():
         assert len(probe.calls) == 2 * trajectory.steps
 
 
+@torch.inference_mode()
 def test_rows_of_a_batch_and_one_source_for_many():
     model = two_level()
     trajectory = inverted(model, batch=2)
@@ -86,6 +90,7 @@ def test_rows_of_a_batch_and_one_source_for_many():
     assert relative(rows, one.latents[-1].expand_as(rows)) < 1e-4
 
 
+@torch.inference_mode()
 def test_masks_and_areas():
     model = two_level()
     trajectory = inverted(model)
@@ -99,6 +104,7 @@ def test_masks_and_areas():
     assert relative(path[-1], trajectory.latents[-1]) < 1e-4
 
 
+@torch.inference_mode()
 def test_control_net_on_inversion_and_sampling():
     model = two_level()
     net = control_net()
@@ -107,6 +113,7 @@ def test_control_net_on_inversion_and_sampling():
     assert relative(back(exact(model, trajectory), trajectory)[-1], trajectory.latents[-1]) < 1e-4
 
 
+@torch.inference_mode()
 def test_edits_retrace_too_and_once():
     """Plug-and-Play with the source's own prompt gives the source; the node before it changes nothing more."""
     model = two_level()
@@ -134,6 +141,7 @@ def test_edits_retrace_too_and_once():
         PlugAndPlay.execute(model, trajectory, 0.7, 0.5, BLOCKS, features=features)
 
 
+@torch.inference_mode()
 def test_refuses_what_it_cannot_retrace():
     model = two_level()
     trajectory = inverted(model, steps=2)

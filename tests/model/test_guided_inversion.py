@@ -10,8 +10,9 @@ from comfy_extras.nodes_apg import APG
 from palimpsest.nodes.diffusion.conditioning import Conditioning
 from palimpsest.nodes.diffusion.trajectory import Trajectory
 from palimpsest.nodes.inversion.ddim import METHODS, convergence_report, invert
-from palimpsest.nodes.inversion.nodes import DDIMInvert, SampleTrajectory
+from palimpsest.nodes.inversion.nodes import DDIMInvert, LoadTrajectory, SampleTrajectory
 from palimpsest.nodes.inversion.noise import trajectory_noise
+from palimpsest.nodes.inversion.trajectory_io import save_trajectory
 from palimpsest.nodes.null_text.optimize import optimize
 from palimpsest.nodes.null_text.solvers import Effort
 from palimpsest.nodes.prompt_to_prompt.nodes import EncodePromptEdit, PromptToPrompt
@@ -106,10 +107,34 @@ def test_exact_retracing_reconstructs_at_the_same_guidance(kind: str):
 @torch.inference_mode()
 def test_a_guidance_distilled_model_may_have_guidance_too():
     kind = TRANSFORMERS["flux"]
-    model, positive, negative = kind.model(), kind.conditioning(2), kind.conditioning(3)
+    model, positive, negative = kind.model(), kind.conditioning(2), kind.conditioning(3, guidance=1.0)
     trajectory = invert(model, positive, kind.latent(1), schedule(model, 2, "simple"), "ddim", 1, negative, 3.0)
     path = back(exact(model, trajectory), trajectory, 3.0, negative)
     assert relative(path, trajectory.latents) < 1e-5
+
+
+@pytest.mark.parametrize("name", cases(["flux", "flux2"], "flux"))
+@torch.inference_mode()
+def test_a_guidance_distilled_model_is_inverted_at_guidance_1_whatever_the_prompt_says(name: str):
+    kind = TRANSFORMERS[name]
+    model, read = kind.model(), []
+
+    def asked(apply, args):
+        read.append(float(args["c"]["guidance"]))
+        return apply(args["input"], args["timestep"], **args["c"])
+
+    counted = model.clone()
+    counted.set_model_unet_function_wrapper(asked)
+    picture, sigmas = {"samples": kind.latent(1, height=4, width=4)}, schedule(model, 2, "simple")
+    made = [
+        DDIMInvert.execute(counted, kind.conditioning(2, **options), picture, sigmas, "ddim", 1)
+        for options in ({}, {"guidance": 3.5}, {"guidance": 30.0})
+    ]
+    assert read == [1.0] * 6
+    assert all(torch.equal(node[0].latents, made[0][0].latents) for node in made)
+    assert "Inverted at FluxGuidance 1: reconstruct it with this guidance" in made[0].ui["palimpsest_result"]
+    [[_, options]] = made[1][0].positive  # what edits read the source with
+    assert options["guidance"] == 1.0
 
 
 @torch.inference_mode()
@@ -193,7 +218,7 @@ def test_a_prompt_to_prompt_edit_that_changes_no_word_reconstructs_the_picture()
 
 
 @torch.inference_mode()
-def test_null_text_starts_from_the_negative_that_reconstructs_and_refuses_the_one_that_cannot():
+def test_null_text_starts_from_the_negative_that_reconstructs_and_refuses_the_one_that_cannot(tmp_path, monkeypatch):
     model = v_model()
     trajectory = inverted(model, "fixed_point", 4.0)
     positive, negative = prompts(model)
@@ -207,6 +232,11 @@ def test_null_text_starts_from_the_negative_that_reconstructs_and_refuses_the_on
     recorded, by_dual = (
         SampleTrajectory.execute(noise, own, euler, trajectory.sigmas, empty)[1] for own in (guider, dual)
     )
+    save_trajectory(by_dual, tmp_path / "dual.trajectory.safetensors")
+    monkeypatch.setattr("palimpsest.nodes.inversion.nodes.resolve", lambda socket, name, suffix: tmp_path / name)
+    loaded = LoadTrajectory.execute("dual.trajectory.safetensors")
+    assert loaded[0].cfg is None
+    assert loaded.ui["palimpsest_result"] == ["Made by a guider with its own guidance: reconstruct it with that guider"]
     for path, made in (
         (trajectory, "at cfg 4"),
         (recorded, "at cfg 3"),

@@ -61,6 +61,22 @@ def test_anima_is_its_backbone_behind_an_adapter_of_its_text():
     assert not torch.equal(evaluated.injected(x, evaluated.recorded(kind.latent(5)), chunks)[0], plain)
 
 
+@torch.inference_mode()
+def test_wan_2_2_is_read_as_wan_2_1_is():
+    """Its 5B model has latents of 48 channels, here of three frames."""
+    wan = KINDS["wan"]
+    unet = {**wan.unet, "in_dim": 48, "out_dim": 48}
+    kind = replace(wan, config=comfy.supported_models.WAN22_T2V, unet=unet, channels=48, frames=3)
+    evaluated = Evaluated(kind, kind.conditioning(2))
+    assert evaluated.family.name == "Wan" and type(evaluated.model.model).__name__ == "WAN22"
+    x, chunks = kind.latent(1), evaluated.chunks()
+    plain, record = evaluated.predict(x)[0], evaluated.recorded(x)
+    assert {key[1] for key in record if len(key) > 1} == set(range(kind.blocks))
+    assert record["query", 0, 0].shape[2] == 3 * 6 * 8
+    assert torch.equal(evaluated.injected(x, record, chunks)[0], plain)
+    assert not torch.equal(evaluated.injected(x, evaluated.recorded(kind.latent(5)), chunks)[0], plain)
+
+
 @FAMILIES
 @torch.inference_mode()
 def test_image_tokens_are_the_latents_and_not_the_texts(name):

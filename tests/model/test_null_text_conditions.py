@@ -19,11 +19,13 @@ from support.fixtures.inversions import relative, schedule
 from support.fixtures.null_text_runs import CFG, sampled
 from support.fixtures.sampling import random_trajectory
 from support.fixtures.tiny_transformers import KINDS
+from support.fixtures.transformer_edits import path
 
 import nodes as core_nodes
 
 pytestmark = pytest.mark.model
 
+DISTILLED = ("flux", "flux2")
 QUICK = Effort(inner_steps=2, tolerance=1e-7)
 
 
@@ -144,15 +146,24 @@ def transformer(name, **more):
     return type(kind)(kind.config, unet, kind.blocks, kind.channels, kind.frames, kind.pooled, kind.llama)
 
 
-@pytest.mark.parametrize("name", ["sd3", "lumina2", "chroma"])
+@pytest.mark.parametrize("name", cases([name for name in KINDS if name not in DISTILLED], "sd3", "lumina2", "hidream"))
 @torch.inference_mode()
 def test_fast_repeats_no_text_of_a_transformer_E21(name):
     kind = transformer(name)
     model, positive = kind.model(), kind.conditioning(1)
-    trajectory = random_trajectory(model, positive, 3, size=(8, 8), scheduler="simple")
+    trajectory = path(kind, model, positive, 3, height=8, width=8)
     result, course = optimize(model, positive, kind.conditioning(3), trajectory, 3.0, QUICK, "fast")
     assert {embedding.shape[1] for embedding, _ in result} == {20}
     assert relative(sampled(model, trajectory, positive, result, 3.0), course.final) < 1e-3
+    if kind.llama:  # the second of its texts goes the same way as the first
+        for embedding, options in result:
+            ends = [[own[0][0], own[0][1]["conditioning_llama3"]] for own in (kind.conditioning(3), positive)]
+            shares = [
+                float(((now - start) * (end - start)).sum() / (end - start).square().sum())
+                for now, start, end in zip((embedding, options["conditioning_llama3"]), *ends, strict=True)
+            ]
+            assert shares[0] == pytest.approx(shares[1], abs=1e-4)
+        assert shares[0] > 1e-3
     with pytest.raises(ValueError, match=r"^negative: expected as many tokens as the positive's 20 for fast, got 10"):
         optimize(model, positive, kind.conditioning(3, tokens=10), trajectory, 3.0, QUICK, "fast")
     alone, _ = optimize(model, positive, kind.conditioning(3, tokens=10), trajectory, 3.0, QUICK, "negative_prompt")
@@ -196,7 +207,7 @@ def test_null_text_optimises_sd3_E21():
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["flux", "flux2"])
+@pytest.mark.parametrize("name", DISTILLED)
 @torch.inference_mode()
 def test_guidance_distilled_models_have_nothing_to_optimise_E21(name, method):
     kind = transformer(name)

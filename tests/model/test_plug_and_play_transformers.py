@@ -7,7 +7,8 @@ import comfy.samplers
 import comfy_extras.nodes_custom_sampler as core
 import pytest
 import torch
-from palimpsest.nodes.attention.structure import structure_of
+from palimpsest.nodes.attention.families import FAMILIES as FAMILIES_BY_CLASS
+from palimpsest.nodes.attention.structure import TransformerStructure, structure_of
 from palimpsest.nodes.inversion.nodes import DDIMInvert, SampleTrajectory
 from palimpsest.nodes.plug_and_play.features import capture
 from palimpsest.nodes.plug_and_play.nodes import CaptureFeatures, PlugAndPlay
@@ -145,6 +146,24 @@ def test_the_memory_of_a_capture_is_known_before_the_model_runs(name, monkeypatc
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize(
+    ("family", "count", "width", "gigabytes"),
+    [
+        ("Flux", (19, 38), 3072, 2.9),
+        ("Flux2", (8, 48), 6144, 5.6),
+        ("SD3", (38, 0), 2432, 1.5),
+        ("QwenImage", (60, 0), 3072, 3.0),
+        ("Anima", (28, 0), 2048, 0.9),
+    ],
+)
+def test_the_memory_of_published_sizes(family, count, width, gigabytes):
+    """q and k of one step, of all blocks and a picture of 1024 x 1024 pixels, in 16 bits."""
+    structure = TransformerStructure(FAMILIES_BY_CLASS[family], count, (width,) * sum(count))
+    side = 128 // (2 if family == "Flux2" else 1)
+    values = structure.values(structure.sites(f"attention 0-{sum(count) - 1}"), torch.empty(1, 16, side, side))
+    assert 2 * values == pytest.approx(gigabytes * 1e9, rel=0.1)
+
+
 @pytest.mark.parametrize("name", TWINS)
 @torch.inference_mode()
 def test_it_is_the_published_injection_on_diffusers_transformers(name):
@@ -170,7 +189,7 @@ def test_it_is_the_published_injection_on_diffusers_transformers(name):
             trajectory.latents,
             trajectory.start,
             sigmas,
-            source,
+            trajectory.positive,
             positive,
             negative,
             3.0,

@@ -210,7 +210,16 @@ def test_it_is_the_published_edit_on_diffusers_transformers(name, steps):
 
     with words:
         wanted = plug_and_play(
-            velocity, words, trajectory.latents, trajectory.start, sigmas, source, positive, negative, 3.0, values_at
+            velocity,
+            words,
+            trajectory.latents,
+            trajectory.start,
+            sigmas,
+            trajectory.positive,
+            positive,
+            negative,
+            3.0,
+            values_at,
         )
     assert relative(model.model.process_latent_in(result), wanted) < 1e-5
     plain = core.CFGGuider.execute(model, positive, negative, 3.0)[0]

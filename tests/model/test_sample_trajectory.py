@@ -154,6 +154,6 @@ def test_what_no_trajectory_can_hold_is_refused_before_the_model_runs_E12():
     ):
         SampleTrajectory.execute(noise, guider, euler, setting.sigmas, setting.empty)
     for shape in ((1, 4, 5, 8, 8), (1, 4, 8), (1, 16, 8, 8)):
-        with pytest.raises(ValueError, match="latent_image: expected a picture's latent of this model"):
+        with pytest.raises(ValueError, match="latent_image: expected a latent of this model"):
             setting.record(euler, {"samples": torch.ones(shape)})
     assert not setting.asked

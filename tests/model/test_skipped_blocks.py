@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from palimpsest.nodes.attention.calls import OTHER_BLOCKS, is_source_pass
 from support.cases import cases
+from support.fixtures import other_nodes
 from support.fixtures.inversions import relative
+from support.fixtures.other_nodes import When, every_second
 from support.fixtures.transformer_edits import Pictured
 
 pytestmark = pytest.mark.model
@@ -21,28 +22,8 @@ EDIT = pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
 READER = pytest.mark.parametrize("edit", READERS, ids=lambda edit: edit.__name__)
 
 
-def skipping(name: str, first: int, when):
-    """From block `first` on, blocks hand on what they get, in calls for which when(number of the call, its options) holds."""
-    calls = []
-
-    def skip(args: dict, _: dict) -> dict:
-        return args
-
-    def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
-        calls.append(1)
-        if when(len(calls), transformer_options):
-            blocks = [(kind, number) for kind, count in LISTS[name].items() for number in range(count)][first:]
-            patches = transformer_options.get("patches_replace", {})
-            replaced = {**patches, "dit": {**patches.get("dit", {}), **dict.fromkeys(blocks, skip)}}
-            transformer_options = {**transformer_options, "patches_replace": replaced}
-        return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-
-    def patched(model):
-        model = model.clone()
-        model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "cache", apply_model)
-        return model
-
-    return patched
+def skipping(name: str, first: int, when: When):
+    return lambda model: other_nodes.skipping(model, LISTS[name], first, when)
 
 
 def of_source(number: int, options: dict) -> bool:
@@ -51,10 +32,6 @@ def of_source(number: int, options: dict) -> bool:
 
 def of_edit(number: int, options: dict) -> bool:
     return not is_source_pass(options)
-
-
-def every_second(number: int, options: dict) -> bool:
-    return number % 2 == 0
 
 
 @pytest.mark.parametrize("name", LISTS)

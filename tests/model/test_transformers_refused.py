@@ -5,13 +5,14 @@ from __future__ import annotations
 import comfy.supported_models
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 from palimpsest.nodes.attention.families import TEXT_FIRST, Family, family_of
 from palimpsest.nodes.attention.joint_attention import on_attention
 from palimpsest.nodes.attention.structure import structure_of
 from palimpsest.nodes.prompt_to_prompt.attention_mask import found_words
 from palimpsest.nodes.prompt_to_prompt.word_sites import word_sites_of
 from support.fixtures.evaluated import Evaluated
-from support.fixtures.tiny_transformers import TEXT, Kind
+from support.fixtures.tiny_transformers import CPU, TEXT, Kind
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]
 
@@ -41,7 +42,17 @@ def test_a_trial_call_counts_no_attention_and_every_node_refuses_by_name(name):
     on_attention(options, Family(name, TEXT_FIRST, patch=patch), lambda call: None)
     with pytest.raises(ValueError, match=rf"^model: expected a transformer whose attention can be read, got {name}"):
         evaluated.predict(x, options)
-    model = evaluated.model
+    require_refused(evaluated.model, name)
+
+
+def test_hidream_o1_half_of_whose_attention_cannot_be_read_is_refused_by_name():
+    """Of its published size, without numbers in it."""
+    config = comfy.supported_models.HiDreamO1({"image_model": "hidream_o1"})
+    network = config.get_model({}, device=torch.device("meta"))
+    require_refused(ModelPatcher(network, load_device=CPU, offload_device=CPU), "HiDreamO1")
+
+
+def require_refused(model: ModelPatcher, name: str) -> None:
     assert family_of(model) is None
     says = rf"^model: expected an image model with a UNet .* or a transformer .*, got {name}"
     for ask in (

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from itertools import product
 
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 from palimpsest.nodes.attention.calls import is_source_pass
+from support.cases import cases
 from support.fixtures.inversions import relative
+from support.fixtures.tiny_transformers import KINDS
 from support.fixtures.transformer_edits import EDITS, Pictured
 from support.fixtures.two_gpus import two_gpus
 
@@ -34,8 +37,11 @@ class Calls:
         return {thread for thread, rows, source in self.seen if rows == prompts and not source}
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3"])
-@pytest.mark.parametrize("edit", EDITS, ids=lambda edit: edit.__name__)
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    cases(product(KINDS, EDITS), *product(("flux", "sd3"), EDITS)),
+    ids=lambda value: getattr(value, "__name__", value),
+)
 @torch.inference_mode()
 def test_rows_in_threads_of_their_own_give_what_they_give_together(name, edit):
     alike, own, apart = Calls(), Calls(), Calls()
@@ -53,7 +59,7 @@ def test_rows_in_threads_of_their_own_give_what_they_give_together(name, edit):
     )  # else core waits for each of them for 5 seconds
 
 
-@pytest.mark.parametrize("name", ["flux", "sd3"])
+@pytest.mark.parametrize("name", cases(KINDS, "flux", "sd3"))
 @torch.inference_mode()
 def test_maps_of_words_are_read_on_one_device(name):
     assert torch.equal(Pictured(name, two_gpus).attention_mask(), Pictured(name).attention_mask())

@@ -47,8 +47,8 @@ def test_a_part_left_out_is_empty():
         ("middle 0", SD15, "'middle 0'"),
         ("features -", SD15, "'features -'"),
         ("features x4", SD15, "'x4'"),
-        ("features 12", SD15, "0-11 of this model, single or as first-last, got '12'"),
-        ("features 9", SDXL, "0-8 of this model"),
+        ("features 12", SD15, "0-11 of this UNet, alone or as first-last, got '12'"),
+        ("features 9", SDXL, "0-8 of this UNet"),
         ("attention 11-4", SD15, "'11-4'"),
         ("attention 4--11", SD15, "'4--11'"),
         ("features single 20-37; attention 0-56", SD15, "got 'single'"),  # of a transformer

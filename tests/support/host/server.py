@@ -15,6 +15,8 @@ import urllib.request
 from pathlib import Path
 
 PACK = Path(__file__).resolve().parents[3]
+# Patches and loaders of other packs, for the tests.
+OTHERS = {"others": PACK / "tests" / "support" / "fixtures" / "other_nodes"}
 WITH_TOY = {"palimpsest": PACK, "toy": PACK / "tests" / "lab" / "toy" / "pack"}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal a process gets when its parent dies
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
