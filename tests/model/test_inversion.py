@@ -260,7 +260,7 @@ def test_half_precision_weights_keep_a_float32_trajectory(dtype: torch.dtype):
         ),
         (
             {"latent_image": {"samples": torch.ones(1, 16, 8, 8)}},
-            r"latent_image: expected a picture's latent .*\(1, 16, 8, 8\)",
+            r"latent_image: expected a latent of this model.*\(1, 16, 8, 8\)",
         ),
         ({"latent_image": {"samples": torch.full((1, 4, 8, 8), torch.nan)}}, "latent_image: expected finite values"),
     ],

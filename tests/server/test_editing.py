@@ -137,7 +137,7 @@ def test_a_trajectory_saved_in_one_run_is_loaded_in_the_next(client: Client, ser
     [file] = run.outputs[saved.id]["trajectories"]
     assert (file["subfolder"], file["filename"]) == ("paths", "portrait_00001_.trajectory.safetensors")
     path = server.base / "output" / "paths" / file["filename"]
-    assert run.results(saved) == [f"{path.name}, {path.stat().st_size / 2**10:.1f} KB"]
+    assert run.results(saved) == [f"{path.name}, {path.stat().st_size / 2**20:.1f} MB"]
 
     name = f"{file['subfolder']}/{file['filename']} [output]"
     assert name in client.object_info()["PAL_LoadTrajectory"]["input"]["required"]["trajectory_file"][1]["options"]
