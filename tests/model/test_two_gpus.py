@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from itertools import product
 
@@ -16,6 +17,10 @@ from support.fixtures.transformer_edits import EDITS, Pictured
 from support.fixtures.two_gpus import two_gpus
 
 pytestmark = [pytest.mark.model, pytest.mark.newest]  # the oldest ComfyUI has no MultiGPU
+
+
+OF_ONE_LENGTH = ("flux2",)  # whose texts are padded, so that two prompts always go together on one device
+ROUNDING = 3e-6  # of float32, where rows that went together go apart
 
 
 class Calls:
@@ -37,6 +42,12 @@ class Calls:
         return {thread for thread, rows, source in self.seen if rows == prompts and not source}
 
 
+@pytest.fixture(autouse=True)
+def no_models_left():
+    """Core goes through its list of loaded models while the garbage collector may take some out."""
+    gc.collect()
+
+
 @pytest.mark.parametrize(
     ("name", "edit"),
     cases(product(KINDS, EDITS), *product(("flux", "sd3"), EDITS)),
@@ -44,12 +55,13 @@ class Calls:
 )
 @torch.inference_mode()
 def test_rows_in_threads_of_their_own_give_what_they_give_together(name, edit):
-    alike, own, apart = Calls(), Calls(), Calls()
+    alike, own, apart, here = Calls(), Calls(), Calls(), {threading.current_thread()}
     together, separate = edit(Pictured(name, alike.watched, negative=None)), edit(Pictured(name, own.watched))
-    assert alike.threads(0, 1) | alike.threads(1, 0) == own.threads(0) == own.threads(1) == {threading.current_thread()}
+    assert alike.threads(0, 1) | alike.threads(1, 0) == here
+    assert own.threads(0) == own.threads(1) == (set() if name in OF_ONE_LENGTH else here)
     split = edit(Pictured(name, lambda model: two_gpus(apart.watched(model)), negative=None))
-    assert relative(split, together) < 1e-6
-    assert torch.equal(edit(Pictured(name, two_gpus)), separate)
+    assert relative(split, together) < ROUNDING
+    assert relative(edit(Pictured(name, two_gpus)), separate) <= (ROUNDING if name in OF_ONE_LENGTH else 0.0)
     positive, negative = apart.threads(0), apart.threads(1)
     assert len(positive) == len(negative) == 1 and positive.isdisjoint(negative)
     assert threading.current_thread() not in positive | negative
