@@ -86,6 +86,9 @@ def test_slerp_mix_and_files_give_what_they_say_on_any_day(client: Client, serve
     )  # fmt: skip
     run = client.run(graph)
     [whole] = saved(server, run, batch)
+    [file] = run.outputs[batch.id]["embeddings"]
+    size = (server.base / "output" / file["subfolder"] / file["filename"]).stat().st_size
+    assert run.results(batch) == [f"{file['filename']}, {size / 2**10:.1f} KB"]
     assert whole.shape == (5, 768)
     assert whole[:1].equal(embeddings(768)) and whole[4:].equal(embeddings(768, seed=1))
     rows = saved(server, run, each)
