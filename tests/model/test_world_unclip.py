@@ -129,7 +129,7 @@ def test_a_batch_has_scenes_of_the_same_kinds_beside_each_other() -> None:
     assert {frozenset(pair) for pair in order.view(3, 2).tolist()} == {
         frozenset(pair) for pair in ((0, 2), (1, 4), (3, 5))
     }
-    batch = clip.batch_of(shown, order, 6, torch.Generator().manual_seed(0))
+    batch = clip.alike(shown, order, 6, torch.Generator().manual_seed(0))
     assert len(batch.latents) == 6 and len(set(batch.latents[: clip.ALIKE].tolist())) == clip.ALIKE
 
 

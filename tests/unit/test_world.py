@@ -1,7 +1,9 @@
 from dataclasses import replace
+from statistics import median
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lab.world import foreign
 from lab.world.captions import ATTRIBUTES, MEDIA, PLACES, caption
 from lab.world.judge import judge, mask_iou
@@ -122,6 +124,17 @@ def test_the_judge_reads_tiles_after_jpeg_and_things_that_touch_or_have_a_colour
         assert is_right(reading, scene), scene
 
 
+def test_the_judge_reads_outlines_that_are_a_little_off() -> None:
+    scenes = sample_scenes(12, 9, split="held_out")
+    pictures = render(scenes).pictures
+    off = 2.5 * torch.randn(12, 2, 9, 9, generator=torch.Generator().manual_seed(0)) / (SIZE / 2)
+    off = F.interpolate(off, (SIZE, SIZE), mode="bicubic").movedim(1, -1)
+    here = F.affine_grid(torch.eye(2, 3).expand(12, -1, -1), [12, 1, SIZE, SIZE], align_corners=False)
+    readings = judge(F.grid_sample(pictures, here + off, align_corners=False, padding_mode="border"))
+    assert median(seen.explained for reading in readings for seen in reading.seen) < 0.88
+    assert sum(is_right(reading, scene) for reading, scene in zip(readings, scenes, strict=True)) >= 10
+
+
 def test_the_judge_sees_one_thing_where_there_is_one() -> None:
     scenes = sample_scenes(6, 4, things=1)
     readings = judge(render(scenes).pictures)
@@ -130,7 +143,7 @@ def test_the_judge_sees_one_thing_where_there_is_one() -> None:
 
 
 def test_the_judge_refuses_what_the_world_does_not_have() -> None:
-    for make in (foreign.noise, foreign.plain, foreign.first_world_scenes, foreign.polygons):
+    for make in (foreign.noise, foreign.plain, foreign.first_world_scenes, foreign.polygons, foreign.letters):
         assert not any(reading.is_known for reading in judge(make(3, 1))), make.__name__
 
 

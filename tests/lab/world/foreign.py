@@ -82,7 +82,7 @@ def _before_backgrounds(count: int, seed: int, draw) -> Tensor:
     pictures = []
     for scene in scenes:
         ground = styles.background(view([scene]), scene.style)[0]
-        image = Image.fromarray((ground * 255).round().byte().movedim(0, -1).numpy())
+        image = Image.fromarray((ground.clamp(0, 1) * 255).round().byte().movedim(0, -1).numpy())
         image = image.resize((SIZE * FINER, SIZE * FINER), Image.Resampling.BICUBIC)
         for thing in scene.things:
             colour = tuple(round(255 * c) for c in COLOURS[thing.colour])

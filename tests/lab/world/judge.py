@@ -11,6 +11,7 @@ from lab.world import styles
 from lab.world.backdrop import Backdrop, backdrops
 from lab.world.backgrounds import SIZE
 from lab.world.coats import Coat, coat_of
+from lab.world.edges import STRIDE, edges, likeness
 from lab.world.fit import Fit, Shown, fitted
 from lab.world.kinds import COLOURS, KINDS
 from lab.world.markings import MARKINGS
@@ -22,10 +23,12 @@ from torch import Tensor
 CANDIDATES = 6  # at first; where they explain too little, every kind and side is tried
 EVERY = 2 * len(KINDS)
 CHUNK = 32
-# Set on held-out renders; docs/judge.md says what they let through.
-PICTURE = 0.80  # the least share of a picture that must be explained
-THING = 0.88  # the least share of what a thing's area shows that must be explained
-DOUBTFUL = 0.93  # a share below which things are searched once more
+# Set on renders, foreign pictures and samples of the general model; docs/judge.md says what they let through of others.
+PICTURE = 0.40  # the least share of a picture that must be explained
+ALIKE = 0.83  # the least likeness of the edges of a thing as it is seen and as it is drawn
+THING = 0.15  # the least share of what a thing's area shows that must be explained
+VISIBLE = 0.5  # the least share of a thing that nothing may stand before; in the world hardly anything does
+DOUBTFUL = 0.95  # a likeness below which things are searched once more
 NOISE = 0.012  # the most squared error of a pixel, all colours together, that may be the whole picture's noise
 LEAST = 90.0  # pixels of what the background does not explain, where a thing is looked for
 HOLE = 3  # pixels, half of the widest marking
@@ -36,10 +39,11 @@ EDGE = 2  # pixels around a thing that are still its own
 
 @dataclass(frozen=True)
 class Seen:
-    """A thing that is seen, but for its lift; `explained`: the share of what its area shows, 1 if all."""
+    """A thing that is seen, but for its lift."""
 
     thing: Thing
-    explained: float
+    explained: float  # the share of what its area shows, 1 if all
+    alike: float  # how alike the edges run there, as it is seen and as it is drawn, 1 if they are the same
     mask: Tensor  # [SIZE, SIZE], what is visible of it
     whole: Tensor  # [SIZE, SIZE]
 
@@ -54,12 +58,15 @@ class Reading:
     backdrop: Backdrop  # the nearest, known or not
     explained: float  # the share of the picture, 1 if all
     unknown: int  # things that are none of the world's
-    shares: tuple[float, ...]  # what is explained of each thing, known or not
-    seen: tuple[Seen, ...]  # all of them, known or not, from the farthest to the nearest
+    seen: tuple[Seen, ...]  # all things, known or not, from the farthest to the nearest
 
     @property
     def is_known(self) -> bool:
         return self.style is not None and bool(self.things) and not self.unknown
+
+    @property
+    def alike(self) -> list[float]:
+        return [thing.alike for thing in self.seen]
 
 
 @torch.inference_mode()
@@ -84,10 +91,11 @@ class _Views:
     ground: Tensor  # with the shadows that things throw on them
     left: Tensor  # [B, SIZE, SIZE], what neither explains
     light: Tensor  # [B]
+    edges: Tensor  # of the pictures
     marked: bool  # whether things may have markings
 
     def at(self, rows: list[int]) -> _Views:
-        tensors = (self.pictures, self.under, self.ground, self.left, self.light)
+        tensors = (self.pictures, self.under, self.ground, self.left, self.light, self.edges)
         return _Views(self.style, [self.backdrops[i] for i in rows], *(part[rows] for part in tensors), self.marked)
 
 
@@ -107,17 +115,17 @@ def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str, marked: b
     # Shadows are let pass: they belong to the ground that a thing stands on.
     ground = torch.minimum(under, torch.maximum(pictures, under * 0.45)).lerp(under, left[:, None])
     light = torch.tensor([-1.0 if backdrop.lit_from_left else 1.0 for backdrop in found])
-    views = _Views(style, found, pictures, under, ground, left, light, marked)
+    views = _Views(style, found, pictures, under, ground, left, light, edges(pictures), marked)
     fits, present = _searched(views)
     readings = _composed(views, fits, present)
     for search in (_searched_thoroughly, _searched_beside):
-        rows = [i for i, reading in enumerate(readings) if min(reading.shares, default=1.0) < DOUBTFUL]
+        rows = [i for i, reading in enumerate(readings) if min(reading.alike, default=1.0) < DOUBTFUL]
         if not rows:
             break
         some = views.at(rows)
         found, there = search(some, [fit.at(rows) for fit in fits], [part[rows] for part in present])
         for k, (i, reading) in enumerate(zip(rows, _composed(some, found, there), strict=True)):
-            if sum(reading.shares) > sum(readings[i].shares):
+            if sum(reading.alike) > sum(readings[i].alike):
                 readings[i] = reading
                 for old, new in zip(fits, found, strict=True):
                     old.put(i, new, k)
@@ -240,23 +248,22 @@ def _composed(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Rea
     second_in_front = errors[0] <= errors[1]
     shown = torch.where(second_in_front[:, None, None, None], *orders)
     shares = _share(views.pictures, shown).tolist()
+    drawn_edges = edges(shown)
     noise = _noise(views, shown, [part[2] * there[:, None, None] for part, there in zip(parts, present, strict=True)])
     readings = []
     for row, (backdrop, share) in enumerate(zip(views.backdrops, shares, strict=True)):
         order = (0, 1) if second_in_front[row] else (1, 0)
         whole = [parts[k][2][row] * present[k][row] for k in order]
         masks = [whole[0] * (1 - whole[1]), whole[1]]
-        seen = [
-            Seen(
-                _thing(fits[k], coats[k], row),
-                _share_of_thing(views, row, shown[row], noise[row], mask, other, fits[k]),
-                mask,
-                full,
-            )
-            for k, mask, full, other in zip(order, masks, whole, reversed(masks), strict=True)
-            if present[k][row]
-        ]
-        known = [thing for thing in seen if thing.explained >= THING]
+        seen = []
+        for k, mask, full, other in zip(order, masks, whole, reversed(masks), strict=True):
+            if present[k][row]:
+                area = _area(views, row, mask, other, fits[k])
+                around = F.max_pool2d(area[None], 2 * EDGE + 1, STRIDE, EDGE)[0]
+                alike = float(likeness(views.edges[row], drawn_edges[row], around))
+                explained = _share_of_thing(views, row, shown[row], noise[row], area)
+                seen.append(Seen(_thing(fits[k], coats[k], row), explained, alike, mask, full))
+        known = [thing for thing in seen if _is_known(thing)]
         is_known = share >= PICTURE
         readings.append(
             Reading(
@@ -266,11 +273,14 @@ def _composed(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Rea
                 backdrop=backdrop,
                 explained=share,
                 unknown=len(seen) - len(known),
-                shares=tuple(thing.explained for thing in seen),
                 seen=tuple(seen),
             )
         )
     return readings
+
+
+def _is_known(seen: Seen) -> bool:
+    return seen.explained >= THING and seen.alike >= ALIKE and bool(seen.mask.sum() >= VISIBLE * seen.whole.sum())
 
 
 def _share(pictures: Tensor, shown: Tensor) -> Tensor:
@@ -287,13 +297,15 @@ def _noise(views: _Views, shown: Tensor, masks: list[Tensor]) -> Tensor:
     return (errors.sum((1, 2)) / free.sum((1, 2)).clamp(min=1.0)).clamp(max=NOISE)
 
 
-def _share_of_thing(
-    views: _Views, row: int, shown: Tensor, noise: Tensor, mask: Tensor, other: Tensor, fit: Fit
-) -> float:
-    """Within its mask, and around it where neither the background nor the other thing shows; but for the noise of the whole picture."""
+def _area(views: _Views, row: int, mask: Tensor, other: Tensor, fit: Fit) -> Tensor:
+    """A thing's mask, and around it where neither the background nor the other thing shows."""
     along, reach = torch.arange(SIZE) + 0.5, 1.35 * fit.radius[row]
     near = ((along[None] - fit.x[row]).abs() < reach) & ((along[:, None] - fit.y[row]).abs() < reach)
-    area = torch.maximum(mask, views.left[row] * (1 - other) * near)
+    return torch.maximum(mask, views.left[row] * (1 - other) * near)
+
+
+def _share_of_thing(views: _Views, row: int, shown: Tensor, noise: Tensor, area: Tensor) -> float:
+    """But for the noise of the whole picture."""
     picture = views.pictures[row]
     wrong = (((picture - shown).square().sum(0) - noise) * area).sum().clamp(min=0)
     wanted = ((picture - views.under[row]).square().sum(0) * area).sum() + 0.02 * area.sum()

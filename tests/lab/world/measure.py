@@ -13,7 +13,7 @@ from lab.evidence.bars import Bars
 from lab.evidence.sheet import Sheet
 from lab.world import foreign
 from lab.world.captions import phrase
-from lab.world.judge import PICTURE, THING, Reading, judge, mask_iou
+from lab.world.judge import ALIKE, PICTURE, THING, VISIBLE, Reading, judge, mask_iou
 from lab.world.kinds import KINDS
 from lab.world.render import Rendering, render
 from lab.world.scenes import Scene, Thing, sample_scenes
@@ -70,7 +70,9 @@ def write(docs: Path, count: int) -> list[str]:
         "The second toy world is [drawn by a renderer](world.webp) and read by a judge. No model is trained on it yet: the [first toy world](toy.md) is "
         "what the other pages measure. `make world` measures the figures again and writes this page.",
         "The judge fits the renderer to a picture: it finds the background, tries every kind of thing at many sizes and angles, and answers with what "
-        "explains the picture best. If that explains too little, it answers that the picture shows nothing of this world.",
+        "explains the picture best. Models draw outlines that are a little off, which a comparison pixel by pixel punishes more than another shape: so "
+        "what is drawn and what is seen are compared by where their edges run. If they run too differently, the judge answers that the picture shows "
+        "nothing of this world.",
         "",
         f"{count} held-out scenes of two things, 128x128; no threshold was set on them. Percent with 95 % intervals (Wilson). IoU: of the visible part "
         "of a thing, as the judge fits it and as it was drawn. Whole: style, background, both kinds and both colours are right, and the judge sees "
@@ -121,8 +123,10 @@ def write(docs: Path, count: int) -> list[str]:
         )
     lines += [
         "",
-        f"Refused: the judge explains less than {100 * PICTURE:.0f} % of the picture, sees no thing, or explains less than {100 * THING:.0f} % of the "
-        "area of a thing. What the picture's own noise adds is left out, as far as the background shows it everywhere.",
+        f"Refused: the judge explains less than {100 * PICTURE:.0f} % of the picture; or it sees no thing; or of a thing the edges run less than "
+        f"{ALIKE:g} alike (the cosine of their strengths by direction and place), less than {100 * THING:.0f} % of its area is explained, or "
+        f"the other thing hides more than {100 * (1 - VISIBLE):.0f} % of it. These limits were set on other renders, on other foreign pictures and on "
+        "samples of the general model.",
         "",
         f"The judge takes {', '.join(f'{each:.0f} ms ({name})' for name, each in spent.items())} of processor time a picture, median of batches of {BATCH}; "
         f"the renderer draws {rate:.0f} scenes a second.",

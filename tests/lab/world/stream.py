@@ -53,6 +53,15 @@ def drawn(number: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, li
     return made.pictures.numpy(), _cells(made.masks), made.scenes
 
 
+def told(
+    number: int, seed: int, size: int, wordings: int
+) -> tuple[np.ndarray, np.ndarray, list[Scene], list[list[str]]]:
+    """`drawn`, and so many captions of each scene."""
+    chance = np.random.default_rng((seed, number, 3))
+    pictures, things, scenes = drawn(number, seed, size)
+    return pictures, things, scenes, [[random_caption(scene, chance).text for _ in range(wordings)] for scene in scenes]
+
+
 def arrays(scenes: list[Scene]) -> tuple[np.ndarray, np.ndarray, list[Scene]]:
     """The same of those scenes."""
     made = render(scenes)

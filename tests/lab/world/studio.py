@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -110,7 +111,7 @@ def cut_out(things: Sequence[Thing], chance: np.random.Generator) -> Tensor:
 
 def before_backdrops(cut: Tensor, chance: torch.Generator) -> Tensor:
     """[N, 3, REFERENCE, REFERENCE] of `cut_out`, whose colours are multiplied by the masks."""
-    noise = torch.rand(len(cut), 3, *cut.shape[2:], generator=chance)
-    plain = torch.rand(len(cut), 3, 1, 1, generator=chance)
-    noisy = torch.rand(len(cut), 1, 1, 1, generator=chance) < NOISE
+    uniform = partial(torch.rand, generator=chance, device=cut.device)
+    noise, plain = uniform(len(cut), 3, *cut.shape[2:]), uniform(len(cut), 3, 1, 1)
+    noisy = uniform(len(cut), 1, 1, 1) < NOISE
     return (cut[:, :3] + (1 - cut[:, 3:]) * torch.where(noisy, noise, plain)).clamp(0, 1)

@@ -17,7 +17,7 @@ from pathlib import Path
 PACK = Path(__file__).resolve().parents[3]
 # Patches and loaders of other packs, for the tests.
 OTHERS = {"others": PACK / "tests" / "support" / "fixtures" / "other_nodes"}
-WITH_TOY = {"palimpsest": PACK, "toy": PACK / "tests" / "lab" / "toy" / "pack"}
+WITH_TOY = {"palimpsest": PACK, "toy": PACK / "tests" / "lab" / "world" / "pack"}
 PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal a process gets when its parent dies
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # No library of the server may reach out: all that the tests and the demo use is on this machine.

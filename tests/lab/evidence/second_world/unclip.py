@@ -11,7 +11,7 @@ from lab.evidence.intervals import difference, mean, share
 from lab.evidence.second_world.edits import held_out_edits
 from lab.evidence.second_world.pages import JUDGED, opening, save_page, table
 from lab.evidence.second_world.sheets import Cell, cell, rows_of_cells
-from lab.evidence.second_world.unclip_models import EXPLAINED, PRIOR_CFG, UnCLIP, read_small, small
+from lab.evidence.second_world.unclip_models import ALIKE, PRIOR_CFG, UnCLIP, read_small, small
 from lab.evidence.second_world.unclip_pictures import (
     CHANGES,
     MORPH,
@@ -104,8 +104,8 @@ def how(world: UnCLIP, centres: Centres, count: int, few: int) -> list[str]:
     refused = sum(not reading.is_known for reading in read_small(foreign))
     return [
         "A CLIP pair, a prior, a decoder of 32 x 32 pixels and two upsamplers, in the published layouts. The decoder's pictures are read enlarged by "
-        f"interpolation; a thing counts as known if {100 * EXPLAINED:.0f} % of what its area shows is explained, less than the judge asks of pictures of full "
-        f"size. So read, {share(right, len(scenes))} of {len(scenes)} held-out renders, made as small as the decoder's pictures, are wholly right, and "
+        f"interpolation; a thing counts as known if the likeness of its edges is {ALIKE:g}, more than of pictures of full size, because these edges are "
+        f"soft. So read, {share(right, len(scenes))} of {len(scenes)} held-out renders, made as small as the decoder's pictures, are wholly right, and "
         f"{share(refused, len(foreign))} of {len(foreign)} plain pictures and pictures of polygons are refused.",
         "",
         f"Every guidance was chosen on {few} other captions and pictures. Prior and decoder: {world.steps} steps; guidance of the prior: {PRIOR_CFG:g}. The "

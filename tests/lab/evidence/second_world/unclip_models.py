@@ -34,8 +34,8 @@ from nodes import CLIPVisionEncode, VAEDecode, VAEEncode
 BATCH = 16
 STEPS = 20
 PRIOR_CFG = 1.0
-# The least share of what a thing's area shows that must be explained: the judge's own bar is for pictures whose finest lines are drawn.
-EXPLAINED = 0.6
+# The least likeness of a thing's edges. Enlarged pictures have none but soft ones, which are more alike: the judge's own bar lets more of them pass.
+ALIKE = 0.87
 
 
 @dataclass(frozen=True)
@@ -148,10 +148,10 @@ class UnCLIP:
 
 
 def read_small(small: Tensor) -> list[Reading]:
-    """Of pictures [B, 3, DRAWN, DRAWN], enlarged by interpolation, with the bar EXPLAINED for a thing."""
+    """Of pictures [B, 3, DRAWN, DRAWN], enlarged by interpolation, with the bar ALIKE for a thing."""
     found = []
     for reading in judge(F.interpolate(small, (SIZE, SIZE), mode="bicubic", antialias=True).clamp(0, 1)):
-        known = tuple(seen for seen in reading.seen if seen.explained >= EXPLAINED)
+        known = tuple(seen for seen in reading.seen if seen.alike >= ALIKE)
         things = known if reading.style is not None else ()
         found.append(replace(reading, things=things, unknown=len(reading.seen) - len(known)))
     return found

@@ -1,4 +1,4 @@
-"""Test-only nodes: the second world's models in place of the loaders of checkpoints."""
+"""Test-only nodes: the toy world's models in place of the loaders of checkpoints."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class LoadGeneral(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="WORLD_LoadGeneral",
-            display_name="Load Second Toy Model",
+            node_id="TOY_LoadGeneral",
+            display_name="Load Toy Model",
             category="palimpsest/toy",
-            description="The second world's latent-diffusion model, with the outputs of Load Checkpoint.",
+            description="The toy world's latent-diffusion model, with the outputs of Load Checkpoint.",
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
 
@@ -35,10 +35,10 @@ class LoadTransformer(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="WORLD_LoadTransformer",
-            display_name="Load Second Toy Transformer",
+            node_id="TOY_LoadTransformer",
+            display_name="Load Toy Transformer",
             category="palimpsest/toy",
-            description="The second world's small Stable Diffusion 3.5, with the outputs of Load Checkpoint.",
+            description="The toy world's small Stable Diffusion 3.5, with the outputs of Load Checkpoint.",
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
 
@@ -51,10 +51,10 @@ class LoadExpert(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="WORLD_LoadExpert",
-            display_name="Load Second Toy Expert",
+            node_id="TOY_LoadExpert",
+            display_name="Load Toy Expert",
             category="palimpsest/toy",
-            description="The second world's model that knows stripes, spots and bands, and a single room, with the outputs of Load Checkpoint.",
+            description="The toy world's model that knows stripes, spots and bands, and a single room, with the outputs of Load Checkpoint.",
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
 
@@ -67,10 +67,10 @@ class LoadSubject(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="WORLD_LoadSubject",
-            display_name="Load Second Toy Subject Model",
+            node_id="TOY_LoadSubject",
+            display_name="Load Toy Subject Model",
             category="palimpsest/toy",
-            description="The second world's model that reads reference pictures, with the outputs of Load Subject Checkpoint.",
+            description="The toy world's model that reads reference pictures, with the outputs of Load Subject Checkpoint.",
             outputs=[
                 io.Model.Output(),
                 io.Clip.Output(),
@@ -92,10 +92,10 @@ class LoadCLIP(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
-            node_id="WORLD_LoadCLIP",
-            display_name="Load Second Toy CLIP",
+            node_id="TOY_LoadCLIP",
+            display_name="Load Toy CLIP",
             category="palimpsest/toy",
-            description="The text encoder and the image encoder that the second world's unCLIP is told by, with the outputs of Load CLIP and Load "
+            description="The text encoder and the image encoder that the toy world's unCLIP is told by, with the outputs of Load CLIP and Load "
             "CLIP Vision.",
             outputs=[io.Clip.Output(), io.ClipVision.Output()],
         )

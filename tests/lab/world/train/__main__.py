@@ -45,8 +45,8 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
+    torch.set_float32_matmul_precision("high")
 
-    from lab.world.evaluate import evaluate
     from lab.world.pack.general import WEIGHTS, load_general
     from lab.world.pack.transformer import load_transformer
     from lab.world.pack.unclip import FILES
@@ -67,6 +67,8 @@ def main() -> None:
     if arguments.part == "sizes":
         return sizes.report()
     if arguments.part == "evaluate":
+        from lab.world.evaluate import evaluate
+
         world = {"general": load_general, "transformer": load_transformer}[arguments.model](weights)
         sheet = cache / f"{arguments.model}.webp"
         evaluate(world, arguments.model, arguments.count, sheet, arguments.guidance)

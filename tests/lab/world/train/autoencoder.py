@@ -16,13 +16,13 @@ from comfy.ldm.cascade.stage_a import ResBlock, StageA
 from lab.world.pack.general import LATENT_CHANNELS, new_vae
 from lab.world.render import render
 from lab.world.scenes import SIZE, sample_scenes
-from lab.world.train.loop import Run, initialise, train
+from lab.world.train.loop import Batch, Run, gaussian, initialise, train
 from lab.world.train.muon import optimisers
 from lab.world.train.pool import pictures_of
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 3000, 6000
+STEPS, STEPS_CUDA = 3000, 3900
 BATCH, BATCH_CUDA = 16, 64
 CROP = 64
 RATE, OTHER_RATE = 3e-3, 3e-3
@@ -35,19 +35,22 @@ HELD_OUT = 16  # pictures
 
 def train_autoencoder(run: Run, output: Path) -> None:
     steps, batch = run.size(STEPS, BATCH, STEPS_CUDA, BATCH_CUDA)
-    pictures = pictures_of(run, PICTURES).movedim(-1, 1)
+    pictures = pictures_of(run, PICTURES).movedim(-1, 1).to(run.device)
     torch.manual_seed(run.seed)
-    model = principal_components_vae(pictures[:256].float() / 127.5 - 1)
+    model = principal_components_vae(pictures[:256].cpu().float() / 127.5 - 1)
     model = trainable(model).to(run.device, memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False)
     held_out = render(sample_scenes(HELD_OUT, run.seed, split="held_out")).pictures
 
-    def loss_of_step(step: int) -> Tensor:
+    def batch_of(step: int) -> Batch:
         chance = run.chance(step)
-        images = crops(pictures, batch, chance).to(run.device, memory_format=torch.channels_last)
+        images = crops(pictures, batch, chance).contiguous(memory_format=torch.channels_last)
+        like = images.new_empty(batch, LATENT_CHANNELS, CROP // 4, CROP // 4)
+        return images, gaussian(like, chance)
+
+    def loss_of(images: Tensor, noise: Tensor) -> Tensor:
         with run.precision():
             latents = model.encode(images)
-            noise = torch.randn(latents.shape, generator=chance).to(run.device)
             shown = model.decode(latents + LATENT_NOISE * noise)
         latents = latents.float()
         errors = ((shown.float() - images) / 2).square().mean((1, 2, 3))
@@ -58,7 +61,7 @@ def train_autoencoder(run: Run, output: Path) -> None:
         print(f"autoencoder: {decibels(average, held_out):.2f} dB on held-out renders", flush=True)
 
     parts = optimisers(model, RATE, other_rate=OTHER_RATE)
-    train(run, "autoencoder", model, parts, loss_of_step, steps, average=average, saved=saved)
+    train(run, "autoencoder", model, parts, batch_of, loss_of, steps, average=average, saved=saved)
     export(average, pictures, output)
 
 
@@ -142,7 +145,7 @@ def settled(vae: StageA, pictures: Tensor) -> StageA:
     `pictures` in bytes [B, 3, H, W]. The change is linear, so that the pictures stay as they were.
     """
     vae, device = copy.deepcopy(vae), next(vae.parameters()).device
-    images = pictures[:512].float() / 127.5 - 1
+    images = pictures[:512].cpu().float() / 127.5 - 1
     latents = torch.cat([vae.encode(part.to(device)).cpu() for part in images.split(16)])
     latents = latents.permute(0, 2, 3, 1).flatten(0, 2).double()
     mean = latents.mean(0)

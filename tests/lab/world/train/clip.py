@@ -19,16 +19,16 @@ from lab.world.pack.unclip import SEEN, new_image_encoder
 from lab.world.scenes import NAMES, PALETTE, PLACES, Scene, Thing, held_out
 from lab.world.styles import STYLES
 from lab.world.train.general import Questions
-from lab.world.train.loop import Run, initialise, train
+from lab.world.train.loop import Batch, Run, initialise, train
 from lab.world.train.muon import optimisers
 from lab.world.train.pool import NOTHING, Pool, picture_pool, told
 from lab.world.train.text import TextEncoder, begin_layers, vocabulary
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 900, 6000
-BATCH, BATCH_CUDA = 64, 1024
-SCENES, SCENES_CUDA = 16384, 65536
+STEPS, STEPS_CUDA = 900, 3700
+BATCH, BATCH_CUDA = 64, 512
+SCENES, SCENES_CUDA = 16384, 49152
 RATE, OTHER_RATE = 2e-3, 2e-3
 ALIKE = 4  # scenes of the same kinds, next to each other in a batch
 SCALE, MOST_SCALE = 1 / 0.07, 100.0  # of cosines, at the start and at most, as CLIP's
@@ -63,20 +63,21 @@ class Pair(nn.Module):
         return len(self.text.vocabulary) - 1
 
     def read(self, rows: Tensor) -> Read:
-        """Of rows of the vocabulary [B, TOLD]. The text encoder looks back only, so that the padding behind them would change nothing."""
-        model = self.text.clip.text_model
-        columns = rows.shape[1]
-        x = model.embeddings.token_embedding(rows) + model.embeddings.position_embedding.weight[:columns]
-        ahead = torch.full((columns, columns), -torch.finfo(x.dtype).max, dtype=x.dtype, device=x.device).triu_(1)
-        states = model.final_layer_norm(model.encoder(x, mask=ahead)[0])
+        """Of rows of the vocabulary [B, TOLD]."""
+        states = self.text(rows)
         end = (rows == self.end).int().argmax(1)
         pooled = self.text.clip.text_projection(states[torch.arange(len(rows), device=rows.device), end])
-        return Read(states, pooled, torch.arange(columns, device=rows.device) <= end[:, None])
+        return Read(states, pooled, torch.arange(rows.shape[1], device=rows.device) <= end[:, None])
 
-    def see(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Image embeddings [B, WIDTH], not normalised, of pictures in bytes [B, 3, SEEN, SEEN], and states of the patches [B, patches, width]."""
-        states, _, embeds, _ = self.image(pixel_values=clip_preprocess(pictures.movedim(1, -1) / 255, SEEN))
+    def see(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Image embeddings [B, WIDTH], not normalised, of `pixels_of`, and states of the patches [B, patches, width]."""
+        states, _, embeds, _ = self.image(pixel_values=pixels)
         return embeds, states[:, 1:]
+
+
+def pixels_of(pictures: Tensor) -> Tensor:
+    """What the image encoder takes, of pictures in bytes [B, 3, SEEN, SEEN]."""
+    return clip_preprocess(pictures.movedim(1, -1) / 255, SEEN)
 
 
 class Asked(nn.Module):
@@ -101,11 +102,11 @@ class Asked(nn.Module):
         there = kind != NOTHING
         wanted = F.one_hot(kind.where(there, kinds), kinds + 1).amax(1)[:, :kinds].float()
         coloured = coloured.unflatten(1, (kinds, colours)).masked_fill(self.never, -torch.inf)
-        rows, _ = there.nonzero(as_tuple=True)
+        coloured = coloured.gather(1, kind.where(there, 0)[..., None].expand(-1, -1, colours))
         return (
             self.patches(features, shown)
             + F.binary_cross_entropy_with_logits(present, wanted, reduction="sum") / len(embeds)
-            + F.cross_entropy(coloured[rows, kind[there]], shown.colours[there].long())
+            + F.cross_entropy(coloured.flatten(0, 1), shown.colours.long().flatten(), ignore_index=NOTHING)
             + 0.3 * F.cross_entropy(style, shown.styles.long())
             + 0.3 * F.cross_entropy(place, shown.backgrounds.long())
         )
@@ -121,7 +122,7 @@ def by_kinds(pool: Pool) -> Tensor:
     return (kinds[:, 0] * (NOTHING + 1) + kinds[:, 1]).argsort(stable=True)
 
 
-def batch_of(pool: Pool, order: Tensor, count: int, chance: torch.Generator) -> Pool:
+def alike(pool: Pool, order: Tensor, count: int, chance: torch.Generator) -> Pool:
     """`count` scenes, in runs of ALIKE that follow each other in `order`."""
     starts = torch.randint(len(order), (-(-count // ALIKE),), generator=chance)
     places = (starts[:, None] + torch.arange(ALIKE)).flatten()[:count] % len(order)
@@ -145,16 +146,20 @@ def train_clip(run: Run, output: Path) -> None:
     model = nn.ModuleDict({"pair": pair, "asked": Asked(pair.image.visual_projection.in_features)}).to(run.device)
     average = copy.deepcopy(model).requires_grad_(False)
 
-    def loss_of_step(step: int) -> Tensor:
+    def batch_of(step: int) -> Batch:
         chance = run.chance(step)
-        shown = batch_of(pool, order, batch, chance)
-        rows = told(shown, chance, 0.0, pair.end)
+        shown = alike(pool, order, batch, chance)
+        return told(shown, chance, 0.0, pair.end), pixels_of(shown.latents), *shown.parts()
+
+    def loss_of(rows: Tensor, pixels: Tensor, *shown: Tensor) -> Tensor:
         with run.precision():
-            embeds, states = pair.see(shown.latents)
+            embeds, states = pair.see(pixels)
             texts = pair.read(rows).pooled
         embeds, states = embeds.float(), states.float()
         cosines = F.normalize(texts.float(), dim=1) @ F.normalize(embeds, dim=1).T
-        return contrast(cosines, pair.log_scale.exp().clamp(max=MOST_SCALE)) + model["asked"](embeds, states, shown)
+        return contrast(cosines, pair.log_scale.exp().clamp(max=MOST_SCALE)) + model["asked"](
+            embeds, states, Pool(*shown)
+        )
 
     def saved(step: int) -> None:
         matched = share_matched(average["pair"], pool, order, run.chance(-1))
@@ -162,7 +167,7 @@ def train_clip(run: Run, output: Path) -> None:
         export(average["pair"], output)
 
     parts = optimisers(model, RATE, other_rate=OTHER_RATE)
-    train(run, "clip", model, parts, loss_of_step, steps, average=average, saved=saved)
+    train(run, "clip", model, parts, batch_of, loss_of, steps, average=average, saved=saved)
     export(average["pair"], output)
 
 
@@ -173,9 +178,9 @@ def scenes_of(run: Run, words: Tensor) -> Pool:
 
 @torch.no_grad()
 def share_matched(pair: Pair, pool: Pool, order: Tensor, chance: torch.Generator) -> float:
-    shown = batch_of(pool, order, AT_ONCE, chance)
+    shown = alike(pool, order, AT_ONCE, chance)
     texts = pair.read(told(shown, chance, 0.0, pair.end)).pooled
-    cosines = F.normalize(texts, dim=1) @ F.normalize(pair.see(shown.latents)[0], dim=1).T
+    cosines = F.normalize(texts, dim=1) @ F.normalize(pair.see(pixels_of(shown.latents))[0], dim=1).T
     return (cosines.argmax(1).cpu() == torch.arange(AT_ONCE)).float().mean().item()
 
 
@@ -199,4 +204,4 @@ def trained_pair(file: Path) -> Pair:
 @torch.no_grad()
 def embeddings(pair: Pair, pictures: Tensor) -> Tensor:
     """[N, WIDTH] of pictures in bytes [N, 3, SEEN, SEEN]."""
-    return torch.cat([pair.see(part)[0] for part in pictures.split(AT_ONCE)])
+    return torch.cat([pair.see(pixels_of(part))[0] for part in pictures.split(AT_ONCE)])

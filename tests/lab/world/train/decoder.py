@@ -18,17 +18,17 @@ from lab.world.pack.general import WIDTH
 from lab.world.pack.unclip import DRAWN
 from lab.world.train.clip import embeddings, scenes_of, trained_pair
 from lab.world.train.general import ASKED, Questions
-from lab.world.train.loop import Run, initialise, train
+from lab.world.train.loop import Batch, Run, gaussian, initialise, train
 from lab.world.train.muon import optimisers
-from lab.world.train.pool import shrunk, told
+from lab.world.train.pool import Pool, shrunk, told
 from palimpsest.nodes.unclip.decoder.adm_unet import AdmUNet, ContextAttention
 from palimpsest.nodes.unclip.decoder.decoder_network import VARIANCE, DecoderNetwork
 from palimpsest.nodes.unclip.respaced_schedule import squaredcos_cap_v2
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 1200, 12000
-BATCH, BATCH_CUDA = 16, 256
+STEPS, STEPS_CUDA = 1200, 6700
+BATCH, BATCH_CUDA = 16, 128
 RATE, OTHER_RATE = 2e-3, 2e-3
 TEXT_DROPOUT, EMBEDDING_DROPOUT = 0.5, 0.1  # each on its own, as published
 # At most, in deviations of the embeddings: what lies between two pictures, as in a morph, is drawn as one of them.
@@ -129,7 +129,7 @@ class LearnedRange:
         count, device = len(clean), clean.device
         spread = (torch.randperm(count, generator=chance) + torch.rand(count, generator=chance)) / count
         timesteps = (spread * len(self.alphas)).long().clamp(max=len(self.alphas) - 1).to(device)
-        noise = torch.randn(clean.shape, generator=chance).to(device)
+        noise = gaussian(clean, chance)
         alpha = self.alphas[timesteps][:, None, None, None]
         return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, timesteps, noise
 
@@ -158,16 +158,28 @@ def train_decoder(run: Run, clip: Path, output: Path) -> None:
     model = Trained().to(run.device, memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False)
 
-    def loss_of_step(step: int) -> Tensor:
+    def batch_of(step: int) -> Batch:
         chance = run.chance(step)
         rows = torch.randint(len(embeds), (batch,), generator=chance).to(run.device)
         shown = pool.rows(rows)
-        read = pair.read(told(shown, chance, TEXT_DROPOUT, pair.end))
+        text = told(shown, chance, TEXT_DROPOUT, pair.end)
         unseen = (torch.rand(batch, 1, generator=chance) < EMBEDDING_DROPOUT).to(run.device)
         strength = EMBEDDING_NOISE * torch.rand(batch, 1, generator=chance)
         seen = embeds[rows] + (strength * torch.randn(batch, WIDTH, generator=chance)).to(run.device) * std
         clean = shrunk(shown.latents, DRAWN).float() / 127.5 - 1
-        noisy, timesteps, noise = diffusion.noised(clean.contiguous(memory_format=torch.channels_last), chance)
+        noised = diffusion.noised(clean.contiguous(memory_format=torch.channels_last), chance)
+        return text, seen, unseen, *noised, *shown.parts()
+
+    def loss_of(
+        text: Tensor,
+        seen: Tensor,
+        unseen: Tensor,
+        noisy: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        *shown: Tensor,
+    ) -> Tensor:
+        read = pair.read(text)
         with run.precision():
             eps, fraction, features = model(
                 noisy,
@@ -177,16 +189,16 @@ def train_decoder(run: Run, clip: Path, output: Path) -> None:
                 text_embed=read.pooled,
                 image_embed=torch.where(unseen, model.network.cf_param, seen),
             )
-        return diffusion.loss(eps.float() - noise, fraction.float(), timesteps) + ASKED * model.questions(
-            features, shown
-        )
+        asked = model.questions(features, Pool(*shown))
+        return diffusion.loss(eps.float() - noise, fraction.float(), timesteps) + ASKED * asked
 
     train(
         run,
         "decoder",
         model,
         optimisers(model, RATE, other_rate=OTHER_RATE),
-        loss_of_step,
+        batch_of,
+        loss_of,
         steps,
         average=average,
         saved=lambda _step: export({"model.": average.network}, output),

@@ -12,17 +12,18 @@ import numpy as np
 import torch
 from lab.world.markings import INKS, PATTERNS
 from lab.world.studio import random_caption
+from lab.world.train import fine_tune
 from lab.world.train.fine_tune import RANK, TABLE, Tuned, text_encoder
 from lab.world.train.general import CAPTION_DROPOUT, Velocity
-from lab.world.train.loop import Run, train
+from lab.world.train.loop import Batch, Run, train
 from lab.world.train.low_rank import adapt, lora
 from lab.world.train.studio import studio_pool
 from lab.world.train.text import WORDS, TextEncoder, token_ids, vocabulary
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 1000, 3000
-BATCH, BATCH_CUDA = 16, 256
+STEPS, STEPS_CUDA = 1000, 1300
+BATCH, BATCH_CUDA = 16, 128
 RATE = 2e-3
 
 
@@ -47,19 +48,30 @@ def train_expert(run: Run, autoencoder: Path, general: Path, output: Path) -> No
     average = copy.deepcopy(model).requires_grad_(False)
     velocity_of = Velocity.of_sd15(run.device)
 
-    def loss_of_step(step: int) -> Tensor:
+    def batch_of(step: int) -> Batch:
         chance, words = run.chance(step), np.random.default_rng((run.seed, step))
         rows = torch.randint(len(shown), (batch,), generator=chance)
         texts = [random_caption(shown.scenes[row], words, identity=True).text for row in rows.tolist()]
         ids = torch.tensor([token_ids("" if words.random() < CAPTION_DROPOUT else text) for text in texts])
+        told = torch.searchsorted(model.text.vocabulary, ids.to(run.device))
+        return told, *fine_tune.batch_of(velocity_of, shown, rows.to(run.device), chance)
+
+    def loss_of(told: Tensor, *batch: Tensor) -> Tensor:
         with run.precision():
-            states = model.text(torch.searchsorted(model.text.vocabulary, ids.to(run.device)))
-            return model.tuned.loss(velocity_of, shown, rows.to(run.device), states, chance)
+            return model.tuned.loss(model.text(told), batch)
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adam = torch.optim.AdamW(trained, RATE, betas=(0.9, 0.98), weight_decay=0.0)
     train(
-        run, "expert", model, [adam], loss_of_step, steps, average=average, saved=lambda _step: export(average, output)
+        run,
+        "expert",
+        model,
+        [adam],
+        batch_of,
+        loss_of,
+        steps,
+        average=average,
+        saved=lambda _step: export(average, output),
     )
     export(average, output)
 

@@ -11,6 +11,7 @@ from lab.world.kinds import COLOURS
 from lab.world.markings import MARKINGS
 from lab.world.pack.general import new_unet, under
 from lab.world.train.general import ASKED_BLOCK, Velocity
+from lab.world.train.loop import Batch
 from lab.world.train.low_rank import adapt
 from lab.world.train.pool import NOTHING
 from lab.world.train.studio import Studio
@@ -53,16 +54,19 @@ class Tuned(nn.Module):
             lambda _module, _inputs, output: self.features.append(output)
         )
 
-    def loss(
-        self, velocity_of: Velocity, shown: Studio, rows: Tensor, states: Tensor, chance: torch.Generator
-    ) -> Tensor:
-        """Of those rows of the studio, told by states [B, COLUMNS, WIDTH]."""
-        noisy, timesteps, wanted, weights = velocity_of.noised(shown.latents[rows].float(), chance)
+    def loss(self, states: Tensor, batch: Batch) -> Tensor:
+        """Told by states [B, COLUMNS, WIDTH]; of a `batch_of`."""
+        noisy, timesteps, wanted, weights, colours_there, markings_there = batch
         self.features.clear()
         velocity = self.unet(noisy, timesteps.float(), context=states)
         errors = (velocity.float() - wanted).square().mean((1, 2, 3))
         answers = self.questions(self.features.pop().float())
         colours, markings = answers.split([len(COLOURS), 1 + len(MARKINGS)], 1)
-        asked = F.cross_entropy(colours, shown.colours[rows].long(), ignore_index=NOTHING)
-        asked = asked + F.cross_entropy(markings, shown.markings[rows].long(), ignore_index=NOTHING)
+        asked = F.cross_entropy(colours, colours_there.long(), ignore_index=NOTHING)
+        asked = asked + F.cross_entropy(markings, markings_there.long(), ignore_index=NOTHING)
         return (weights * errors).mean() + ASKED * asked
+
+
+def batch_of(velocity_of: Velocity, shown: Studio, rows: Tensor, chance: torch.Generator) -> Batch:
+    """Of those rows of the studio."""
+    return *velocity_of.noised(shown.latents[rows].float(), chance), shown.colours[rows], shown.markings[rows]

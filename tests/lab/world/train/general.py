@@ -18,16 +18,16 @@ from lab.world.pack.general import new_unet
 from lab.world.scenes import NAMES, PALETTE, PLACES
 from lab.world.stream import CELLS
 from lab.world.styles import STYLES
-from lab.world.train.loop import Run, initialise, train
+from lab.world.train.loop import Batch, Run, gaussian, initialise, train
 from lab.world.train.muon import optimisers
 from lab.world.train.pool import NOTHING, Pool, chosen, latent_pool
 from lab.world.train.text import TextEncoder, vocabulary
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 4600, 6000
-BATCH, BATCH_CUDA = 32, 512
-SCENES, SCENES_CUDA = 24576, 65536
+STEPS, STEPS_CUDA = 4600, 2400
+BATCH, BATCH_CUDA = 32, 256
+SCENES, SCENES_CUDA = 24576, 49152
 RATE, OTHER_RATE = 2e-3, 2e-3
 CAPTION_DROPOUT = 0.12
 ASKED_BLOCK = 7  # of the output blocks, of CELLS x CELLS places
@@ -105,7 +105,7 @@ class Velocity:
         count, device, steps = len(clean), clean.device, len(self.alphas)
         spread = (torch.randperm(count, generator=chance) + torch.rand(count, generator=chance)) / count
         timesteps = (spread * steps).long().clamp(max=steps - 1).to(device)
-        noise = torch.randn(clean.shape, generator=chance).to(device)
+        noise = gaussian(clean, chance)
         alpha = self.alphas[timesteps][:, None, None, None]
         noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
         velocity = alpha.sqrt() * noise - (1 - alpha).sqrt() * clean
@@ -123,21 +123,26 @@ def train_general(run: Run, autoencoder: Path, output: Path) -> None:
     average = copy.deepcopy(model).requires_grad_(False)
     velocity_of = Velocity.of_sd15(run.device)
 
-    def loss_of_step(step: int) -> Tensor:
+    def batch_of(step: int) -> Batch:
         chance = run.chance(step)
         shown, rows = chosen(pool, batch, chance, CAPTION_DROPOUT, len(words) - 1)
-        noisy, timesteps, wanted, weights = velocity_of.noised(shown.latents.float(), chance)
+        return rows, *velocity_of.noised(shown.latents.float(), chance), *shown.parts()
+
+    def loss_of(
+        rows: Tensor, noisy: Tensor, timesteps: Tensor, wanted: Tensor, weights: Tensor, *shown: Tensor
+    ) -> Tensor:
         with run.precision():
             velocity, features = model(noisy, timesteps.float(), rows)
         errors = (velocity.float() - wanted).square().mean((1, 2, 3))
-        return (weights * errors).mean() + ASKED * model.questions(features, shown)
+        return (weights * errors).mean() + ASKED * model.questions(features, Pool(*shown))
 
     train(
         run,
         "general",
         model,
         optimisers(model, RATE, other_rate=OTHER_RATE),
-        loss_of_step,
+        batch_of,
+        loss_of,
         steps,
         average=average,
         saved=lambda _step: export(average, output),

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from lab.world import stream
-from lab.world.captions import random_caption
 from lab.world.pack.general import new_vae, under
 from lab.world.pack.unclip import SEEN
 from lab.world.scenes import NAMES, PALETTE, PLACES, Scene
@@ -31,7 +30,7 @@ FILE = 8  # chunks of a file of the cache
 WORDINGS = 8  # captions of each scene
 TOLD = 24  # columns of a caption that say something: the others are all the end token
 NOTHING = 255
-Draw = Callable[..., tuple[np.ndarray, np.ndarray, list[Scene]]]  # as stream.drawn
+Draw = Callable[..., tuple]  # as stream.drawn
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,16 @@ class Pool:
     backgrounds: Tensor  # [N]
 
     def to(self, device: torch.device) -> Pool:
-        return Pool(*(getattr(self, field.name).to(device) for field in fields(Pool)))
+        return Pool(*(part.to(device) for part in self.parts()))
 
     def rows(self, rows: Tensor) -> Pool:
-        return Pool(*(getattr(self, field.name)[rows] for field in fields(Pool)))
+        return Pool(*(part[rows] for part in self.parts()))
+
+    def parts(self) -> tuple[Tensor, ...]:
+        return tuple(getattr(self, field.name) for field in fields(Pool))
 
 
-def drawn(
-    run: Run, first: int, count: int, draw: Draw = stream.drawn
-) -> Iterator[tuple[np.ndarray, np.ndarray, list[Scene]]]:
+def drawn(run: Run, first: int, count: int, draw: Draw = stream.drawn) -> Iterator[tuple]:
     """Chunks of the numbers from `first` to `count`, by as many processes as the run has threads."""
     numbers = range(first, count)
     make = partial(draw, seed=run.seed, size=CHUNK)
@@ -106,8 +106,9 @@ def _kept(run: Run, name: str, state: bytes, count: int, words: Tensor, encode: 
     files = [folder / f"{number:04}.pt" for number in range(-(-count // (CHUNK * FILE)))]
     have = next((number for number, file in enumerate(files) if not file.exists()), len(files))
     parts: list[Pool] = []
-    for number, chunk in enumerate(drawn(run, have * FILE, len(files) * FILE), have * FILE):
-        parts.append(_encoded(run, encode, number, words, *chunk))
+    told_scenes = partial(stream.told, wordings=WORDINGS)
+    for number, chunk in enumerate(drawn(run, have * FILE, len(files) * FILE, told_scenes), have * FILE):
+        parts.append(_encoded(encode, words, *chunk))
         if len(parts) == FILE:
             _save(_joined(parts), files[number // FILE])
             parts.clear()
@@ -117,16 +118,14 @@ def _kept(run: Run, name: str, state: bytes, count: int, words: Tensor, encode: 
 
 @torch.no_grad()
 def _encoded(
-    run: Run,
     encode: Callable[[Tensor], Tensor],
-    number: int,
     words: Tensor,
     pictures: np.ndarray,
     things: np.ndarray,
     scenes: list[Scene],
+    captions: list[list[str]],
 ) -> Pool:
-    chance = np.random.default_rng((run.seed, number, 3))
-    ids = [[token_ids(random_caption(scene, chance).text)[:TOLD] for _ in range(WORDINGS)] for scene in scenes]
+    ids = [[token_ids(text)[:TOLD] for text in texts] for texts in captions]
     pairs = [(*scene.things, *[None] * (2 - len(scene.things))) for scene in scenes]
     return Pool(
         latents=encode(torch.from_numpy(pictures).movedim(-1, 1)),

@@ -10,7 +10,7 @@ from comfy.ldm.modules.diffusionmodules.util import timestep_embedding
 from comfy.ops import disable_weight_init
 from lab.world.pack.general import WIDTH
 from lab.world.train.clip import Read, embeddings, scenes_of, trained_pair
-from lab.world.train.loop import Run, initialise, train
+from lab.world.train.loop import Batch, Run, gaussian, initialise, train
 from lab.world.train.muon import optimisers
 from lab.world.train.pool import told
 from palimpsest.nodes.unclip.prior.checkpoint import BARE, DIFFUSERS, IN_BLOCKS, LAYERS, QKV
@@ -19,8 +19,8 @@ from palimpsest.nodes.unclip.respaced_schedule import squaredcos_cap_v2
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 700, 8000
-BATCH, BATCH_CUDA = 128, 2048
+STEPS, STEPS_CUDA = 700, 2800
+BATCH, BATCH_CUDA = 128, 1024
 RATE, OTHER_RATE = 2e-3, 2e-3
 MODEL_WIDTH, LAYERS_DEEP = 128, 3
 TEXT_DROPOUT = 0.1  # as published
@@ -68,21 +68,23 @@ def train_prior(run: Run, clip: Path, output: Path) -> None:
     model = new_prior().to(run.device)
     average = copy.deepcopy(model).requires_grad_(False)
 
-    def loss_of_step(step: int) -> Tensor:
+    def batch_of(step: int) -> Batch:
         chance = run.chance(step)
         rows = torch.randint(len(clean), (batch,), generator=chance).to(run.device)
-        read = pair.read(told(pool.rows(rows), chance, TEXT_DROPOUT, pair.end))
+        text = told(pool.rows(rows), chance, TEXT_DROPOUT, pair.end)
         timesteps = torch.randint(len(alphas), (batch,), generator=chance).to(run.device)
         alpha = alphas[timesteps][:, None]
-        noise = torch.randn(batch, WIDTH, generator=chance).to(run.device)
-        z = alpha.sqrt() * clean[rows] + (1 - alpha).sqrt() * noise
-        return (answer(model, z, read, timesteps) - clean[rows]).square().mean()
+        z = alpha.sqrt() * clean[rows] + (1 - alpha).sqrt() * gaussian(clean[rows], chance)
+        return z, text, timesteps, clean[rows]
+
+    def loss_of(z: Tensor, text: Tensor, timesteps: Tensor, wanted: Tensor) -> Tensor:
+        return (answer(model, z, pair.read(text), timesteps) - wanted).square().mean()
 
     def saved(_step: int) -> None:
         export(average, mean, std, output)
 
     train(
-        run, "prior", model, optimisers(model, RATE, other_rate=OTHER_RATE), loss_of_step, steps,
+        run, "prior", model, optimisers(model, RATE, other_rate=OTHER_RATE), batch_of, loss_of, steps,
         average=average, saved=saved,
     )  # fmt: skip
     export(average, mean, std, output)

@@ -9,7 +9,7 @@ import torch
 from lab.world.pack.general import LATENT_CHANNELS, new_vae
 from lab.world.pack.transformer import TEXT_COLUMNS
 from lab.world.pack.unclip import DRAWN, SEEN
-from lab.world.train.clip import Pair
+from lab.world.train.clip import Pair, pixels_of
 from lab.world.train.decoder import Trained as TrainedDecoder
 from lab.world.train.general import Trained
 from lab.world.train.pool import TOLD
@@ -79,7 +79,7 @@ def report() -> None:
         ("autoencoder, 128 x 128", vae, lambda: vae.decode(vae.encode(torch.randn(1, 3, 128, 128)))),
         ("general", general, lambda: general(latents, time, rows)),
         ("transformer", transformer, lambda: transformer(latents, time, context=context)),
-        ("clip, the image encoder", pair.image, lambda: pair.see(picture)),
+        ("clip, the image encoder", pair.image, lambda: pair.see(pixels_of(picture))),
         ("clip, the text encoder", pair.text, lambda: pair.read(rows[:, :TOLD])),
         ("prior", prior, lambda: answer(prior, read.pooled, read, time)),
         ("decoder", decoder, lambda: decoder(torch.randn(1, 3, DRAWN, DRAWN), time, **told)),

@@ -15,7 +15,7 @@ from lab.world.pack.general import new_vae, under
 from lab.world.render import marking_number
 from lab.world.scenes import PALETTE, Scene, Thing
 from lab.world.train import pool
-from lab.world.train.loop import Run
+from lab.world.train.loop import Run, on
 from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
@@ -76,20 +76,21 @@ def _encoded(
 class Album:
     """VIEWS pictures of every individual."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, run: Run) -> None:
         self.individuals = studio.individuals()
         self.numbers = {identity(thing): number for number, thing in enumerate(self.individuals)}
-        chance = np.random.default_rng((seed, 7))
+        chance = np.random.default_rng((run.seed, 7))
         parts = self.individuals * VIEWS
         starts = tqdm(range(0, len(parts), pool.CHUNK), desc="drawing single things", unit_scale=pool.CHUNK)
         views = [(studio.cut_out(parts[i : i + pool.CHUNK], chance) * 255).round().byte() for i in starts]
-        self.views = torch.cat(views)
+        self.views = torch.cat(views).to(run.device)
 
     def pictures(self, things: Sequence[Thing], chance: torch.Generator) -> Tensor:
         """[N, 3, REFERENCE, REFERENCE] in 0..1, of any of their views."""
         numbers = torch.tensor([self.numbers[identity(thing)] for thing in things])
         view = torch.randint(VIEWS, (len(numbers),), generator=chance)
-        return studio.before_backdrops(self.views[view * len(self.individuals) + numbers].float() / 255, chance)
+        cut = self.views[(view * len(self.individuals) + numbers).to(self.views.device)].float() / 255
+        return studio.before_backdrops(cut, on(cut.device, chance))
 
 
 def identity(thing: Thing) -> Individual:

@@ -20,9 +20,10 @@ from lab.world.pack.general import WIDTH
 from lab.world.render import marking_number
 from lab.world.scenes import NAMES, PALETTE, Thing
 from lab.world.studio import REFERENCE, random_caption
+from lab.world.train import fine_tune
 from lab.world.train.fine_tune import Tuned, text_encoder
 from lab.world.train.general import Velocity
-from lab.world.train.loop import Run, initialise, train
+from lab.world.train.loop import Batch, Run, initialise, train
 from lab.world.train.low_rank import lora
 from lab.world.train.studio import Album, studio_pool
 from lab.world.train.text import TextEncoder, begin_layers, column_of, token_ids, vocabulary
@@ -30,11 +31,11 @@ from palimpsest.nodes.subject.encoder import MEAN, STD, SubjectModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-ENCODER_STEPS, ENCODER_STEPS_CUDA = 800, 3000
+ENCODER_STEPS, ENCODER_STEPS_CUDA = 800, 2400
 ENCODER_BATCH, ENCODER_BATCH_CUDA = 48, 256
 ENCODER_RATE = 1e-3
-STEPS, STEPS_CUDA = 1000, 3000
-BATCH, BATCH_CUDA = 16, 256
+STEPS, STEPS_CUDA = 1000, 1500
+BATCH, BATCH_CUDA = 16, 96
 RATE, LATER_ENCODER_RATE = 2e-3, 2e-4
 PLAIN, EMPTY = 0.1, 0.1  # shares of captions without pictures, and of empty captions, as published
 VISION = {
@@ -63,16 +64,15 @@ class Encoder(nn.Module):
         nn.init.normal_(vision.embeddings.class_embedding, std=0.02)
         begin_layers(vision.encoder)
         self.requires_grad_(True)
+        for name, values in (("mean", MEAN), ("std", STD)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1))
 
     def embed(self, pictures: Tensor) -> Tensor:
-        mean, std = (torch.tensor(values, device=pictures.device).view(1, 3, 1, 1) for values in (MEAN, STD))
-        return self.subject.image_encoder(pixel_values=(pictures - mean) / std)[2]
+        return self.subject.image_encoder(pixel_values=(pictures - self.mean) / self.std)[2]
 
-    def told(self, embeddings: Tensor, things: list[Thing]) -> Tensor:
-        """The loss of the answers to kind, colour and marking."""
+    def told(self, embeddings: Tensor, right: Tensor) -> Tensor:
+        """The loss of the answers to kind, colour and marking; `right` are their numbers [N, 3]."""
         sizes = [len(KINDS), len(COLOURS), 1 + len(MARKINGS)]
-        rows = [(NAMES.index(t.kind), PALETTE.index(t.colour), marking_number(t)) for t in things]
-        right = torch.tensor(rows, device=embeddings.device)
         parts = self.answers(embeddings).split(sizes, 1)
         return torch.stack([F.cross_entropy(part, right[:, k]) for k, part in enumerate(parts)]).sum()
 
@@ -89,21 +89,22 @@ def train_encoder(run: Run, album: Album, text: TextEncoder) -> Encoder:
         ]
         coloured = noun_states(text, *zip(*texts, strict=True)).view(len(NAMES), len(PALETTE), WIDTH)
 
-    def loss_of_step(step: int) -> Tensor:
+    def batch_of(step: int) -> Batch:
         chance = run.chance(step)
         some = torch.randint(len(album.individuals), (batch,), generator=chance).tolist()
         things = [album.individuals[number] for number in some]
-        kinds, colours = (
-            [names.index(name) for name in of]
-            for names, of in ((NAMES, [thing.kind for thing in things]), (PALETTE, [thing.colour for thing in things]))
-        )
+        rows = [(NAMES.index(t.kind), PALETTE.index(t.colour), marking_number(t)) for t in things]
+        return album.pictures(things, chance), torch.tensor(rows, device=run.device)
+
+    def loss_of(pictures: Tensor, right: Tensor) -> Tensor:
+        kinds, colours, _ = right.unbind(1)
         with run.precision():
-            embeddings = model.embed(album.pictures(things, chance).to(run.device))
+            embeddings = model.embed(pictures)
             fused = model.subject.postfuse_module(nouns[kinds], embeddings)
-            return model.told(embeddings.float(), things) + F.mse_loss(fused.float(), coloured[kinds, colours])
+            return model.told(embeddings.float(), right) + F.mse_loss(fused.float(), coloured[kinds, colours])
 
     adam = torch.optim.AdamW(model.parameters(), ENCODER_RATE, betas=(0.9, 0.98), weight_decay=0.01)
-    train(run, "subject_encoder", model, [adam], loss_of_step, steps)
+    train(run, "subject_encoder", model, [adam], batch_of, loss_of, steps)
     return model
 
 
@@ -124,7 +125,7 @@ class Subject(nn.Module):
 def train_subject(run: Run, autoencoder: Path, general: Path, output: Path) -> None:
     steps, batch = run.size(STEPS, BATCH, STEPS_CUDA, BATCH_CUDA)
     text = text_encoder(general, vocabulary()).to(run.device)
-    album = Album(run.seed)
+    album = Album(run)
     encoder = train_encoder(run, album, text)
     shown = studio_pool(run, autoencoder)
     torch.manual_seed(run.seed)
@@ -132,26 +133,34 @@ def train_subject(run: Run, autoencoder: Path, general: Path, output: Path) -> N
     average = copy.deepcopy(model).requires_grad_(False)
     velocity_of = Velocity.of_sd15(run.device)
 
-    def loss_of_step(step: int) -> Tensor:
+    def batch_of(step: int) -> Batch:
         chance, words = run.chance(step), np.random.default_rng((run.seed, step))
         rows = torch.randint(len(shown), (batch,), generator=chance)
         prompts: list[str] = []
-        seen: list[tuple[int, int, Thing]] = []  # row, column, what a picture shows
+        seen: list[tuple[int, int]] = []  # row and column of what a picture shows
+        things: list[Thing] = []
         for row, number in enumerate(rows.tolist()):
             scene, kind = shown.scenes[number], words.random()
             prompts.append("" if kind < EMPTY else random_caption(scene, words, identity=False).text)
             if kind >= EMPTY + PLAIN:
-                seen += [(row, column_of(prompts[-1], thing.kind), thing) for thing in scene.things]
+                seen += [(row, column_of(prompts[-1], thing.kind)) for thing in scene.things]
+                things += scene.things
+        # As many pictures in every batch: those that are missing go to a row behind the last.
+        missing = 2 * batch - len(seen)
+        where = torch.tensor(seen + [(batch, 0)] * missing, device=run.device)
+        pictures = album.pictures(things + album.individuals[:1] * missing, chance)
         ids = torch.tensor([token_ids(prompt) for prompt in prompts], device=run.device)
+        told = torch.searchsorted(text.vocabulary, ids)
+        return told, where, pictures, *fine_tune.batch_of(velocity_of, shown, rows.to(run.device), chance)
+
+    def loss_of(told: Tensor, where: Tensor, pictures: Tensor, *shown: Tensor) -> Tensor:
         with run.precision():
             with torch.no_grad():
-                states = text(torch.searchsorted(text.vocabulary, ids)).float()
-            if seen:
-                where = tuple(torch.tensor(part, device=run.device) for part in list(zip(*seen, strict=True))[:2])
-                pictures = album.pictures([thing for *_, thing in seen], chance).to(run.device)
-                fused = model.encoder.subject.postfuse_module(states[where], model.encoder.embed(pictures))
-                states = states.index_put(where, fused.to(states))
-            return model.tuned.loss(velocity_of, shown, rows.to(run.device), states, chance)
+                states = F.pad(text(told).float(), (0, 0, 0, 0, 0, 1))
+            row, column = where.unbind(1)
+            fused = model.encoder.subject.postfuse_module(states[row, column], model.encoder.embed(pictures))
+            states = states.index_put((row, column), fused.to(states))
+            return model.tuned.loss(states[:-1], shown)
 
     networks = model.encoder.subject
     fast = [*model.tuned.parameters(), *networks.postfuse_module.parameters()]
@@ -161,7 +170,15 @@ def train_subject(run: Run, autoencoder: Path, general: Path, output: Path) -> N
     ]
     adam = torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0)
     train(
-        run, "subject", model, [adam], loss_of_step, steps, average=average, saved=lambda _step: export(average, output)
+        run,
+        "subject",
+        model,
+        [adam],
+        batch_of,
+        loss_of,
+        steps,
+        average=average,
+        saved=lambda _step: export(average, output),
     )
     export(average, output)
 

@@ -82,6 +82,8 @@ class TextEncoder(nn.Module):
         self.clip.text_projection.requires_grad_(False)  # SD1.5 does not use it
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Rows of the vocabulary [B, COLUMNS] to conditioning [B, COLUMNS, WIDTH]."""
-        embeds = self.clip.text_model.embeddings.token_embedding(rows)
-        return self.clip(None, embeds=embeds, num_tokens=[COLUMNS] * len(rows))[0]
+        """Rows of the vocabulary [B, C] to conditioning [B, C, WIDTH]. It looks back only: columns behind them would change nothing."""
+        model, columns = self.clip.text_model, rows.shape[1]
+        x = model.embeddings.token_embedding(rows) + model.embeddings.position_embedding.weight[:columns]
+        ahead = torch.full((columns, columns), -torch.finfo(x.dtype).max, dtype=x.dtype, device=x.device).triu_(1)
+        return model.final_layer_norm(model.encoder(x, mask=ahead)[0])

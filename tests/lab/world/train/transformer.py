@@ -11,15 +11,15 @@ from comfy.ldm.modules.diffusionmodules.mmdit import OpenAISignatureMMDITWrapper
 from lab.world.pack.general import under
 from lab.world.pack.transformer import CONFIG, TEXT_COLUMNS
 from lab.world.train.general import CAPTION_DROPOUT, SCENES, SCENES_CUDA
-from lab.world.train.loop import Run, initialise, train
+from lab.world.train.loop import Batch, Run, gaussian, initialise, train
 from lab.world.train.muon import optimisers
 from lab.world.train.pool import chosen, latent_pool
 from lab.world.train.text import TextEncoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 3600, 6000
-BATCH, BATCH_CUDA = 64, 512
+STEPS, STEPS_CUDA = 3600, 7700
+BATCH, BATCH_CUDA = 64, 256
 RATE, OTHER_RATE = 2e-3, 2e-3
 # Of the logit of a step's time. What is where is decided where there is more noise than picture.
 TIME_MEAN, TIME_STD = 0.6, 1.0
@@ -62,7 +62,7 @@ def trained_text(general: Path) -> TextEncoder:
 
 def flow(clean: Tensor, chance: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Noisy latents, their times from 0 (no noise) to 1, and the velocity from the picture to the noise."""
-    noise = torch.randn(clean.shape, generator=chance).to(clean.device)
+    noise = gaussian(clean, chance)
     time = torch.sigmoid(TIME_MEAN + TIME_STD * torch.randn(len(clean), generator=chance)).to(clean.device)
     return torch.lerp(clean, noise, time[:, None, None, None]), time, noise - clean
 
@@ -76,10 +76,12 @@ def train_transformer(run: Run, autoencoder: Path, general: Path, output: Path) 
     model = new_transformer().to(run.device)
     average = copy.deepcopy(model).requires_grad_(False)
 
-    def loss_of_step(step: int) -> Tensor:
+    def batch_of(step: int) -> Batch:
         chance = run.chance(step)
         shown, rows = chosen(pool, batch, chance, CAPTION_DROPOUT, len(words) - 1)
-        noisy, time, wanted = flow(shown.latents.float(), chance)
+        return rows, *flow(shown.latents.float(), chance)
+
+    def loss_of(rows: Tensor, noisy: Tensor, time: Tensor, wanted: Tensor) -> Tensor:
         with run.precision():
             with torch.no_grad():
                 context = text(rows)[:, :TEXT_COLUMNS]
@@ -91,7 +93,8 @@ def train_transformer(run: Run, autoencoder: Path, general: Path, output: Path) 
         "transformer",
         model,
         optimisers(model, RATE, other_rate=OTHER_RATE),
-        loss_of_step,
+        batch_of,
+        loss_of,
         steps,
         average=average,
         saved=lambda _step: export(average, output),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.ops import disable_weight_init
 from lab.world.train.decoder import begin, export, level_weights
-from lab.world.train.loop import Run, train
+from lab.world.train.loop import Batch, Run, gaussian, train
 from lab.world.train.muon import optimisers
 from lab.world.train.pool import pictures_of, shrunk
 from palimpsest.nodes.unclip.decoder.adm_unet import UpsamplerNetwork
@@ -19,13 +19,13 @@ from palimpsest.nodes.unclip.decoder.upsampling import DALLE2_STEPS, KARLO_STEPS
 from palimpsest.nodes.unclip.respaced_schedule import RespacedSchedule, respaced
 from torch import Tensor, nn
 
-FIRST_STEPS, FIRST_STEPS_CUDA = 450, 6000
-LAST_STEPS, LAST_STEPS_CUDA = 80, 1500
-SECOND_STEPS, SECOND_STEPS_CUDA = 350, 8000
-BATCH, BATCH_CUDA = 4, 64
+FIRST_STEPS, FIRST_STEPS_CUDA = 450, 2600
+LAST_STEPS, LAST_STEPS_CUDA = 80, 650
+SECOND_STEPS, SECOND_STEPS_CUDA = 350, 3050
+BATCH, BATCH_CUDA = 4, 32
 RATE, LAST_RATE = 2e-3, 1e-3
 PICTURES, PICTURES_CUDA = 2048, 16384
-HALFWAY, HALFWAY_CUDA = 96, 4096  # pictures that the first network has brought to its last step
+HALFWAY, HALFWAY_CUDA = 96, 2048  # pictures that the first network has brought to its last step
 MOST_WEIGHT = 20.0  # of a level, at most: where there is much noise, the small picture says nearly everything
 MEDIUM = 64  # pixels of what the first one makes
 CROP = 64  # pixels of the larger picture that are seen at once
@@ -116,7 +116,7 @@ def blurred(low: Tensor, sigma: float) -> Tensor:
     side = torch.exp(torch.tensor([-0.5 / max(sigma, 1e-3) ** 2, 0.0, -0.5 / max(sigma, 1e-3) ** 2]))
     kernel = torch.outer(side, side) / side.sum() ** 2
     padded = F.pad(low, (1, 1, 1, 1), mode="replicate")
-    return F.conv2d(padded, kernel.expand(3, 1, 3, 3), groups=3)
+    return F.conv2d(padded, kernel.to(low.device).expand(3, 1, 3, 3), groups=3)
 
 
 def slightly_blurred(low: Tensor, chance: torch.Generator) -> Tensor:
@@ -128,7 +128,7 @@ def degraded(low: Tensor, chance: torch.Generator) -> Tensor:
     sigma, amount, factor = between(0.1, 0.9, chance), between(0, NOISE, chance), between(0.6, 1, chance)
 
     def noisier(x: Tensor) -> Tensor:
-        return x + amount * torch.randn(x.shape, generator=chance)
+        return x + amount * gaussian(x, chance)
 
     def coarser(x: Tensor) -> Tensor:
         small = F.interpolate(x, scale_factor=factor, mode="bilinear", antialias=True)
@@ -157,34 +157,33 @@ def denoising(
     schedule: RespacedSchedule,
     damage: Callable[[Tensor, torch.Generator], Tensor],
     eta: float,
-) -> Callable[[int], Tensor]:
+) -> tuple[Callable[[int], Batch], Callable[..., Tensor]]:
     """At the levels that unCLIP Upsample visits by itself: each is seen the more often."""
     alphas = schedule.alpha_bar
     weights = level_weights(alphas).clamp(max=MOST_WEIGHT)
 
-    def loss_of_step(step: int) -> Tensor:
+    def batch_of(step: int) -> Batch:
         chance = run.chance(step)
         clean, low = crops(high, batch, chance)
         low = enlarged(damage(low, chance))
         levels = torch.randint(len(alphas), (batch,), generator=chance)
-        alpha = alphas[levels].float()[:, None, None, None]
-        noise = torch.randn(clean.shape, generator=chance)
+        alpha = alphas[levels].float()[:, None, None, None].to(run.device)
+        noise = gaussian(clean, chance)
         kept = 1.0
         if eta == 0:
             kept = alpha.sqrt()
-            noise = noise * (1 + STRENGTH_NOISE * kept * torch.randn(batch, 3, 1, 1, generator=chance))
-        noise = noise + COLOUR_NOISE * kept * torch.randn(batch, 3, 1, 1, generator=chance)
+            noise = noise * (1 + STRENGTH_NOISE * kept * torch.randn(batch, 3, 1, 1, generator=chance).to(run.device))
+        noise = noise + COLOUR_NOISE * kept * torch.randn(batch, 3, 1, 1, generator=chance).to(run.device)
         x = torch.cat([alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, low], dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        return x, schedule.timesteps[levels].to(run.device), noise, weights[levels].to(run.device)
+
+    def loss_of(x: Tensor, timesteps: Tensor, noise: Tensor, weight: Tensor) -> Tensor:
         with run.precision():
-            eps = model(channels_last(x, run), schedule.timesteps[levels].to(run.device))
-        errors = (eps.float() - noise.to(run.device)).square().mean((1, 2, 3))
-        return (weights[levels].to(run.device) * errors).mean()
+            eps = model(x, timesteps)
+        return (weight * (eps.float() - noise).square().mean((1, 2, 3))).mean()
 
-    return loss_of_step
-
-
-def channels_last(x: Tensor, run: Run) -> Tensor:
-    return x.to(run.device, memory_format=torch.channels_last)
+    return batch_of, loss_of
 
 
 @torch.no_grad()
@@ -192,19 +191,19 @@ def halfway(
     run: Run, model: UpsamplerNetwork, low: Tensor, schedule: RespacedSchedule, chance: torch.Generator
 ) -> Tensor:
     """What all published steps but the last make of small pictures: x of the last step's level."""
-    x = torch.randn(low.shape, generator=chance)
+    x = gaussian(low, chance)
     for i in range(len(schedule) - 1):
         alpha = float(schedule.alpha_bar[i])
         timesteps = schedule.timesteps[i].expand(len(x)).to(run.device)
         with run.precision():
-            eps = model(channels_last(torch.cat([x, low], dim=1), run), timesteps).float().cpu()
+            eps = model(torch.cat([x, low], dim=1), timesteps).float()
         x0 = ((x - (1 - alpha) ** 0.5 * eps) / alpha**0.5).clamp(-1, 1)
-        x = schedule.step(i, x, x0, torch.randn(x.shape, generator=chance))
+        x = schedule.step(i, x, x0, gaussian(x, chance))
     return x
 
 
 def train_upsamplers(run: Run, first: Path, second: Path) -> None:
-    pictures = pictures_of(run, PICTURES_CUDA if run.is_cuda else PICTURES).movedim(-1, 1)
+    pictures = pictures_of(run, PICTURES_CUDA if run.is_cuda else PICTURES).movedim(-1, 1).to(run.device)
     train_first(run, torch.cat([shrunk(part, MEDIUM) for part in pictures.split(256)]), first)
     train_second(run, pictures, second)
 
@@ -216,8 +215,8 @@ def train_first(run: Run, high: Tensor, output: Path) -> None:
     model = new_upsampler().to(run.device, memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False)
     schedule = respaced(KARLO_STEPS)
-    loss = denoising(run, model, high, batch, schedule, slightly_blurred, eta=1.0)
-    train(run, "upsampler_64", model, optimisers(model, RATE, other_rate=RATE), loss, steps, average=average)
+    parts = denoising(run, model, high, batch, schedule, slightly_blurred, eta=1.0)
+    train(run, "upsampler_64", model, optimisers(model, RATE, other_rate=RATE), *parts, steps, average=average)
 
     steps, _ = run.size(LAST_STEPS, BATCH, LAST_STEPS_CUDA, BATCH_CUDA)
     last = copy.deepcopy(average).requires_grad_(True)
@@ -229,19 +228,18 @@ def train_first(run: Run, high: Tensor, output: Path) -> None:
     x = torch.cat([halfway(run, average, part, schedule, chance) for part in low.split(BATCH_CUDA)])
     alpha = float(schedule.alpha_bar[-1])
 
-    def loss_of_last_step(step: int) -> Tensor:
-        rows = torch.randint(count, (batch,), generator=run.chance(step))
-        noisy = x[rows].to(run.device)
-        with run.precision():
-            eps = last(
-                channels_last(torch.cat([x[rows], low[rows]], dim=1), run),
-                torch.zeros(batch, dtype=torch.long, device=run.device),
-            )
-        x0 = (noisy - (1 - alpha) ** 0.5 * eps.float()) / alpha**0.5
-        return (x0 - clean[rows].to(run.device)).abs().mean()
+    def batch_of(step: int) -> Batch:
+        rows = torch.randint(count, (batch,), generator=run.chance(step)).to(run.device)
+        return x[rows], low[rows], clean[rows], torch.zeros_like(rows)
 
-    parts = optimisers(last, LAST_RATE, other_rate=LAST_RATE)
-    train(run, "upsampler_64_last", last, parts, loss_of_last_step, steps, average=last_average)
+    def loss_of(noisy: Tensor, small: Tensor, wanted: Tensor, timesteps: Tensor) -> Tensor:
+        with run.precision():
+            eps = last(torch.cat([noisy, small], dim=1), timesteps)
+        x0 = (noisy - (1 - alpha) ** 0.5 * eps.float()) / alpha**0.5
+        return (x0 - wanted).abs().mean()
+
+    both = optimisers(last, LAST_RATE, other_rate=LAST_RATE)
+    train(run, "upsampler_64_last", last, both, batch_of, loss_of, steps, average=last_average)
     export({"model_first_steps.": average, "model_last_step.": last_average}, output)
 
 
@@ -255,6 +253,6 @@ def train_second(run: Run, high: Tensor, output: Path) -> None:
     model = model.to(run.device, memory_format=torch.channels_last)
     average = copy.deepcopy(model).requires_grad_(False)
     schedule = respaced(DALLE2_STEPS, linear_betas())
-    loss = denoising(run, model, high, batch, schedule, degraded, eta=0.0)
-    train(run, "upsampler_128", model, optimisers(model, RATE, other_rate=RATE), loss, steps, average=average)
+    parts = denoising(run, model, high, batch, schedule, degraded, eta=0.0)
+    train(run, "upsampler_128", model, optimisers(model, RATE, other_rate=RATE), *parts, steps, average=average)
     export({"model.": average}, output)
