@@ -6,7 +6,10 @@ from support.host.client import Graph
 from support.host.frontend import Frontend
 
 TEXT = "a red circle on a blue background"
-SIZE, STEPS = 128, 4
+SIZE, STEPS = (
+    128,
+    4,
+)  # pixels of the picture: the toy has one latent pixel for 4 of them, where Empty Latent Image counts 8
 # By type: x, y, width, height on the canvas.
 PLACES = {
     "PAL_AttentionMask": (20, 40, 360, 640),
@@ -43,7 +46,7 @@ def drawn_graph(seed: int) -> Graph:
         guider=graph.add("CFGGuider", model=toy[0], positive=positive[0], negative=negative[0], cfg=3.0)[0],
         sampler=graph.add("KSamplerSelect", sampler_name="euler")[0],
         sigmas=graph.add("BasicScheduler", model=toy[0], scheduler="ddim_uniform", steps=STEPS, denoise=1.0)[0],
-        latent_image=graph.add("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=1)[0],
+        latent_image=graph.add("EmptyLatentImage", width=2 * SIZE, height=2 * SIZE, batch_size=1)[0],
     )
     image = graph.add("VAEDecode", samples=sampled[0], vae=toy[2])
     mask = graph.add(
