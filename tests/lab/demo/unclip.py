@@ -7,21 +7,26 @@ from pathlib import Path
 
 from lab.demo.shipped import Shipped
 from lab.evidence.sheet import as_image
-from lab.toy.scenes import Scene, caption, render
+from lab.world.render import render
+from lab.world.scenes import Scene, Thing
 from PIL import Image
 from support.host.client import Graph, Node
 from support.host.server import Server
 
-WEIGHTS = Path(__file__).resolve().parents[1] / "toy" / "weights"
-# The prior with the settings of docs/unclip.md; the decoder with less guidance, which its last training made do.
+WEIGHTS = Path(__file__).resolve().parents[1] / "world" / "weights"
+# The prior with the settings of docs/unclip.md.
 STEPS, PRIOR_CFG, CFG = 25, 1.0, 2.0
 SIZE = 32  # pixels of the decoder
 FRAMES = 7
 TEXTS = (
-    Scene("heart", "purple", "striped", "top", "white"),
-    Scene("star", "pink", "dotted", "top", "night"),
+    "a red balloon and a pink castle in a meadow, flat drawing",
+    "a blue cat and an orange mushroom in the snow, mosaic",
 )
-ENDS = (Scene("circle", "orange", "plain", "left", "night"), Scene("star", "pink", "plain", "top", "night"))
+# A morph's ends, and what the sheet says of them.
+ENDS = {
+    "a red balloon in a meadow": Scene((Thing("balloon", "red", 62.0, 56.0, 28.0),), "meadow", "flat"),
+    "a yellow tree at night": Scene((Thing("tree", "yellow", 66.0, 72.0, 30.0),), "night", "flat"),
+}
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,7 @@ class UnCLIPDemo:
         clip, decoder = loaded.clip, loaded.decoder
         sigmas = graph.add("BasicScheduler", model=decoder[0], scheduler="karras", steps=STEPS, denoise=1.0)
         seen, starts = [], []
-        for i, image in enumerate(render(ENDS)[0]):
+        for i, image in enumerate(render(list(ENDS.values())).pictures):
             file = output / f"morph_end_{i}.png"
             as_image(image).save(file)
             picture = graph.add("LoadImage", image=self.client.upload_image(file))
@@ -123,11 +128,12 @@ class UnCLIPDemo:
     def rows(self, output: Path) -> list[list[tuple[Image.Image, str]]]:
         """Of the contact sheet: every text with its stages, and the morph. All are saved to output too."""
         texts: list[tuple[Image.Image, str]] = []
-        for text in map(caption, TEXTS):
+        for text in TEXTS:
             labels = [f"{text}\nprior and decoder, {SIZE} pixels", "upsampled to 64", "upsampled to 128"]
             texts += zip(self.imagine(text).stages, labels, strict=True)
         morph = self.morph(output)
-        labels = [caption(ENDS[0]), *[""] * (len(morph) - 2), caption(ENDS[1])]
+        first, last = ENDS
+        labels = [first, *[""] * (len(morph) - 2), last]
         rows = [texts, list(zip(morph, labels, strict=True))]
         for name, row in zip(("unclip", "morph"), rows, strict=True):
             for i, (picture, _) in enumerate(row, 1):

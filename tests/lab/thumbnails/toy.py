@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 
-from lab.demo.shipped import TOY_SIZE, Shipped, Workflow
+from lab.demo.shipped import TOY_SIZE, TRANSFORMERS, Shipped, Workflow
 from lab.demo.unclip import SIZE, WEIGHTS, unclip_files
 from lab.evidence.sheet import as_image
 from lab.toy.low_rank import lora
@@ -12,7 +12,7 @@ from lab.toy.photos import LOOKS, central_square
 from lab.toy.scenes import Scene, render
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from support.host.client import Client, Node, Run
+from support.host.client import Client, Run
 from support.host.server import Server
 
 VOCABULARY = 49408  # of CLIP
@@ -20,16 +20,6 @@ IN_ONE_NODE = {  # loaders that a toy's node takes the place of, socket by socke
     "CheckpointLoaderSimple": "TOY_LoadGeneral",
     "PAL_LoadSubjectEncoder": "TOY_LoadSubject",
     "CLIPLoader": "TOY_LoadCLIP",
-}
-
-
-TRANSFORMERS = ("Flux", "Qwen-Image", "Z-Image", "SD3.5")  # as the names of their workflows end
-IN_ONE_TRANSFORMER = {  # the outputs of TOY_LoadTransformer that take their place
-    "CheckpointLoaderSimple": (0, 1, 2),
-    "UNETLoader": (0,),
-    "CLIPLoader": (1,),
-    "DualCLIPLoader": (1,),
-    "VAELoader": (2,),
 }
 
 
@@ -62,7 +52,7 @@ class Toy:
         """pictures: for its Load Image nodes, in their order."""
         workflow = self.shipped.workflow(name, muted)
         if name.endswith(TRANSFORMERS):
-            exchange_transformer(workflow)
+            workflow.use_toy_transformer()
         for spec in workflow.values():
             spec["inputs"] |= {
                 socket: file for (kind, socket), file in self.files.items() if kind == spec["class_type"]
@@ -99,16 +89,6 @@ class Toy:
         self.last[label] = workflow
         run: Run = self.shipped.run(workflow, label)
         return [self.shipped.images(run, workflow.find(*node)) for node in nodes]
-
-
-def exchange_transformer(workflow: Workflow) -> None:
-    toy = workflow.add("TOY_LoadTransformer", "Transformer")
-    for kind, outputs in IN_ONE_TRANSFORMER.items():
-        for node in [Node(key) for key, spec in workflow.items() if spec["class_type"] == kind]:
-            workflow.exchange(node, *(toy[output] for output in outputs))
-    for spec in workflow.values():
-        if spec["class_type"] == "ModelSamplingAuraFlow":  # the same shift, for models whose time goes to 1
-            spec["class_type"] = "ModelSamplingSD3"
 
 
 def drawn(scene: Scene) -> Image.Image:
