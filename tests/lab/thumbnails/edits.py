@@ -2,107 +2,111 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lab.demo.shipped import CROSS_END, SELF_END, TOY_CFG, WORDS_CFG, Workflow
 from lab.thumbnails.compose import Thumbnail
-from lab.thumbnails.toy import Toy, drawn, photo
-from lab.toy.scenes import Scene, caption
+from lab.thumbnails.toy import Toy, drawn, scene, standing
+from lab.world.captions import caption
+from lab.world.scenes import Scene
 
 SAVED, BEFORE = ("SaveImage", None), ("PreviewImage", "Before")
-CAT, COFFEE, ASTRONAUT = "chelsea.png", "coffee.png", "astronaut.png"  # in scikit-image
-CFG = 2.0
-STAR = Scene("star", "red", "striped", "right", "meadow")
+STEPS = 25
+CASTLE = scene(standing("orange castle", 42, 106, 30), standing("blue butterfly", 98, 110, 22, 14), place="meadow")
+CAT = scene(standing("red cat", 40, 112), standing("yellow boat", 92, 100, 22), place="beach")
+CAR = scene(standing("red car", 44, 116), standing("green tree", 98, 104, 26), place="city")
+MUSHROOM = scene(standing("orange cat", 40, 114, 28), standing("purple mushroom", 94, 110, 25), place="meadow")
+WINDMILL = scene(standing("yellow windmill", 42, 106, 30), standing("red boat", 96, 112, 22), place="night")
+MOSAIC = scene(
+    standing("purple castle", 42, 106, 30), standing("orange butterfly", 98, 110, 22, 14), place="snow", style="mosaic"
+)
+ELEPHANT = scene(standing("green elephant", 64, 115, 32), place="beach")
 
 
 def invert_and_reconstruct(toy: Toy, name: str) -> Thumbnail:
     """The picture and its noise; the reconstruction."""
-    workflow = toy.workflow(name, photo(CAT))
+    workflow = toy.workflow(name, drawn(WINDMILL))
     workflow.set("PAL_PreviewTrajectory", frames=8)
     strip, after = toy.pictures(workflow, name, ("PAL_PreviewTrajectory", None), SAVED)
     noise = strip[0].crop((0, 0, strip[0].height, strip[0].height))
-    return Thumbnail([photo(CAT), noise], after)
+    return Thumbnail([drawn(WINDMILL), noise], after)
 
 
 def retrace_exactly(toy: Toy, name: str) -> Thumbnail:
-    return Thumbnail([photo(COFFEE)], *toy.pictures(toy.workflow(name, photo(COFFEE)), name, SAVED))
+    return Thumbnail([drawn(CAR)], *toy.pictures(toy.workflow(name, drawn(CAR)), name, SAVED))
 
 
 def plug_and_play_on_a_photo(toy: Toy, name: str) -> Thumbnail:
-    workflow = toy.workflow(name, photo(CAT))
-    workflow.set("CLIPTextEncode", "What it becomes", text="a night photo")
+    workflow = toy.workflow(name, drawn(CASTLE))
+    workflow.set("CLIPTextEncode", "What it becomes", text="a castle to the left of a butterfly at night, neon sign")
     workflow.set("CLIPTextEncode", "What it looks like now", text="")
-    workflow.set("CFGGuider", cfg=CFG)
+    workflow.set("CFGGuider", cfg=7.5)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 
 def edit_a_generated_picture(toy: Toy, name: str) -> Thumbnail:
-    first = Scene("circle", "yellow", "plain", "left", "night")
+    shows = "a red house in a meadow, flat drawing"
     workflow = toy.workflow(name)
-    workflow.set("CLIPTextEncode", "First prompt", text=caption(first))
-    workflow.set("CLIPTextEncode", "New prompt", text=caption(replace(first, colour="red", background="meadow")))
-    workflow.guide(CFG)
+    workflow.set("CLIPTextEncode", "First prompt", text=shows)
+    workflow.set("CLIPTextEncode", "New prompt", text=shows.replace("in a meadow", "in the snow"))
+    workflow.guide(TOY_CFG)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 
 def swap_a_word(toy: Toy, name: str) -> Thumbnail:
-    shows = caption(STAR)
-    workflow = toy.workflow(name, drawn(STAR))
-    swapped = {"target_text": shows.replace("red", "blue"), "blend_words": "red star, blue star"}
+    shows = caption(CAT).text
+    workflow = toy.workflow(name, drawn(CAT))
+    swapped = {"target_text": shows.replace("red", "blue"), "blend_words": "red cat, blue cat"}
     workflow.set("PAL_EncodePromptEdit", source_text=shows, **swapped)
     by_words(workflow)
-    return Thumbnail([drawn(STAR)], *toy.pictures(workflow, name, SAVED))
+    return Thumbnail([drawn(CAT)], *toy.pictures(workflow, name, SAVED))
 
 
 def add_words(toy: Toy, name: str) -> Thumbnail:
-    workflow = toy.workflow(name, photo(ASTRONAUT))
-    workflow.set("PrimitiveStringMultiline", value="a photo")
-    workflow.set("PAL_EncodePromptEdit", target_text="a sepia photo")
+    shows = "a castle to the left of a butterfly in a meadow"
+    workflow = toy.workflow(name, drawn(CASTLE))
+    workflow.set("PrimitiveStringMultiline", value=shows)
+    workflow.set("PAL_EncodePromptEdit", target_text=shows.replace("castle", "pink castle"))
     by_words(workflow)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 
 def reweight_a_word(toy: Toy, name: str) -> Thumbnail:
-    """A night photo, and more of the night."""
-    picture = photo(ASTRONAUT, "night")
-    workflow = toy.workflow(name, picture)
-    workflow.set("PrimitiveStringMultiline", value="a night photo")
-    workflow.set("PAL_EncodePromptEdit", target_text="a night photo", reweight="night: 6")
-    workflow.guide(TOY_CFG)
-    workflow.set_all(cross_end=1.0, self_end=SELF_END, steps=20)
+    workflow = toy.workflow(name, drawn(MOSAIC))
+    shows = caption(MOSAIC).text
+    workflow.set("PrimitiveStringMultiline", value=shows)
+    workflow.set("PAL_EncodePromptEdit", target_text=shows, reweight="mosaic: -2")
+    by_words(workflow)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 
 def by_words(workflow: Workflow) -> None:
     workflow.guide(WORDS_CFG)
-    workflow.set_all(cross_end=CROSS_END, self_end=SELF_END)
+    workflow.set_all(cross_end=CROSS_END, self_end=SELF_END, steps=STEPS)
 
 
 def mask_by_word(toy: Toy, name: str) -> Thumbnail:
+    return inpainted(toy, name, MUSHROOM, "orange cat", "red house")
+
+
+def inpainted(toy: Toy, name: str, picture: Scene, old: str, new: str) -> Thumbnail:
     """The picture and where its words are; the picture inpainted there."""
-    scene = Scene("cross", "yellow", "checkered", "left", "night")
-    shows = caption(scene)
-    workflow = toy.workflow(name, drawn(scene))
+    shows = caption(picture).text
+    workflow = toy.workflow(name, drawn(picture))
     workflow.set("CLIPTextEncode", "What it shows", text=shows)
-    workflow.set("PAL_AttentionMask", text=shows, words="yellow cross")
-    workflow.set(
-        "CLIPTextEncode",
-        "What it becomes",
-        text=caption(replace(scene, shape="square", colour="cyan", texture="plain")),
-    )
-    workflow.guide(CFG)
+    workflow.set("PAL_AttentionMask", text=shows, words=old)
+    workflow.set("CLIPTextEncode", "What it becomes", text=shows.replace(old, new))
+    workflow.guide(TOY_CFG)
     before, where, after = toy.pictures(workflow, name, BEFORE, ("PreviewImage", "Where the words are"), SAVED)
     return Thumbnail([*before, *where], after)
 
 
 def edit_with_two_prompts(toy: Toy, name: str) -> Thumbnail:
-    scene = Scene("square", "green", "plain", "bottom", "sunset")
-    workflow = toy.workflow(name, drawn(scene))
-    workflow.set("CLIPTextEncode", "What it shows", text=caption(scene))
-    workflow.set("CLIPTextEncode", "What it becomes", text=caption(replace(scene, shape="circle", colour="blue")))
-    workflow.set("PAL_FlowEditGuider", cfg=CFG, cfg_source=1.5, **{"method.strength": 0.9})
-    workflow.set("BasicScheduler", scheduler="ddim_uniform")
-    return Thumbnail([drawn(scene)], *toy.pictures(workflow, name, SAVED))
+    shows = caption(ELEPHANT).text
+    workflow = toy.workflow(name, drawn(ELEPHANT))
+    workflow.set("CLIPTextEncode", "What it shows", text=shows)
+    workflow.set("CLIPTextEncode", "What it becomes", text=shows.replace("on a beach", "in the snow"))
+    workflow.set("PAL_FlowEditGuider", cfg=5.0, cfg_source=1.5, **{"method.strength": 0.8})
+    workflow.set("BasicScheduler", steps=STEPS)
+    return Thumbnail([drawn(ELEPHANT)], *toy.pictures(workflow, name, SAVED))
 
 
 RECIPES = {

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-import random
-
 from lab.demo.shipped import TOY_CFG, TOY_SIZE, Workflow
-from lab.evidence.sheet import as_image
 from lab.thumbnails.compose import Thumbnail
-from lab.thumbnails.toy import Toy
-from lab.toy.references import reference_pictures
-from lab.toy.scenes import Scene
+from lab.thumbnails.toy import Toy, reference
 from PIL import Image
 
 SAVED = ("SaveImage", None)
-APART = 8  # pixels by which two objects that meet in the middle are moved away from it
-STEPS = 30  # as in docs/saliency_fusion.md and docs/subject_fusion.md
+STEPS = 25
 GUIDER, SECOND = "PAL_SaliencyFusionGuider", "PAL_FusionExpert"
 OF_AN_EXPERT = {"model": "model_expert", "positive": "positive_expert", "negative": "negative_expert"}
 
 
 def two_checkpoints(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "a ringed red square on the right, meadow background")
+    return fused(toy, name, "an orange elephant with black spots", "on a beach, mosaic", seed=2)
 
 
 def checkpoint_and_lora(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "a vertical yellow circle on the left, night background")
+    return fused(toy, name, "a red rocket with a white band", "at night, flat drawing", seed=1)
 
 
-def fused(toy: Toy, name: str, prompt: str) -> Thumbnail:
-    """What each model draws of the prompt, and both. The expert's prompt does not speak of the background, as its captions did not."""
+def fused(toy: Toy, name: str, thing: str, around: str, seed: int) -> Thumbnail:
+    """What each model draws of the prompt, and both. The expert's prompt does not speak of the place: it knows one alone."""
+    medium = around.rpartition(", ")[2]
 
     def drawn(**who: str | None) -> Image.Image:
         workflow = toy.workflow(name)
-        write_prompts(workflow, {"General model": prompt, "Expert": prompt.partition(",")[0]})
+        write_prompts(workflow, {"General model": f"{thing} {around}", "Expert": f"{thing}, {medium}"})
+        workflow.set("RandomNoise", noise_seed=seed)
         if who:
             alone(workflow, **who)
         else:
@@ -43,14 +39,14 @@ def fused(toy: Toy, name: str, prompt: str) -> Thumbnail:
 
 
 def two_loras(toy: Toy, name: str) -> Thumbnail:
-    """What each expert draws, and all three. Each expert has a mask, its half: the models were trained on pictures of one object."""
+    """What each expert draws, and all three. Each expert has a mask, its half of the picture."""
 
     def drawn(**who: str | None) -> Image.Image:
         workflow = toy.workflow(name)
         prompts = {
-            "General model": "a red square on the left, meadow background",
-            "Expert 1": "a ringed red square on the left",
-            "Expert 2": "a split blue circle on the right",
+            "General model": "a red cat to the left of a blue turtle in the snow, flat drawing",
+            "Expert 1": "a red cat with white stripes to the left of a blue turtle, flat drawing",
+            "Expert 2": "a red cat to the left of a blue turtle with black spots, flat drawing",
         }
         write_prompts(workflow, prompts)
         workflow.set("LoraLoader", "Expert 2: another LoRA on it", lora_name=toy.loras[1])
@@ -89,46 +85,27 @@ def alone(workflow: Workflow, expert: str | None) -> None:
 
 
 def subject_in_a_scene(toy: Toy, name: str) -> Thumbnail:
-    subject = reference(Scene("cross", "green", "striped", "centre", "gray"))
-    return Thumbnail([subject], [in_a_scene(toy, subject, "a cross <|image|> at the top, sunset background")])
+    subjects = [reference("cat", "orange", "white stripes")]
+    return with_subjects(toy, name, subjects, "a cat <|image|> in the snow, flat drawing", seed=1)
 
 
 def two_subjects(toy: Toy, name: str) -> Thumbnail:
-    """Each half by a run with its own subject: the toy was trained on pictures of one object, and draws no two."""
-    subjects = [
-        reference(Scene("star", "orange", "checkered", "centre", "gray")),
-        reference(Scene("circle", "blue", "striped", "centre", "gray")),
-    ]
-    left = in_a_scene(toy, subjects[0], "a star <|image|> on the left, meadow background")
-    right = in_a_scene(toy, subjects[1], "a circle <|image|> on the right, meadow background")
-    middle, height = TOY_SIZE // 2, TOY_SIZE
-    joined = Image.new("RGB", left.size)
-    joined.paste(left.crop((APART, 0, middle + APART, height)), (0, 0))
-    joined.paste(right.crop((middle - APART, 0, TOY_SIZE - APART, height)), (middle, 0))
-    return Thumbnail(subjects, [joined])
-
-
-def in_a_scene(toy: Toy, subject: Image.Image, text: str) -> Image.Image:
-    name = "A subject in a scene"
-    workflow = toy.workflow(name, subject)
-    workflow.set("PAL_SubjectConditioning", text=text)
-    workflow.guide(TOY_CFG)
-    workflow.set_all(steps=STEPS)
-    return toy.pictures(workflow, name, SAVED)[0][0]
+    subjects = [reference("house", "pink", "white spots"), reference("turtle", "blue", "black spots")]
+    text = "a house <|image|> to the left of a turtle <|image|> on a beach, flat drawing"
+    return with_subjects(toy, name, subjects, text, seed=1)
 
 
 def delayed_subject(toy: Toy, name: str) -> Thumbnail:
-    subject = reference(Scene("heart", "pink", "dotted", "centre", "gray"))
-    workflow = toy.workflow(name, subject)
-    workflow.set("PAL_SubjectConditioning", text="a heart <|image|> on the left, night background")
+    subjects = [reference("turtle", "blue", "black spots")]
+    return with_subjects(toy, name, subjects, "a turtle <|image|> in a room, flat drawing", seed=1)
+
+
+def with_subjects(toy: Toy, name: str, subjects: list[Image.Image], text: str, seed: int) -> Thumbnail:
+    workflow = toy.workflow(name, *subjects)
+    workflow.set("PAL_SubjectConditioning", text=text)
     workflow.guide(TOY_CFG)
-    workflow.set_all(steps=STEPS, noise_seed=3)
-    return Thumbnail([subject], *toy.pictures(workflow, name, SAVED))
-
-
-def reference(scene: Scene) -> Image.Image:
-    """On white: the seed is one whose picture has no noise around the object."""
-    return as_image(reference_pictures([scene], random.Random(3))[0])
+    workflow.set_all(steps=STEPS, noise_seed=seed)
+    return Thumbnail(subjects, *toy.pictures(workflow, name, SAVED))
 
 
 RECIPES = {

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import zlib
 
-from lab.demo.shipped import TOY_SIZE, TRANSFORMERS, Shipped, Workflow
+import numpy as np
+import torch
+from lab.demo.shipped import BLOCKS, EMPTY_SIZE, TOY_SIZE, TRANSFORMERS, Shipped, Workflow
 from lab.demo.unclip import SIZE, WEIGHTS, unclip_files
 from lab.evidence.sheet import as_image
-from lab.toy.low_rank import lora
-from lab.toy.photos import LOOKS, central_square
-from lab.toy.scenes import Scene, render
+from lab.world.render import render
+from lab.world.scenes import BOUNDS, Scene, Thing
+from lab.world.studio import before_backdrops, cut_out
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from support.host.client import Client, Run
 from support.host.server import Server
 
-VOCABULARY = 49408  # of CLIP
+VOCABULARY, TABLE = 49408, "text_model.embeddings.token_embedding"  # of CLIP
 IN_ONE_NODE = {  # loaders that a toy's node takes the place of, socket by socket
     "CheckpointLoaderSimple": "TOY_LoadGeneral",
     "PAL_LoadSubjectEncoder": "TOY_LoadSubject",
     "CLIPLoader": "TOY_LoadCLIP",
 }
+TWO_PROMPTS = "Edit a photo with two prompts"  # is for flow models, which the transformer alone is
 
 
 class Toy:
@@ -41,18 +44,22 @@ class Toy:
         server.link_model("checkpoints", WEIGHTS / "subject.safetensors")  # which Load Subject Checkpoint lists
 
     def expert_loras(self, server: Server) -> list[str]:
-        """One file under two names, of which ComfyUI makes two models."""
+        """The expert's weights as a file that Load LoRA reads, under two names, of which ComfyUI makes two models."""
+        weights = load_file(WEIGHTS / "expert.safetensors")
+        words, rows = weights.pop("toy.token_ids").long(), weights.pop(f"toy.{TABLE}.weight")
+        learnt = torch.zeros(VOCABULARY, rows.shape[1], dtype=rows.dtype)
+        learnt[words] = rows  # the general model has nothing there
         file = self.folder / "expert_lora.safetensors"
-        save_file(
-            lora(*(load_file(WEIGHTS / f"{name}.safetensors") for name in ("expert", "general")), VOCABULARY), file
-        )
+        save_file(weights | {f"text_encoders.clip_l.transformer.{TABLE}.diff": learnt}, file)
         return [server.link_model("loras", file, f"expert_{i}.safetensors") for i in (1, 2)]
 
     def workflow(self, name: str, *pictures: Image.Image, muted: bool = True) -> Workflow:
         """pictures: for its Load Image nodes, in their order."""
         workflow = self.shipped.workflow(name, muted)
-        if name.endswith(TRANSFORMERS):
+        if name.endswith(TRANSFORMERS) or name == TWO_PROMPTS:
             workflow.use_toy_transformer()
+        else:
+            workflow.set_all(blocks=BLOCKS)
         for spec in workflow.values():
             spec["inputs"] |= {
                 socket: file for (kind, socket), file in self.files.items() if kind == spec["class_type"]
@@ -65,8 +72,11 @@ class Toy:
             workflow.exchange(workflow.find("CLIPVisionLoader"), workflow.find("TOY_LoadCLIP")[1])
         if "unCLIPCheckpointLoader" in kinds:
             self.exchange_unclip_checkpoint(workflow)
-        pixels = SIZE if kinds & {"PAL_LoadUnCLIPDecoder", "unCLIPCheckpointLoader"} else TOY_SIZE
+        small = kinds & {"PAL_LoadUnCLIPDecoder", "unCLIPCheckpointLoader"}
+        pixels = SIZE if small else TOY_SIZE
         workflow.set_all(width=pixels, height=pixels, scale=2)
+        if "EmptyLatentImage" in kinds and not small:
+            workflow.set("EmptyLatentImage", width=EMPTY_SIZE, height=EMPTY_SIZE)
         loads = [spec for spec in workflow.values() if spec["class_type"] == "LoadImage"]
         for spec, picture in zip(loads, pictures, strict=True):
             spec["inputs"]["image"] = self.upload(picture)
@@ -91,11 +101,24 @@ class Toy:
         return [self.shipped.images(run, workflow.find(*node)) for node in nodes]
 
 
+def standing(words: str, x: float, ground: float = 112, radius: float = 27, lift: float = 0.0) -> Thing:
+    """A "red cat" at x on the ground, or above it by lift; all in pixels."""
+    colour, kind = words.split()
+    y = ground - lift - BOUNDS[kind][3] * radius
+    return Thing(kind, colour, x, y, radius, lift=lift)
+
+
+def scene(*things: Thing, place: str, style: str = "flat") -> Scene:
+    """Of things from the farthest to the nearest."""
+    return Scene(things, place, style)
+
+
 def drawn(scene: Scene) -> Image.Image:
-    return as_image(render([scene])[0][0])
+    return as_image(render([scene]).pictures[0])
 
 
-def photo(name: str, look: str | None = None) -> Image.Image:
-    """One of scikit-image's, under one of the looks that the toy knows by name."""
-    picture = central_square(name)[0]
-    return as_image(LOOKS[look](picture) if look else picture)
+def reference(kind: str, colour: str, marking: str | None = None) -> Image.Image:
+    """One thing before a plain backdrop: the seed is one that draws no noise behind it."""
+    thing = Thing(kind, colour, 0.0, 0.0, 1.0, marking=marking)
+    cut = cut_out([thing], np.random.default_rng(4))
+    return as_image(before_backdrops(cut, torch.Generator().manual_seed(6))[0])

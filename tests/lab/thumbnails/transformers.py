@@ -1,61 +1,51 @@
-"""Thumbnails of the workflows for transformers. The toy's small Stable Diffusion 3 takes the place of each family."""
+"""Thumbnails of the workflows for transformers. The toy's small Stable Diffusion 3.5 takes the place of each family."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lab.thumbnails.compose import Thumbnail
-from lab.thumbnails.toy import Toy, drawn
-from lab.toy.scenes import Scene, caption
+from lab.thumbnails.edits import BEFORE, SAVED, inpainted
+from lab.thumbnails.toy import Toy, drawn, scene, standing
+from lab.world.captions import caption
+from lab.world.scenes import Scene
 
-SAVED, BEFORE = ("SaveImage", None), ("PreviewImage", "Before")
-CFG = 4.0  # in place of Flux's guidance too, which the toy's transformer does not read
+CFG = 5.0  # in place of Flux's guidance too, which the toy's transformer does not read
+HOUSE = scene(standing("red house", 42, 104), standing("yellow duck", 94, 116, 24), place="meadow")
+TREE = scene(standing("green tree", 64, 112, 36), place="meadow")
+MUSHROOM = scene(standing("red mushroom", 42, 112, 29), standing("yellow duck", 94, 116, 22), place="meadow")
 
 
-def swap(toy: Toy, name: str, scene: Scene, old: str, new: str) -> Thumbnail:
-    shows = caption(scene)
-    workflow = toy.workflow(name, drawn(scene))
+def swap(toy: Toy, name: str, picture: Scene, old: str, new: str) -> Thumbnail:
+    shows = caption(picture).text
+    workflow = toy.workflow(name, drawn(picture))
     workflow.set(
-        "PAL_EncodePromptEdit",
-        source_text=shows,
-        target_text=shows.replace(old, new),
-        blend_words=f"{old} {scene.shape}, {new} {scene.shape}",
+        "PAL_EncodePromptEdit", source_text=shows, target_text=shows.replace(old, new), blend_words=f"{old}, {new}"
     )
     workflow.guide(CFG)
-    return Thumbnail([drawn(scene)], *toy.pictures(workflow, name, SAVED))
+    return Thumbnail([drawn(picture)], *toy.pictures(workflow, name, SAVED))
 
 
 def swap_with_flux(toy: Toy, name: str) -> Thumbnail:
-    return swap(toy, name, Scene("circle", "yellow", "plain", "left", "night"), "yellow", "purple")
+    return swap(toy, name, HOUSE, "red house", "blue house")
 
 
 def swap_with_qwen(toy: Toy, name: str) -> Thumbnail:
-    return swap(toy, name, Scene("square", "red", "plain", "right", "meadow"), "red", "orange")
+    return swap(toy, name, TREE, "green tree", "pink tree")
 
 
 def swap_with_z(toy: Toy, name: str) -> Thumbnail:
-    return swap(toy, name, Scene("heart", "pink", "plain", "top", "sunset"), "pink", "cyan")
+    return swap(toy, name, MUSHROOM, "red mushroom", "purple mushroom")
 
 
 def plug_and_play(toy: Toy, name: str) -> Thumbnail:
-    scene = Scene("star", "orange", "plain", "left", "meadow")
-    workflow = toy.workflow(name, drawn(scene))
-    workflow.set("CLIPTextEncode", "What it becomes", text=caption(replace(scene, colour="blue", background="night")))
+    workflow = toy.workflow(name, drawn(HOUSE))
+    workflow.set("CLIPTextEncode", "What it becomes", text=caption(HOUSE).text.replace("flat drawing", "mosaic"))
     workflow.set("CLIPTextEncode", "What it looks like now", text="")
     workflow.guide(CFG)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 
 def mask_by_word(toy: Toy, name: str) -> Thumbnail:
-    """The picture and where its words are; the picture inpainted there."""
-    scene = Scene("cross", "green", "plain", "right", "sunset")
-    workflow = toy.workflow(name, drawn(scene))
-    workflow.set("CLIPTextEncode", "What it shows", text=caption(scene))
-    workflow.set("PAL_AttentionMask", text=caption(scene), words="green cross")
-    workflow.set("CLIPTextEncode", "What it becomes", text=caption(replace(scene, shape="circle", colour="red")))
-    workflow.guide(CFG)
-    before, where, after = toy.pictures(workflow, name, BEFORE, ("PreviewImage", "Where the words are"), SAVED)
-    return Thumbnail([*before, *where], after)
+    return inpainted(toy, name, HOUSE, "red house", "blue castle")
 
 
 RECIPES = {
