@@ -45,7 +45,7 @@ def plug_and_play(toy: Toy, name: str) -> Thumbnail:
 
 
 def mask_by_word(toy: Toy, name: str) -> Thumbnail:
-    return inpainted(toy, name, HOUSE, "red house", "blue castle")
+    return inpainted(toy, name, HOUSE, "yellow duck", "red mushroom")
 
 
 RECIPES = {
