@@ -18,7 +18,7 @@ def two_checkpoints(toy: Toy, name: str) -> Thumbnail:
 
 
 def checkpoint_and_lora(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "a red rocket with a white band", "at night, flat drawing", seed=1)
+    return fused(toy, name, "a yellow house with black stripes", "on a beach, mosaic", seed=3)
 
 
 def fused(toy: Toy, name: str, thing: str, around: str, seed: int) -> Thumbnail:
@@ -44,9 +44,9 @@ def two_loras(toy: Toy, name: str) -> Thumbnail:
     def drawn(**who: str | None) -> Image.Image:
         workflow = toy.workflow(name)
         prompts = {
-            "General model": "a red cat to the left of a blue turtle in the snow, flat drawing",
-            "Expert 1": "a red cat with white stripes to the left of a blue turtle, flat drawing",
-            "Expert 2": "a red cat to the left of a blue turtle with black spots, flat drawing",
+            "General model": "a yellow house to the left of an orange elephant on a beach, mosaic",
+            "Expert 1": "a yellow house with black stripes to the left of an orange elephant, mosaic",
+            "Expert 2": "a yellow house to the left of an orange elephant with black spots, mosaic",
         }
         write_prompts(workflow, prompts)
         workflow.set("LoraLoader", "Expert 2: another LoRA on it", lora_name=toy.loras[1])

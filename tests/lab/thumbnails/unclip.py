@@ -12,7 +12,7 @@ SEEDS = (1, 2)
 BALLOON = scene(standing("red balloon", 64, 116, 36), place="meadow")
 TREE = scene(standing("yellow tree", 64, 116, 36), place="night")
 MUSHROOM = scene(standing("red mushroom", 64, 114, 38), place="meadow")
-HOUSE = scene(standing("red house", 64, 114, 38), place="meadow")
+GREEN_TREE = scene(standing("green tree", 64, 114, 38), place="meadow")
 
 
 def text_to_sd21_unclip(toy: Toy, name: str) -> Thumbnail:
@@ -52,12 +52,13 @@ def morph(toy: Toy, name: str) -> Thumbnail:
 
 
 def text_diff(toy: Toy, name: str) -> Thumbnail:
-    shows = caption(HOUSE).text
-    workflow = toy.workflow(name, drawn(HOUSE))
-    workflow.set("PAL_EmbeddingTextDiff", text=shows.replace("in a meadow", "at night"), base_text=shows)
+    shows = caption(GREEN_TREE).text
+    moved = {"text": shows.replace("in a meadow", "in the snow"), "base_text": shows, "thetas": "0, 0.06, 0.12, 0.18, 0.25"}
+    workflow = toy.workflow(name, drawn(GREEN_TREE))
+    workflow.set("PAL_EmbeddingTextDiff", **moved)
     workflow.set("BasicScheduler", "Schedule for both", steps=STEPS)
     [pictures] = toy.pictures(workflow, name, SAVED)
-    return Thumbnail([drawn(HOUSE)], pictures[-1:])
+    return Thumbnail([drawn(GREEN_TREE)], pictures[-1:])
 
 
 RECIPES = {
