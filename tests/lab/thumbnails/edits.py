@@ -61,10 +61,11 @@ def swap_a_word(toy: Toy, name: str) -> Thumbnail:
 
 
 def add_words(toy: Toy, name: str) -> Thumbnail:
-    shows = "a castle to the left of a butterfly in a meadow"
+    shows = "a castle to the left of a blue butterfly in a meadow, flat drawing"
     workflow = toy.workflow(name, drawn(CASTLE))
     workflow.set("PrimitiveStringMultiline", value=shows)
-    workflow.set("PAL_EncodePromptEdit", target_text=shows.replace("castle", "pink castle"))
+    words = {"target_text": shows.replace("castle", "pink castle"), "blend_words": "castle"}
+    workflow.set("PAL_EncodePromptEdit", **words)
     by_words(workflow)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
