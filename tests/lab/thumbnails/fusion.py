@@ -85,8 +85,8 @@ def alone(workflow: Workflow, expert: str | None) -> None:
 
 
 def subject_in_a_scene(toy: Toy, name: str) -> Thumbnail:
-    subjects = [reference("cat", "orange", "white stripes")]
-    return with_subjects(toy, name, subjects, "a cat <|image|> in the snow, flat drawing", seed=1)
+    subjects = [reference("rabbit", "orange", "black spots")]
+    return with_subjects(toy, name, subjects, "a rabbit <|image|> in a meadow, flat drawing", seed=1)
 
 
 def two_subjects(toy: Toy, name: str) -> Thumbnail:

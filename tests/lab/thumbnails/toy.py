@@ -23,6 +23,7 @@ IN_ONE_NODE = {  # loaders that a toy's node takes the place of, socket by socke
     "PAL_LoadSubjectEncoder": "TOY_LoadSubject",
     "CLIPLoader": "TOY_LoadCLIP",
 }
+INJECTING = ("PAL_PlugAndPlay", "PAL_CaptureFeatures")
 TWO_PROMPTS = "Edit a photo with two prompts"  # is for flow models, which the transformer alone is
 
 
@@ -56,11 +57,12 @@ class Toy:
     def workflow(self, name: str, *pictures: Image.Image, muted: bool = True) -> Workflow:
         """pictures: for its Load Image nodes, in their order."""
         workflow = self.shipped.workflow(name, muted)
-        if name.endswith(TRANSFORMERS) or name == TWO_PROMPTS:
+        transformer = name.endswith(TRANSFORMERS) or name == TWO_PROMPTS
+        if transformer:
             workflow.use_toy_transformer()
-        else:
-            workflow.set_all(blocks=BLOCKS)
         for spec in workflow.values():
+            if spec["class_type"] in INJECTING and not transformer:
+                spec["inputs"]["blocks"] = BLOCKS
             spec["inputs"] |= {
                 socket: file for (kind, socket), file in self.files.items() if kind == spec["class_type"]
             }
