@@ -53,7 +53,11 @@ def morph(toy: Toy, name: str) -> Thumbnail:
 
 def text_diff(toy: Toy, name: str) -> Thumbnail:
     shows = caption(GREEN_TREE).text
-    moved = {"text": shows.replace("in a meadow", "in the snow"), "base_text": shows, "thetas": "0, 0.06, 0.12, 0.18, 0.25"}
+    moved = {
+        "text": shows.replace("in a meadow", "in the snow"),
+        "base_text": shows,
+        "thetas": "0, 0.06, 0.12, 0.18, 0.25",
+    }
     workflow = toy.workflow(name, drawn(GREEN_TREE))
     workflow.set("PAL_EmbeddingTextDiff", **moved)
     workflow.set("BasicScheduler", "Schedule for both", steps=STEPS)
