@@ -14,7 +14,7 @@ OF_AN_EXPERT = {"model": "model_expert", "positive": "positive_expert", "negativ
 
 
 def two_checkpoints(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "an orange elephant with black spots", "on a beach, mosaic", seed=2)
+    return fused(toy, name, "a blue castle with white stripes", "on a beach, flat drawing", seed=1)
 
 
 def checkpoint_and_lora(toy: Toy, name: str) -> Thumbnail:
@@ -90,21 +90,21 @@ def subject_in_a_scene(toy: Toy, name: str) -> Thumbnail:
 
 
 def two_subjects(toy: Toy, name: str) -> Thumbnail:
-    subjects = [reference("house", "pink", "white spots"), reference("turtle", "blue", "black spots")]
-    text = "a house <|image|> to the left of a turtle <|image|> on a beach, flat drawing"
+    subjects = [reference("castle", "blue", "white stripes"), reference("rabbit", "orange", "black spots")]
+    text = "a castle <|image|> to the left of a rabbit <|image|> in a meadow, flat drawing"
     return with_subjects(toy, name, subjects, text, seed=1)
 
 
 def delayed_subject(toy: Toy, name: str) -> Thumbnail:
-    subjects = [reference("turtle", "blue", "black spots")]
-    return with_subjects(toy, name, subjects, "a turtle <|image|> in a room, flat drawing", seed=1)
+    subjects = [reference("car", "red", "white band")]
+    return with_subjects(toy, name, subjects, "a car <|image|> in a room, flat drawing", seed=2)
 
 
 def with_subjects(toy: Toy, name: str, subjects: list[Image.Image], text: str, seed: int) -> Thumbnail:
     workflow = toy.workflow(name, *subjects)
     workflow.set("PAL_SubjectConditioning", text=text)
     workflow.guide(TOY_CFG)
-    workflow.set_all(steps=STEPS, noise_seed=seed)
+    workflow.set_all(steps=STEPS, noise_seed=seed, scene_end=0.4, fusion_end=0.8)
     return Thumbnail(subjects, *toy.pictures(workflow, name, SAVED))
 
 
