@@ -18,7 +18,7 @@ def two_checkpoints(toy: Toy, name: str) -> Thumbnail:
 
 
 def checkpoint_and_lora(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "a yellow house with black stripes", "on a beach, mosaic", seed=3)
+    return fused(toy, name, "a yellow cat with black stripes", "in a meadow, flat drawing", seed=2)
 
 
 def fused(toy: Toy, name: str, thing: str, around: str, seed: int) -> Thumbnail:
@@ -44,9 +44,9 @@ def two_loras(toy: Toy, name: str) -> Thumbnail:
     def drawn(**who: str | None) -> Image.Image:
         workflow = toy.workflow(name)
         prompts = {
-            "General model": "a yellow house to the left of an orange elephant on a beach, mosaic",
-            "Expert 1": "a yellow house with black stripes to the left of an orange elephant, mosaic",
-            "Expert 2": "a yellow house to the left of an orange elephant with black spots, mosaic",
+            "General model": "a blue castle to the left of an orange rabbit in a meadow, flat drawing",
+            "Expert 1": "a blue castle with white stripes to the left of an orange rabbit, flat drawing",
+            "Expert 2": "a blue castle to the left of an orange rabbit with black spots, flat drawing",
         }
         write_prompts(workflow, prompts)
         workflow.set("LoraLoader", "Expert 2: another LoRA on it", lora_name=toy.loras[1])
