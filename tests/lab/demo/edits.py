@@ -6,10 +6,10 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from lab.demo.shipped import BLOCKS, TOY_SIZE, Row, Shipped, Workflow
+from lab.demo.shipped import TOY_CFG, TOY_SIZE, Row, Shipped, Workflow
 from PIL import Image
 
-STEPS = 25  # of the toy; a checkpoint has the workflows' own
+STEPS, ITERATIONS = 20, 3  # of the toy, and of its inversion; a checkpoint has the workflows' own
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class WordEdit:
 
 @dataclass(frozen=True)
 class Picture:
-    """`prompts` are drawn with Plug-and-Play, `words` with Prompt-to-Prompt from `source_text`, in which `shown` is looked for.
+    """`prompts` are drawn with Plug-and-Play, `words` with Prompt-to-Prompt from `source_text`; `shown`, words of it, are looked for, and what
+    is there is drawn anew as `inpainted` says.
 
     `structure` and `by_words` are the settings of these two; empty, the workflows' own hold.
     """
@@ -30,9 +31,10 @@ class Picture:
     prompts: tuple[str, ...]
     source_text: str = ""
     words: tuple[WordEdit, ...] = ()
-    shown: tuple[str, ...] = ()
-    structure: dict[str, float] = field(default_factory=dict)
-    by_words: dict[str, float] = field(default_factory=dict)
+    shown: str = ""
+    inpainted: str = ""
+    structure: dict[str, float | str] = field(default_factory=dict)
+    by_words: dict[str, float | str] = field(default_factory=dict)
 
 
 class Edits:
@@ -45,7 +47,7 @@ class Edits:
         self.checkpoint = checkpoint
         self.size = size
 
-    def workflow(self, name: str, picture: str, settings: dict[str, float] | None = None) -> Workflow:
+    def workflow(self, name: str, picture: str, settings: dict[str, float | str] | None = None) -> Workflow:
         workflow = self.shipped.workflow(name)
         workflow.set("LoadImage", image=picture)
         workflow.set("ImageScale", width=self.size, height=self.size)
@@ -59,7 +61,7 @@ class Edits:
     def load(self, workflow: Workflow) -> None:
         if self.checkpoint is None:
             workflow.use_toy_model()
-            workflow.set_all(steps=STEPS, blocks=BLOCKS)
+            workflow.set_all(steps=STEPS, iterations=ITERATIONS)
         else:
             workflow.set("CheckpointLoaderSimple", ckpt_name=self.checkpoint)
 
@@ -67,7 +69,7 @@ class Edits:
         file = self.shipped.client.upload_image(picture.file)
         rows = {picture.name: self.redrawn(picture, file)}
         if picture.words:
-            found = [self.find_words(picture, file, words) for words in picture.shown]
+            found = self.inpaint(picture, file) if picture.shown else []
             edited = [self.edit_by_words(picture, file, words) for words in picture.words]
             rows[f"{picture.name} by words"] = found + edited
         return rows
@@ -103,14 +105,19 @@ class Edits:
         label = f"Prompt-to-Prompt:\n{words.target_text}\n({may})"
         return self.shipped.image(run, workflow.find("SaveImage")), label
 
-    def find_words(self, picture: Picture, file: str, words: str) -> tuple[Image.Image, str]:
+    def inpaint(self, picture: Picture, file: str) -> Row:
         workflow = self.workflow("Mask by a word, then inpaint", file)
         workflow.set("CLIPTextEncode", "What it shows", text=picture.source_text)
-        workflow.set("PAL_AttentionMask", text=picture.source_text, words=words)
-        del workflow[workflow.find("SaveImage").id]  # nothing is inpainted
-        run = self.shipped.run(workflow, f"{picture.name}: find {words}")
+        workflow.set("PAL_AttentionMask", text=picture.source_text, words=picture.shown)
+        workflow.set("CLIPTextEncode", "What it becomes", text=picture.inpainted)
+        workflow.set("KSampler", cfg=TOY_CFG)
+        run = self.shipped.run(workflow, f"{picture.name}: find {picture.shown}, inpaint")
         where = self.shipped.image(run, workflow.find("PreviewImage", "Where the words are"))
-        return where, f"where the model finds \u201c{words}\u201d"
+        after = self.shipped.image(run, workflow.find("SaveImage"))
+        return [
+            (where, f"where the model finds \u201c{picture.shown}\u201d"),
+            (after, f"inpainted there:\n{picture.inpainted}"),
+        ]
 
 
 class TransformerEdits(Edits):
@@ -120,4 +127,4 @@ class TransformerEdits(Edits):
 
     def load(self, workflow: Workflow) -> None:
         workflow.use_toy_transformer()
-        workflow.set_all(steps=STEPS, scheduler="simple")
+        workflow.set_all(steps=STEPS, iterations=ITERATIONS, scheduler="simple")

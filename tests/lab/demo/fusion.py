@@ -11,12 +11,12 @@ from lab.world.scenes import Thing
 from lab.world.studio import cut_out
 from PIL import Image
 
-STEPS = 25
+STEPS = 20
 PAPER = 0.85  # how light a subject's backdrop is
-MASK_STEPS = (4, 10, 16)
+MASK_STEPS = (4, 8, 12)
 # Neither model knows all of it: the general model no markings, and the expert no place but a room.
-MARKED = "a pink elephant with black spots"
-PROMPT, EXPERT_PROMPT = f"{MARKED} in the snow, flat drawing", f"{MARKED}, flat drawing"
+MARKED = "a red mushroom with white spots"
+PROMPT, EXPERT_PROMPT = f"{MARKED} in a meadow, flat drawing", f"{MARKED}, flat drawing"
 FUSED_SEED = 1
 SUBJECTS = {  # prompts and seeds for each
     Thing("cat", "purple", 0.0, 0.0, 1.0, marking="white stripes"): {
@@ -74,7 +74,7 @@ class Fusion:
         workflow.set("LoadImage", image=picture)
         workflow.set("PAL_SubjectConditioning", text=text)
         workflow.guide(TOY_CFG)
-        workflow.set_all(width=EMPTY_SIZE, height=EMPTY_SIZE, steps=STEPS, noise_seed=seed)
+        workflow.set_all(width=EMPTY_SIZE, height=EMPTY_SIZE, steps=STEPS, step=STEPS // 2, noise_seed=seed)
         run = self.shipped.run(workflow, f"a subject placed: {said(text)}")
         return self.shipped.image(run, workflow.find("SaveImage"))
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lab.demo.edits import Picture, WordEdit
-from lab.demo.shipped import CROSS_END, SELF_END, WORDS_CFG
+from lab.demo.shipped import BLOCKS, CROSS_END, SELF_END, WORDS_CFG
 from lab.evidence.sheet import as_image
 from lab.world.captions import caption
 from lab.world.photos import central_square
@@ -46,8 +46,9 @@ def scene(folder: Path) -> Picture:
             WordEdit(shows.replace("yellow", "purple"), "yellow cat, purple cat"),
             WordEdit(shows.replace("on a beach", "at night")),
         ),
-        shown=("yellow cat", "blue boat"),
-        structure={"cfg": 5.0, "feature_end": 0.8, "attention_end": 0.5},
+        shown="yellow cat",
+        inpainted=shows.replace("yellow cat", "purple cactus"),
+        structure={"cfg": 5.0, "feature_end": 0.8, "attention_end": 0.5, "blocks": BLOCKS},
         by_words=BY_WORDS,
     )
 
@@ -58,7 +59,7 @@ def photograph(folder: Path) -> Picture:
         "a photograph",
         saved(central_square("rocket.jpg"), folder / "photograph.png"),
         prompts=(f"{ROCKET}, neon sign", f"{ROCKET}, mosaic", "a yellow rocket on a beach, pencil drawing"),
-        structure={"cfg": 2.0, "feature_end": 1.0, "attention_end": 1.0},
+        structure={"cfg": 2.0, "feature_end": 1.0, "attention_end": 1.0, "blocks": BLOCKS},
     )
 
 
@@ -69,7 +70,7 @@ def for_the_transformer(picture: Picture) -> Picture:
         name="a scene, by a transformer",
         prompts=picture.prompts[1:2],
         words=picture.words[:1] + picture.words[2:],
-        shown=picture.shown[:1],
+        shown="",
         structure={"cfg": 4.5, "feature_end": 0.1, "attention_end": 0.2},
         by_words={"cfg": WORDS_CFG, "cross_end": 0.35, "self_end": 0.2},
     )

@@ -20,7 +20,7 @@ SIZE = 32  # pixels of the decoder
 FRAMES = 7
 TEXTS = (
     "a red balloon and a pink castle in a meadow, flat drawing",
-    "a blue cat and an orange mushroom in the snow, mosaic",
+    "a blue castle to the right of an orange cactus at night, flat drawing",
 )
 # A morph's ends, and what the sheet says of them.
 ENDS = {
@@ -99,7 +99,7 @@ class UnCLIPDemo:
             latent = graph.add("VAEEncode", pixels=small[0], vae=decoder[1])
             inverted = graph.add(
                 "PAL_DDIMInvert", model=decoder[0], positive=told[0], latent_image=latent[0], sigmas=sigmas[0],
-                method="fixed_point", iterations=5,
+                method="fixed_point", iterations=3,
             )  # fmt: skip
             starts.append(inverted)
         way = {"thetas": "0, 1", "frames": FRAMES}
