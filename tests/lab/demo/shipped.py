@@ -28,6 +28,9 @@ IN_ONE_TRANSFORMER = {  # the outputs of TOY_LoadTransformer that take their pla
 }
 
 
+Row = list[tuple[Image.Image, str]]  # of the demo's sheet: pictures, each with the words below it
+
+
 class Workflow(dict):
     """A shipped workflow in the API format, its nodes found by class and title."""
 
@@ -72,6 +75,10 @@ class Workflow(dict):
     def use_toy_model(self, title: str | None = None, loader: str = "TOY_LoadGeneral") -> None:
         loaded = {"class_type": loader, "inputs": {}, "_meta": {"title": title}}
         self[self.find("CheckpointLoaderSimple", title).id] = loaded
+
+    def use_toy_subject_model(self) -> None:
+        loaded = {"class_type": "TOY_LoadSubject", "inputs": {}, "_meta": {"title": None}}
+        self[self.find("PAL_LoadSubjectEncoder").id] = loaded
 
     def use_toy_transformer(self) -> None:
         """In place of any family's loaders."""

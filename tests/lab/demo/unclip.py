@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from lab.demo.shipped import Shipped
+from lab.demo.shipped import Row, Shipped
 from lab.evidence.sheet import as_image
 from lab.world.render import render
 from lab.world.scenes import Scene, Thing
@@ -20,21 +20,13 @@ SIZE = 32  # pixels of the decoder
 FRAMES = 7
 TEXTS = (
     "a red balloon and a pink castle in a meadow, flat drawing",
-    "a blue cat and an orange mushroom in the snow, mosaic",
+    "a blue castle to the right of an orange cactus at night, flat drawing",
 )
 # A morph's ends, and what the sheet says of them.
 ENDS = {
     "a red balloon in a meadow": Scene((Thing("balloon", "red", 62.0, 56.0, 28.0),), "meadow", "flat"),
     "a yellow tree at night": Scene((Thing("tree", "yellow", 66.0, 72.0, 30.0),), "night", "flat"),
 }
-
-
-@dataclass(frozen=True)
-class Imagined:
-    """stages: what the decoder and each upsampler made of the text."""
-
-    text: str
-    stages: list[Image.Image]
 
 
 @dataclass(frozen=True)
@@ -56,7 +48,8 @@ class UnCLIPDemo:
             [graph.add("PAL_LoadUpsampler", model_name=self.files[f"upsampler_{size}"]) for size in (64, 128)],
         )
 
-    def imagine(self, text: str) -> Imagined:
+    def imagine(self, text: str) -> list[Image.Image]:
+        """What the decoder and each upsampler make of the text."""
         graph = Graph()
         loaded = self.load(graph)
         clip, decoder = loaded.clip, loaded.decoder
@@ -83,9 +76,9 @@ class UnCLIPDemo:
             picture = upsampled(graph, upsampler, picture)
             shown.append(graph.add("PreviewImage", images=picture[0]))
         run = self.run(graph, f"prior, decoder, upsamplers: {text}")
-        return Imagined(text, [self.show(run, node)[0] for node in shown])
+        return [self.show(run, node)[0] for node in shown]
 
-    def morph(self, output: Path) -> list[Image.Image]:
+    def morph(self, folder: Path) -> list[Image.Image]:
         """From the first of ENDS to the second, both inverted."""
         graph = Graph()
         loaded = self.load(graph)
@@ -93,7 +86,7 @@ class UnCLIPDemo:
         sigmas = graph.add("BasicScheduler", model=decoder[0], scheduler="karras", steps=STEPS, denoise=1.0)
         seen, starts = [], []
         for i, image in enumerate(render(list(ENDS.values())).pictures):
-            file = output / f"morph_end_{i}.png"
+            file = folder / f"morph_end_{i}.png"
             as_image(image).save(file)
             picture = graph.add("LoadImage", image=self.client.upload_image(file))
             small = graph.add(
@@ -106,7 +99,7 @@ class UnCLIPDemo:
             latent = graph.add("VAEEncode", pixels=small[0], vae=decoder[1])
             inverted = graph.add(
                 "PAL_DDIMInvert", model=decoder[0], positive=told[0], latent_image=latent[0], sigmas=sigmas[0],
-                method="fixed_point", iterations=5,
+                method="fixed_point", iterations=3,
             )  # fmt: skip
             starts.append(inverted)
         way = {"thetas": "0, 1", "frames": FRAMES}
@@ -125,20 +118,15 @@ class UnCLIPDemo:
         shown = graph.add("PreviewImage", images=picture[0])
         return self.show(self.run(graph, "a morph between two pictures"), shown)
 
-    def rows(self, output: Path) -> list[list[tuple[Image.Image, str]]]:
-        """Of the contact sheet: every text with its stages, and the morph. All are saved to output too."""
-        texts: list[tuple[Image.Image, str]] = []
+    def rows(self, folder: Path) -> dict[str, Row]:
+        texts: Row = []
         for text in TEXTS:
             labels = [f"{text}\nprior and decoder, {SIZE} pixels", "upsampled to 64", "upsampled to 128"]
-            texts += zip(self.imagine(text).stages, labels, strict=True)
-        morph = self.morph(output)
+            texts += zip(self.imagine(text), labels, strict=True)
+        morph = self.morph(folder)
         first, last = ENDS
         labels = [first, *[""] * (len(morph) - 2), last]
-        rows = [texts, list(zip(morph, labels, strict=True))]
-        for name, row in zip(("unclip", "morph"), rows, strict=True):
-            for i, (picture, _) in enumerate(row, 1):
-                picture.save(output / f"{name}_{i}.png")
-        return rows
+        return {"unclip": texts, "morph": list(zip(morph, labels, strict=True))}
 
 
 def unclip_files(server: Server) -> dict[str, str]:
