@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from lab.evidence.second_world.edits import Edit
-from lab.evidence.second_world.models import World
-from lab.evidence.second_world.scores import grown, psnr, things_iou
+from lab.evidence.edits import Edit
+from lab.evidence.models import World
+from lab.evidence.scores import grown, psnr, things_iou
 from lab.world.judge import Reading, judge
 from lab.world.render import render
 from palimpsest.nodes.diffusion.conditioning import Conditioning
