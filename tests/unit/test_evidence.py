@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from lab.evidence.intervals import differ, difference, mean
 from lab.evidence.edits import CHANGES, held_out_edits
+from lab.evidence.intervals import differ, difference, mean
 from lab.evidence.scores import psnr, things_iou
 from lab.world.judge import judge
 from lab.world.render import render

@@ -14,8 +14,8 @@ from lab.evidence.marked import BATCH, Score, best, ceiling, drawn, in_order, ma
 from lab.evidence.models import World
 from lab.evidence.pages import JUDGED, opening, save_page, table
 from lab.evidence.scores import grown
-from lab.evidence.sheets import Cell, cell, rows_of_cells
 from lab.evidence.sheet import Sheet
+from lab.evidence.sheets import Cell, cell, rows_of_cells
 from lab.world.captions import ATTRIBUTES, caption
 from lab.world.judge import Reading
 from lab.world.pack.tuned import load_expert

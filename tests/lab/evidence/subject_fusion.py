@@ -14,8 +14,8 @@ from lab.evidence.intervals import differ, mean
 from lab.evidence.marked import BATCH, Score, best, ceiling, drawn, in_order, marked_scenes, read, shows
 from lab.evidence.models import World
 from lab.evidence.pages import JUDGED, opening, save_page, table
-from lab.evidence.sheets import cell, rows_of_cells
 from lab.evidence.sheet import Sheet
+from lab.evidence.sheets import cell, rows_of_cells
 from lab.world.captions import caption
 from lab.world.judge import Reading, mask_iou
 from lab.world.pack.tuned import load_subject

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from lab.evidence.bars import Bars
-from lab.evidence.intervals import difference, mean, share
 from lab.evidence.edits import held_out_edits
+from lab.evidence.intervals import difference, mean, share
 from lab.evidence.pages import JUDGED, opening, save_page, table
+from lab.evidence.sheet import Sheet
 from lab.evidence.sheets import Cell, cell, rows_of_cells
 from lab.evidence.unclip_models import ALIKE, PRIOR_CFG, UnCLIP, read_small, small
 from lab.evidence.unclip_pictures import (
@@ -40,7 +41,6 @@ from lab.evidence.unclip_texts import (
     in_bits,
     with_interval,
 )
-from lab.evidence.sheet import Sheet
 from lab.world.foreign import plain, polygons
 from lab.world.judge import judge
 from lab.world.render import render
