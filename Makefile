@@ -9,7 +9,7 @@ OLDEST = 0.16.3
 DAILY = not slow and not long
 
 .PHONY: test test-all test-unit test-model test-server test-browser test-hosted test-hosted-all test-oldest test-oldest-all
-.PHONY: test-slow lint demo toy world second-toy evidence bench golden locales workflows thumbnails clean
+.PHONY: test-slow lint demo toy world evidence bench golden locales workflows thumbnails clean
 
 # Some 17 minutes on two cores, installation apart. What it leaves out runs in `make test-all`.
 test: test-unit test-hosted test-oldest
@@ -57,18 +57,16 @@ lint:
 demo:
 	PYTHONPATH=tests $(RUN) -m lab.demo
 
+# Trains the toy models, and goes on where it was stopped. PART=autoencoder, general, transformer, expert, subject, clip,
+# prior, decoder or upsamplers: one alone; PART=evaluate judges samples.
 toy:
-	$(RUN) tests/lab/toy/train.py $(PART)
+	PYTHONPATH=tests $(RUN) -m lab.world.train $(PART)
 
-# What the second toy world looks like and how well its judge reads it: docs/world.webp, docs/judge.md. PART=sheet or judge: one alone.
+# What the toy world looks like and how well its judge reads it: docs/world.webp, docs/judge.md. PART=sheet or judge: one alone.
 world:
 	PYTHONPATH=tests $(RUN) -m lab.world $(PART)
 
-# Trains the second toy world, and goes on where it was stopped. PART=autoencoder, general, transformer, expert, subject, clip,
-# prior, decoder or upsamplers: one alone; PART=evaluate judges samples.
-second-toy:
-	PYTHONPATH=tests $(RUN) -m lab.world.train $(PART)
-
+# Rewrite the tables and pictures of docs/ that are measured on the toy models, or PART=<a page's name> alone.
 evidence:
 	$(RUN) tests/lab/evidence $(PART)
 

@@ -1,4 +1,4 @@
-"""The trainings of the second world, a few steps of each, and what ComfyUI's classes make of their files."""
+"""The trainings of the toy world, a few steps of each, and what ComfyUI's classes make of their files."""
 
 import re
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ import comfy.model_detection
 import numpy as np
 import pytest
 import torch
-from lab.evidence.second_world import attention_mask, plug_and_play
-from lab.evidence.second_world.models import World
+from lab.evidence import attention_mask, plug_and_play
+from lab.evidence.models import World
 from lab.world import evaluate
 from lab.world.captions import random_caption
 from lab.world.judge import judge

@@ -1,4 +1,4 @@
-"""The expert and the subject model of the second world: a few steps of each, what ComfyUI's classes make of their files, and how both are measured."""
+"""The expert and the subject model of the toy world: a few steps of each, what ComfyUI's classes make of their files, and how both are measured."""
 
 import logging
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lab.evidence.second_world import saliency_fusion, subject_fusion
-from lab.evidence.second_world.marked import drawn, marked_scenes, read
-from lab.evidence.second_world.saliency_fusion import Constants, Fusion, mask_of
-from lab.evidence.second_world.subject_fusion import Posed, Subjects, Way, marked_text
+from lab.evidence import saliency_fusion, subject_fusion
+from lab.evidence.marked import drawn, marked_scenes, read
+from lab.evidence.saliency_fusion import Constants, Fusion, mask_of
+from lab.evidence.subject_fusion import Posed, Subjects, Way, marked_text
 from lab.world import evaluate, studio
 from lab.world.captions import caption
 from lab.world.judge import mask_iou

@@ -1,4 +1,4 @@
-"""The second world's CLIP pair, prior, decoder and upsamplers, trained for two steps, and what the pack's own nodes make of their files."""
+"""The toy world's CLIP pair, prior, decoder and upsamplers, trained for two steps, and what the pack's own nodes make of their files."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lab.evidence.second_world.unclip_models import UnCLIP, read_small, small
-from lab.evidence.second_world.unclip_texts import PRIOR, Prompt, Score, agreeing, guidances
+from lab.evidence.unclip_models import UnCLIP, read_small, small
+from lab.evidence.unclip_texts import PRIOR, Prompt, Score, agreeing, guidances
 from lab.world.pack.unclip import DRAWN, FILES, SEEN, load_clip
 from lab.world.render import render
 from lab.world.scenes import sample_scenes

@@ -1,10 +1,10 @@
-"""What the pages of the second world's evidence share: edits, scores, intervals."""
+"""What the pages of the toy's evidence share: edits, scores, intervals."""
 
 import pytest
 import torch
+from lab.evidence.edits import CHANGES, held_out_edits
 from lab.evidence.intervals import differ, difference, mean
-from lab.evidence.second_world.edits import CHANGES, held_out_edits
-from lab.evidence.second_world.scores import psnr, things_iou
+from lab.evidence.scores import psnr, things_iou
 from lab.world.judge import judge
 from lab.world.render import render
 

@@ -62,9 +62,8 @@ def test_the_archive_is_light():
 
 def test_a_clone_is_light():
     sizes = {name: (ROOT / name).stat().st_size for name in FILES}
-    for world in ("toy", "world"):  # the first goes once all pages are measured on the second
-        weights = [s for name, s in sizes.items() if name.startswith(f"tests/lab/{world}/weights/")]
-        assert 0 < sum(weights) < 40 * MEGABYTE
+    weights = [size for name, size in sizes.items() if name.startswith("tests/lab/world/weights/")]
+    assert 0 < sum(weights) < 40 * MEGABYTE
     pictures = {name: size for name, size in sizes.items() if name.startswith("docs/") and not name.endswith(".md")}
     assert {name: size for name, size in pictures.items() if size > 0.5 * MEGABYTE} == {}
     assert sum(pictures.values()) < 4 * MEGABYTE

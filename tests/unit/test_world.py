@@ -143,7 +143,7 @@ def test_the_judge_sees_one_thing_where_there_is_one() -> None:
 
 
 def test_the_judge_refuses_what_the_world_does_not_have() -> None:
-    for make in (foreign.noise, foreign.plain, foreign.first_world_scenes, foreign.polygons, foreign.letters):
+    for make in (foreign.noise, foreign.plain, foreign.shapes, foreign.polygons, foreign.letters):
         assert not any(reading.is_known for reading in judge(make(3, 1))), make.__name__
 
 

@@ -107,7 +107,7 @@ def contestants(subject: Subject) -> dict[str, Run]:
     model = subject.model
     sigmas = schedule(model, subject.steps)
     trajectory = invert(model, subject.source, subject.latent, sigmas, "ddim")
-    windows = Windows.of(parse_sites("auto", decoder_depths(model)), FEATURE_END, ATTENTION_END, subject.steps)
+    windows = Windows.of(parse_sites(subject.blocks, decoder_depths(model)), FEATURE_END, ATTENTION_END, subject.steps)
     features = capture(model, trajectory, windows, torch.float16)
     words = partial(tokenize, tiny_clip.tokenizer_only(comfy.sd1_clip.SD1Tokenizer))
     word_edit = prompt_edit(words, "a cat on a mat", "a dog on a mat", "auto", "", "cat, dog")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 
 import comfy.model_management
@@ -10,8 +9,10 @@ import comfy.supported_models
 import torch
 from comfy.model_base import BaseModel
 from comfy.model_patcher import ModelPatcher
-from lab.toy.pack.general import load_general
-from lab.toy.scenes import caption, edited, render, sample_scenes
+from lab.evidence.edits import held_out_edits
+from lab.evidence.models import BLOCKS
+from lab.world.pack.general import load_general
+from lab.world.render import render
 from palimpsest.nodes.diffusion.conditioning import Conditioning
 from support.fixtures import tiny_models
 
@@ -37,6 +38,7 @@ class Subject:
     latent: torch.Tensor  # [1, C, H, W] as a VAE gives it
     steps: int
     published_inversion_steps: int = 0  # of its 999; the rest is multiplied. 0: nothing but what a bar compares is run
+    blocks: str = "auto"  # of Plug-and-Play
 
     @property
     def parameters(self) -> int:
@@ -51,14 +53,13 @@ class Subject:
 def toy(published_inversion_steps: int = 999) -> Subject:
     """A held-out scene and a change of its colour, with the trained weights."""
     model, clip, vae = load_general()
-    (scene,) = sample_scenes(1, seed=0, split="held_out")
-    pictures, _ = render([scene])  # [1, 3, H, W] in 0..1
+    (edit,) = held_out_edits(1, 0, ("colour",))
+    pictures = render([edit.source]).pictures  # [1, 3, H, W] in 0..1
     source, positive, negative = (
-        clip.encode_from_tokens_scheduled(clip.tokenize(text))
-        for text in ("", caption(edited(scene, "colour", random.Random(0))), "")
+        clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in ("", edit.target_text, "")
     )
     latent = vae.encode(pictures.movedim(1, -1))
-    return Subject("toy", model, 5, source, positive, negative, latent, 50, published_inversion_steps)
+    return Subject("toy", model, 5, source, positive, negative, latent, 50, published_inversion_steps, BLOCKS)
 
 
 def sd15() -> Subject:

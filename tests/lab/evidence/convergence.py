@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import comfy.samplers
 import torch
-from lab.evidence.world import World
+from lab.evidence.models import World
 from palimpsest.nodes.diffusion.trajectory import Trajectory
 from palimpsest.nodes.inversion.solvers import AndersonMixing, relative_error, slope
 from torch import Tensor

@@ -1,97 +1,114 @@
-"""docs/flow_edit.md: edits of one word without inversion by PAL_FlowEditGuider on the toy's transformer, beside SDEdit."""
+"""docs/flow_edit.md: edits of one thing without inversion by PAL_FlowEditGuider on the transformer, beside SDEdit."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import comfy_extras.nodes_custom_sampler as core
 import torch
-from lab.evidence.plug_and_play import sdedit
-from lab.evidence.prompt_to_prompt import HEADER
-from lab.evidence.prompt_to_prompt_edits import BATCH, Edits, held_out_edits
-from lab.evidence.sheet import Sheet
-from lab.evidence.world import World
-from lab.toy.scenes import caption, render
+from lab.evidence import intervals
+from lab.evidence.edits import held_out_edits
+from lab.evidence.models import World
+from lab.evidence.pages import JUDGED, opening, save_page, table
+from lab.evidence.prompt_to_prompt import CHANGES
+from lab.evidence.sheets import cell, rows_of_cells
+from lab.evidence.sources import Group, Judged, Sources
 from palimpsest.nodes.flow_edit.nodes import FlowEdit
 from torch import Tensor
 from tqdm import tqdm
 
-SCENES, STEPS = 60, 20
-CFG, CFG_SOURCE = 3.5, 1.5
+PART = "flow_edit"
+SCENES, STEPS = 60, 30
+SEED = 650
+CFG, CFG_SOURCE = 5.0, 1.5
 PUBLISHED = (13.5, 3.5)  # for SD3, of full size
 STRENGTHS = (0.5, 0.65, 0.85, 1.0)
-SDEDIT_CFG = 2.5
+SDEDIT_CFG = 5.0
 SDEDIT_STRENGTHS = (0.4, 0.5, 0.65, 0.8)
 SHOWN = 9
 
 
-def flow_edit(
-    world: World, latent: Tensor, texts: tuple[Sequence[str], Sequence[str]], strength: float, cfgs: tuple[float, float]
-) -> Tensor:
-    """texts: of the source pictures, and of what they should become; cfgs: guidance towards the latter and the former."""
-    source, target = (world.prompts(each) for each in texts)
-    method = {"method": "flow_edit", "strength": strength, "averages": 1}
-    cfg, cfg_source = cfgs
-    guider = FlowEdit.execute(world.model, target, world.prompts([""]), source, cfg, cfg_source, method)[0]
+def flow_edit(group: Group, strength: float, cfgs: tuple[float, float]) -> Tensor:
+    """cfgs: guidance towards what the pictures should become, and towards what they show."""
+    world, method = group.world, {"method": "flow_edit", "strength": strength, "averages": 1}
+    guider = FlowEdit.execute(world.model, group.target, world.prompts([""]), group.source, *cfgs, method)[0]
     sampler, noise = core.KSamplerSelect.execute("euler")[0], core.RandomNoise.execute(1)[0]
-    result = core.SamplerCustomAdvanced.execute(noise, guider, sampler, world.sigmas(STEPS), {"samples": latent})[0]
+    latent = {"samples": group.latent}
+    result = core.SamplerCustomAdvanced.execute(noise, guider, sampler, world.sigmas(STEPS), latent)[0]
     return world.decode(result["samples"])
 
 
+def sdedit(group: Group, strength: float) -> Tensor:
+    sigmas = group.world.sigmas(STEPS)
+    return group.world.decode(group.world.sdedit(group.latent, group.target, SDEDIT_CFG, strength, sigmas))
+
+
 @torch.inference_mode()
-def write(docs: Path) -> list[str]:
-    """Write the page and its contact sheet; there is no bar to miss."""
-    world = World.load_transformer()
-    edits = held_out_edits(SCENES, 600)
-    latent = world.encode(render([edit.source for edit in edits])[0])
-    unedited = Edits(edits, [], world.decode(latent))
-    before, after = ([caption(getattr(edit, end)) for edit in edits] for end in ("source", "target"))
-    settings = {
-        **{f"FlowEdit, strength {s}, cfg {CFG}, cfg_source {CFG_SOURCE}": (s, (CFG, CFG_SOURCE)) for s in STRENGTHS},
-        "FlowEdit, strength 0.65, cfg {}, cfg_source {}, as published for SD3".format(*PUBLISHED): (0.65, PUBLISHED),
+def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
+    """Writes the page and its sheet; there is no bar to miss."""
+    sources = Sources.open(World.load_transformer(weights), held_out_edits(scenes, SEED, CHANGES[:2]), STEPS)
+    ways = {
+        **{
+            f"FlowEdit, strength {s}, cfg {CFG:g}, cfg_source {CFG_SOURCE:g}": partial(
+                flow_edit, strength=s, cfgs=(CFG, CFG_SOURCE)
+            )
+            for s in STRENGTHS
+        },
+        "FlowEdit, strength 0.65, cfg {}, cfg_source {}, as published for SD3".format(*PUBLISHED): partial(
+            flow_edit, strength=0.65, cfgs=PUBLISHED
+        ),
+        **{f"SDEdit, strength {s}": partial(sdedit, strength=s) for s in SDEDIT_STRENGTHS},
     }
-    chunks = [slice(start, start + BATCH) for start in range(0, SCENES, BATCH)]
-    scores = {
-        name: unedited.score(
-            torch.cat([flow_edit(world, latent[c], (before[c], after[c]), strength, cfgs) for c in chunks])
-        )
-        for name, (strength, cfgs) in tqdm(settings.items(), desc="FlowEdit")
-    }
-    scores |= {
-        f"SDEdit, strength {s}": unedited.score(
-            torch.cat([sdedit(world, latent[c], after[c], s, STEPS, SDEDIT_CFG) for c in chunks])
-        )
-        for s in tqdm(SDEDIT_STRENGTHS, desc="SDEdit")
-    }
+    results = {name: sources.edited(draw) for name, draw in tqdm(ways.items(), desc="methods")}
+    unedited = sources.judged(sources.unedited)
     lines = [
-        "# Flow Edit: measured results",
+        *opening("Flow Edit", PART),
+        f"{scenes} held-out scenes, each with one thing's colour or kind changed: edits as on [the page of Prompt-to-Prompt](prompt_to_prompt.md), on "
+        f"[the transformer](transformer.md), with {STEPS} steps of `simple` and ComfyUI's `euler`. `PAL_FlowEditGuider` with the method `flow_edit` starts "
+        f"from the picture itself, without an inversion. SDEdit adds noise to the picture and samples with guidance {SDEDIT_CFG:g}. No setting was chosen "
+        "on other scenes.",
         "",
-        "All figures were measured on the CPU with the [toy's transformer](transformer.md), a small Stable Diffusion 3 trained on drawn scenes. "
-        "The figures are not figures of Stable Diffusion: full-size models can behave differently. `make evidence PART=flow_edit` measures "
-        "them again and writes this page.",
+        JUDGED,
         "",
-        f"{SCENES} held-out scenes, each with one word of its caption changed: edits of the same kind and columns as on [the page of "
-        f"Prompt-to-Prompt](prompt_to_prompt.md), with {STEPS} steps of `simple` and ComfyUI's `euler`. `PAL_FlowEditGuider` with the "
-        f"method `flow_edit` starts from the picture itself, without an inversion. SDEdit adds noise to the picture and samples "
-        f"with guidance {SDEDIT_CFG}.",
+        "Done, kept: as on the page of Prompt-to-Prompt. IoU: of both things' masks with the source's.",
         "",
-        f"| method | {HEADER}",
-        "|---" * 10 + "|",
-        *(score.row(name) for name, score in scores.items()),
-        "",
+        *verdict(results),
+        *table(
+            ["method", "edits done", "other thing kept, dB", "background kept, dB", "IoU"],
+            [row(name, result) for name, result in (results | {"*the sources, unedited*": unedited}).items()],
+        ),
         "![Sources and results](flow_edit.webp)",
     ]
-    (docs / "flow_edit.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
-    sheet = Sheet(
-        f"One word changed without inversion, {STEPS} steps. Toy transformer.", ["source", *map(_short, scores)]
-    )
-    for i, edit in enumerate(edits[:SHOWN]):
-        cells = [(unedited.unedited[i], f"{edit.attribute}: {edit.words}")]
-        sheet.add(cells + [(score.images[i], "") for score in scores.values()])
-    sheet.save(docs / "flow_edit.webp")
+    save_page(docs, PART, lines)
+    rows = [
+        [
+            cell(sources.unedited[i], unedited.readings[i], before=f"{edit.change}: {edit.words}"),
+            *(cell(r.pictures[i], r.readings[i], bool(r.done[i])) for r in results.values()),
+        ]
+        for i, edit in enumerate(sources.edits[:SHOWN])
+    ]
+    title = f"One thing changed without inversion, {STEPS} steps. Toy transformer."
+    rows_of_cells(title, ["source", *map(_short, results)], rows).save(docs / f"{PART}.webp")
     return []
+
+
+def verdict(results: dict[str, Judged]) -> list[str]:
+    """Each strength of FlowEdit against the SDEdit that does the nearest number of edits."""
+    lines, rivals = [], {name: result for name, result in results.items() if name.startswith("SDEdit")}
+    for name, ours in results.items():
+        if name not in rivals:
+            rival = min(rivals, key=lambda each: abs(rivals[each].share - ours.share))
+            gain = intervals.difference(ours.background, rivals[rival].background, 1)
+            tie = "" if intervals.differ(ours.background, rivals[rival].background) else ", a tie"
+            points = 100 * (ours.share - rivals[rival].share)
+            lines.append(f"- {name}, against {rival}: edits done {points:+.0f} points, background kept {gain} dB{tie}.")
+    return [*lines, ""]
+
+
+def row(name: str, result: Judged) -> tuple[str, ...]:
+    kept = (intervals.mean(part, 1) for part in (result.other, result.background))
+    return name, intervals.share(*result.counts), *kept, intervals.mean(result.iou)
 
 
 def _short(name: str) -> str:

@@ -1,162 +1,203 @@
-"""docs/prompt_to_prompt.md: one word of a caption changed; what is done and what stays, beside plain sampling and Plug-and-Play."""
+"""docs/prompt_to_prompt.md: words of a caption changed; what is done of it, and what stays of the other thing and of the background."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import itertools
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from lab.evidence.bars import Bars
-from lab.evidence.prompt_to_prompt_edits import (
-    ATTRIBUTES,
-    MARGIN,
-    Edits,
-    Group,
-    Score,
-    Windows,
-    held_out_edits,
-    no_words,
-    object_words,
-)
-from lab.evidence.sheet import Sheet
-from lab.evidence.world import World
-from lab.toy.scenes import render
+from lab.evidence import intervals
+from lab.evidence.edits import Edit, held_out_edits
+from lab.evidence.models import NETWORKS, World
+from lab.evidence.pages import JUDGED, opening, save_page, table
+from lab.evidence.scores import MARGIN
+from lab.evidence.sheets import cell, rows_of_cells
+from lab.evidence.sources import Group, Judged, Sources, blend_words, prompt_edit
+from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
+from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
+from torch import Tensor
 from tqdm import tqdm
 
-SCENES, STEPS = 100, 20
-CFG = 2.5
-DONE_BAR, KEPT_BAR = 0.85, 28.0
-SHOWN = 9
-
-DEFAULTS = Windows()
-CHOSEN = Windows(0.4, 0.4, object_words, 0.7)
-Way = Callable[[World, Group], World]
-WAYS: dict[str, Way] = {
-    "chosen": lambda world, group: group.steered(CHOSEN),
-    "threshold": lambda world, group: group.steered(replace(CHOSEN, blend_threshold=DEFAULTS.blend_threshold)),
-    "no blend": lambda world, group: group.steered(replace(CHOSEN, blend_words=no_words)),
-    "defaults": lambda world, group: group.steered(DEFAULTS),
-    "plain": lambda world, group: world,
-    "plug and play": lambda world, group: world.plug_and_play(group.trajectory, 0.8, 0.5),
+SCENES, CHOSEN_ON = 160, 40  # edits that are judged, and other ones that settings are chosen on
+SEED, CHOOSING_SEED = 600, 601
+STEPS, CFG = 30, 7.5
+CHANGES = ("colour", "kind", "add", "weaken")
+NAMES = {
+    "colour": "a colour swapped",
+    "kind": "a kind swapped",
+    "add": "a colour added",
+    "weaken": "a colour reweighted",
 }
-HEADER = "edit done | colour | shape | background | all five | background kept, mean | median | up to the outline, mean | object kept, mean |"
+ENOUGH = 40.0  # dB that count as wholly kept, where settings are chosen
+SHOWN = 12
 
 
-def compare(world: World, ways: dict[str, Way] = WAYS) -> dict[str, Score]:
-    edits = Edits.open(world, held_out_edits(SCENES, 600), STEPS)
-    scores = {
-        name: edits.each(lambda group, way=way: group.sample(way(world, group), CFG))
-        for name, way in tqdm(ways.items(), desc="methods")
+@dataclass(frozen=True)
+class Settings:
+    """Of Prompt-to-Prompt; -1 is the node's own choice."""
+
+    cross_end: float = -1.0
+    self_end: float = -1.0
+    blend: bool = False
+    blend_threshold: float = 0.3
+    factor: float = -2.0  # of a colour that is reweighted
+
+    def __str__(self) -> str:
+        ends = (f"{end:g}" if end >= 0 else "automatic" for end in (self.cross_end, self.self_end))
+        text = "cross_end {}, self_end {}".format(*ends)
+        return text + (f", local blend at {self.blend_threshold:g}" if self.blend else "")
+
+
+TRIED = {
+    "UNet": [Settings(c, s, True, t) for c, s, t in itertools.product((0.4, 0.8), (0.2, 0.4), (0.3, 0.5))],
+    "transformer": [Settings(c, s, True, t) for c, s, t in itertools.product((0.2, 0.35), (0.1, 0.2), (0.3, 0.5))],
+}
+FACTORS = (-1.0, -2.0, -4.0)
+CHOSEN, NO_BLEND, PLAIN = "Prompt-to-Prompt, chosen settings", "the same without local blend", "only the new prompt"
+
+
+def steered(group: Group, settings: Settings, **optional) -> World:
+    """`optional`: sockets of the node."""
+    edit = group.edits[0]
+    thing = edit.source.things[edit.changed]
+    reweight = f"{thing.colour}: {settings.factor:g}" if edit.change == "weaken" else ""
+    words = prompt_edit(group.world, edit, reweight, blend_words(edit) if settings.blend else "")
+    ends = settings.cross_end, settings.self_end, 0.2, settings.blend_threshold
+    model = PromptToPrompt.execute(group.world.model, group.trajectory, words, *ends, source=group.source, **optional)[
+        0
+    ]
+    return group.world.with_model(model)
+
+
+def edited(group: Group, settings: Settings) -> Tensor:
+    return group.sample(steered(group, settings), CFG)
+
+
+def plain(group: Group) -> Tensor:
+    return group.sample(group.world, CFG)
+
+
+def plug_and_play(group: Group) -> Tensor:
+    model = PlugAndPlay.execute(group.world.model, group.trajectory, -1.0, -1.0, group.world.blocks)[0]
+    return group.sample(group.world.with_model(model), CFG)
+
+
+def value(result: Judged) -> float:
+    """What settings are chosen by: edits done, and as much weight for what is kept."""
+    kept = torch.stack([result.other, result.background]).clamp(max=ENOUGH)
+    return result.share + float(kept.mean()) / ENOUGH
+
+
+def choose(world: World, tried: list[Settings], count: int) -> Settings:
+    sources = Sources.open(world, held_out_edits(count, CHOOSING_SEED, CHANGES), STEPS)
+    best = max(
+        tqdm(tried, desc="settings"), key=lambda settings: value(sources.edited(partial(edited, settings=settings)))
+    )
+    rows = sources.rows("weaken")
+    factors = [replace(best, factor=factor) for factor in FACTORS]
+    return max(factors, key=lambda settings: value(sources.edited(partial(edited, settings=settings)).of(rows)))
+
+
+@dataclass(frozen=True)
+class Measured:
+    sources: Sources
+    settings: Settings
+    results: dict[str, Judged]
+
+
+def measure(world: World, tried: list[Settings], scenes: int) -> Measured:
+    settings = choose(world, tried, max(min(scenes, CHOSEN_ON), len(CHANGES)))
+    sources = Sources.open(world, held_out_edits(scenes, SEED, CHANGES), STEPS)
+    automatic = Settings(factor=settings.factor)
+    ways = {
+        CHOSEN: partial(edited, settings=settings),
+        NO_BLEND: partial(edited, settings=replace(settings, blend=False)),
+        "automatic settings, local blend": partial(edited, settings=replace(automatic, blend=True)),
+        "automatic settings, without local blend": partial(edited, settings=automatic),
+        PLAIN: plain,
+        "Plug-and-Play, automatic settings": plug_and_play,
     }
-    targets, _ = render([edit.target for edit in edits.edits])
-    return scores | {
-        "target": edits.score(world.decode(world.encode(targets))),
-        "unedited": edits.score(edits.unedited),
-    }
+    results = {name: sources.edited(draw) for name, draw in tqdm(ways.items(), desc="methods")}
+    return Measured(sources, settings, results | {"unedited": sources.judged(sources.unedited)})
 
 
 @torch.inference_mode()
-def write(docs: Path) -> list[str]:
-    """Write the page and its contact sheet; returns the bars that were missed."""
-    return publish(docs, compare(World.load()))
-
-
-def publish(docs: Path, scores: dict[str, Score]) -> list[str]:
-    bars = Bars("prompt_to_prompt")
-    chosen = scores["chosen"]
-    kept = float(chosen.to_outline.mean())
-    bars.add(
-        "edits done",
-        f"at least {100 * DONE_BAR:.0f} %",
-        f"{100 * chosen.done():.0f} %",
-        chosen.done() >= DONE_BAR,
-    )
-    bars.add(
-        "background kept up to the outline, mean PSNR",
-        f"at least {KEPT_BAR:.0f} dB",
-        f"{kept:.1f} dB",
-        kept >= KEPT_BAR,
-    )
-    lines = page(scores, bars)
-    (docs / "prompt_to_prompt.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
-    contact_sheet(scores).save(docs / "prompt_to_prompt.webp")
-    return bars.missed
-
-
-def page(scores: dict[str, Score], bars: Bars) -> list[str]:
-    chosen = scores["chosen"]
-    kinds = ", ".join(f"{kind} {sum(e.attribute == kind for e in chosen.edits)}" for kind in ATTRIBUTES)
-    ends = f"cross_end {CHOSEN.cross_end}, self_end {CHOSEN.self_end}"
-    names = {
-        "chosen": f"**Prompt-to-Prompt, {ends}, local blend on the object's words, threshold {CHOSEN.blend_threshold}**",
-        "threshold": f"the same with the node's default threshold, {DEFAULTS.blend_threshold}",
-        "no blend": "the same without local blend",
-        "defaults": f"Prompt-to-Prompt with the node's defaults, cross_end {DEFAULTS.cross_end}, self_end {DEFAULTS.self_end}, "
-        "without local blend",
-        "plain": "only the new prompt, from the inverted noise",
-        "plug and play": "Plug-and-Play, feature_end 0.8, attention_end 0.5",
-        "target": "*the edited scenes, drawn by the renderer, through the autoencoder*",
-    }
-    rule = "|---" * 10 + "|"
-    return [
-        "# Prompt-to-Prompt: measured results",
+def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
+    """Writes the page and its sheets; there is no bar to miss."""
+    found = {name: measure(load(weights), TRIED[name], scenes) for name, load in NETWORKS.items()}
+    lines = [
+        *opening("Prompt-to-Prompt", "prompt_to_prompt"),
+        f"{scenes} held-out scenes of two things, in turn with one of four changes of the words for one thing: its colour swapped (red cat to blue "
+        "cat), its kind swapped, its colour added where the source's caption does not say one, its colour reweighted below 0. Sources were inverted "
+        f"by `ddim` with their own captions. All methods: {STEPS} steps, `euler`, guidance {CFG}, the empty prompt as negative.",
         "",
-        "All figures were measured on the CPU with the [toy model](toy.md), a small model trained on drawn scenes. "
-        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
-        "PART=prompt_to_prompt` measures them again and writes this page.",
+        JUDGED,
         "",
-        f"{len(chosen.edits)} held-out scenes of 128 x 128 pixels, each with one word of its caption changed ({kinds}). "
-        f"The source was inverted with its own caption by `fixed_point`, 5 iterations. All methods used {STEPS} "
-        f"steps of `ddim_uniform`, ComfyUI's `euler`, guidance {CFG} and the empty prompt as negative. The toy model "
-        "draws best at guidance 2 to 3, see [its own page](toy.md). The settings of the first row were chosen on "
-        "other held-out scenes. Local blend: the colour and the shape of the object are the blend words, in both "
-        "prompts; edits of the background have no blend words.",
+        "Done: the judge sees a thing of the kind and the colour that the prompt asks for; of a colour that is reweighted, the thing in any other "
+        f"colour. Kept: PSNR against the unedited picture that the autoencoder gives, of the other thing and of the background, {MARGIN} pixels away "
+        f"from where the changed thing was or should be. Local blend has the changed thing's phrase in both prompts. Settings were chosen on "
+        f"{CHOSEN_ON} other scenes, by edits done plus what is kept as a share of {ENOUGH:.0f} dB.",
         "",
-        "Edit done: fraction of the edits in which the judge, a program that reads the drawn scenes, finds the word "
-        "that the prompt asks for, with its 95 % interval (Wilson); then the same for each kind of edit. All five: shape, colour, texture, position "
-        "and background are as in the prompt. Kept: PSNR in dB against the source as the autoencoder alone "
-        "reconstructs it. Background kept, for edits of colour and shape: outside the true masks of the object "
-        "before and after the edit. Object kept, for edits of the background: inside the object's mask. Both leave "
-        f"out {MARGIN} pixels along the outline, because one pixel of the latent covers 8 pixels of the picture and "
-        "the autoencoder blurs the object's colour over its outline. The column \u201cup to the outline\u201d leaves out "
-        "none.",
-        "",
-        *bars.table(),
-        f"| method | {HEADER}",
-        rule,
-        *(scores[name].row(label) for name, label in names.items()),
-        "",
-        f"The new prompt alone, from the same noise, does {100 * scores['plain'].done():.0f} % of the edits and "
-        f"keeps the background at {float(scores['plain'].outside.mean()):.1f} dB: with latents of 16 x 16, the "
-        f"inverted noise already holds the layout. Prompt-to-Prompt adds {float(chosen.outside.mean() - scores['plain'].outside.mean()):.1f} "
-        f"dB of background, most of it by the local blend. With cross_end {DEFAULTS.cross_end} fewer shapes change "
-        f"than with {CHOSEN.cross_end}.",
-        "",
-        f"The row in italics shows what a perfect edit would keep. The judge reads {100 * scores['unedited'].done():.0f} "
-        "% of the unedited sources as edited.",
-        "",
-        "![Sources and results of each method](prompt_to_prompt.webp)",
     ]
+    for name, measured in found.items():
+        lines += [f"## {name}", "", f"Chosen: {measured.settings}; reweighted by {measured.settings.factor:g}.", ""]
+        lines += [*verdict(measured), *_table(measured.results), *_by_change(measured)]
+        _sheet(name, measured).save(docs / f"prompt_to_prompt_{name.lower()}.webp")
+        lines += [f"![Sources and results](prompt_to_prompt_{name.lower()}.webp)", ""]
+    save_page(docs, "prompt_to_prompt", lines)
+    return []
 
 
-def contact_sheet(scores: dict[str, Score]) -> Sheet:
-    """The first edits as they come."""
-    names = {
-        "chosen": "P2P, chosen",
-        "threshold": f"threshold {DEFAULTS.blend_threshold}",
-        "no blend": "no blend",
-        "defaults": "defaults",
-        "plain": "plain",
-        "plug and play": "PnP",
-    }
-    edits = scores["chosen"].edits
-    sheet = Sheet(
-        f"One word changed: Prompt-to-Prompt and what it is compared with, {STEPS} steps, guidance {CFG}. Toy model.",
-        ["source", *names.values()],
+def verdict(measured: Measured) -> list[str]:
+    chosen, lines = measured.results[CHOSEN], []
+    for name in (NO_BLEND, PLAIN, "Plug-and-Play, automatic settings"):
+        rival, parts = measured.results[name], []
+        for what, ours, theirs in (
+            ("the other thing", chosen.other, rival.other),
+            ("the background", chosen.background, rival.background),
+        ):
+            tie = "" if intervals.differ(ours, theirs) else ", a tie"
+            parts.append(f"{what} {intervals.difference(ours, theirs, 1)} dB{tie}")
+        points = 100 * (chosen.share - rival.share)
+        lines.append(f"- Chosen settings against {name}: {'; '.join(parts)}; edits done {points:+.0f} points.")
+    return [*lines, ""]
+
+
+def _table(results: dict[str, Judged]) -> list[str]:
+    labels = {name: f"**{name}**" if name == CHOSEN else name for name in results}
+    labels["unedited"] = "*the sources, unedited*"
+    return table(
+        ["method", "edits done", "the other thing is kept, dB", "the background is kept, dB"],
+        [
+            (label, intervals.share(*r.counts), intervals.mean(r.other, 1), intervals.mean(r.background, 1))
+            for label, r in ((labels[name], results[name]) for name in results)
+        ],
     )
-    for i, edit in enumerate(edits[:SHOWN]):
-        cells = [(scores["unedited"].images[i], f"{edit.attribute}: {edit.words}")]
-        sheet.add(cells + [(scores[name].images[i], "") for name in names])
-    return sheet
+
+
+def _by_change(measured: Measured) -> list[str]:
+    lines = []
+    for change in CHANGES:
+        rows = measured.sources.rows(change)
+        if len(rows) > 1:
+            lines += [f"### {NAMES[change].capitalize()}", ""]
+            lines += _table({name: result.of(rows) for name, result in measured.results.items() if name != "unedited"})
+    return lines
+
+
+def _sheet(network: str, measured: Measured):
+    """The first edits as they come."""
+    names = [name for name in measured.results if name != "unedited"]
+    unedited = measured.results["unedited"]
+
+    def row(i: int, edit: Edit) -> list:
+        first = cell(unedited.pictures[i], unedited.readings[i], before=f"{NAMES[edit.change]}: {edit.words}")
+        found = (measured.results[name] for name in names)
+        return [first, *(cell(r.pictures[i], r.readings[i], bool(r.done[i])) for r in found)]
+
+    title = f"Words changed by Prompt-to-Prompt, and what it is compared with, {network}, {STEPS} steps, guidance {CFG}"
+    rows = [row(i, edit) for i, edit in enumerate(measured.sources.edits[:SHOWN])]
+    short = ["chosen", "no blend", "auto, blend", "auto", "plain", "PnP"]
+    return rows_of_cells(title, ["source", *short], rows)

@@ -1,38 +1,48 @@
-"""docs/subject_fusion.md: a subject from a reference picture in a scene from words, by two models and by one."""
+"""subject_fusion.md and its sheet: subjects from reference pictures in a scene from words, by two models and by one."""
 
 from __future__ import annotations
 
-import random
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import comfy_extras.nodes_custom_sampler as core
+import numpy as np
 import torch
 from lab.evidence.bars import Bars
-from lab.evidence.saliency_fusion import BATCH, SEED, STEPS, batches
+from lab.evidence.intervals import differ, mean
+from lab.evidence.marked import BATCH, Score, best, ceiling, drawn, in_order, marked_scenes, read, shows
+from lab.evidence.models import World
+from lab.evidence.pages import JUDGED, opening, save_page, table
 from lab.evidence.sheet import Sheet
-from lab.evidence.world import World
-from lab.toy.judge import judge
-from lab.toy.pack.general import WEIGHTS, load_tuned
-from lab.toy.references import reference_pictures
-from lab.toy.scenes import OUTDOORS, POSITIONS, SIZE, Scene, caption, sample_scenes
+from lab.evidence.sheets import cell, rows_of_cells
+from lab.world.captions import caption
+from lab.world.judge import Reading, mask_iou
+from lab.world.pack.tuned import load_subject
+from lab.world.scenes import Scene
+from lab.world.studio import PLACE, before_backdrops, cut_out, unmarked
 from palimpsest.nodes.diffusion.conditioning import Conditioning
 from palimpsest.nodes.saliency_fusion.nodes import SaliencyMap, SubjectFusion
 from palimpsest.nodes.saliency_fusion.sockets import SHARPNESS
 from palimpsest.nodes.subject.conditioning import subject_conditioning
 from palimpsest.nodes.subject.encoder import subject_encoder
 from palimpsest.nodes.subject.reference_pictures import Reference
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
 from nodes import ConditioningCombine, ConditioningSetTimestepRange
 
-PROMPTS = 100
-CFG = 3.0
-SHOWN = 6
-MASK_STEP = 14  # between the borders of both ways that are shown
-DELAYS = (0.2, 0.5, 0.7)
+PART = "subject_fusion"
+SCENES = 100  # of one subject, and as many of two
+TUNED = 20  # scenes of each number of subjects at most to choose borders with
+TUNING_SEED, JUDGED_SEED, NOISE_SEED = 8001, 8002, 500
+STEPS = 30
+CFG = 5.0
+SHOWN = 4  # scenes of each number of subjects
+SUBJECTS = {1: "one subject", 2: "two subjects"}
+SAID = ("side", "background", "style")
+BORDERS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+STAGES = ((0.1, 0.4), (0.2, 0.4), (0.2, 0.6), (0.3, 0.6), (0.3, 0.8), (0.5, 0.7), (0.5, 0.9))
 SALIENCY = {
     "sharpness": {
         "saliency": "sharpness",
@@ -44,32 +54,34 @@ SALIENCY = {
 
 @dataclass(frozen=True)
 class Way:
-    """delay: the subject model alone, plain text first. stages: scene_end and fusion_end of both models."""
+    """delay: the subject model alone, plain text first. stages: scene_end and fusion_end of both models. Neither: the scene model alone."""
 
-    label: str
     delay: float | None = None
     stages: tuple[float, float] | None = None
     saliency: str = "sharpness"
-    cfg: float = CFG
+
+    @property
+    def label(self) -> str:
+        if self.stages is not None:
+            first, last = self.stages
+            if first == last:
+                return f"both models, bare hand-over at {first:g}"
+            constants = ", published constants" if self.saliency == "published" else ""
+            return f"both models, scene_end {first:g}, fusion_end {last:g}{constants}"
+        if self.delay is None:
+            return "the scene model alone, without the references"
+        return (
+            f"the subject model alone, delayed conditioning until {self.delay:g}"
+            if self.delay
+            else "the subject model alone"
+        )
 
 
-WAYS = {
-    "scene": Way("the scene model alone, without the reference"),
-    "subject": Way("the subject model alone", delay=0.0),
-    **{
-        f"delay {delay}": Way(f"the subject model alone, delayed conditioning until {delay}", delay=delay)
-        for delay in DELAYS
-    },
-    "both": Way("**both models**, scene_end 0.3, fusion_end 0.6 (the defaults)", stages=(0.3, 0.6)),
-    "published": Way("both models, the same stages, the published constants", stages=(0.3, 0.6), saliency="published"),
-    "later": Way("both models, scene_end 0.7, fusion_end 0.9", stages=(0.7, 0.9)),
-}
-CHOSEN, PUBLISHED = "both", "published"
-MASKS = (
-    "With the published constants, the masks of the fusion stage seldom cover the subject: on the toy model, the guidance of the scene model is "
-    "stronger at the object, so that the subject model gets the area around it. The subject still appears, because the last stage is the subject "
-    "model's alone."
-)
+ALONE, SUBJECT = Way(), Way(delay=0.0)
+DELAYED = [Way(delay=border) for border in BORDERS]
+HANDED = [Way(stages=(border, border)) for border in BORDERS]
+FUSED = [Way(stages=stages) for stages in STAGES]
+PUBLISHED = [Way(stages=stages, saliency="published") for stages in ((0.3, 0.6), (0.2, 0.6))]
 
 
 @dataclass(frozen=True)
@@ -78,62 +90,87 @@ class Prompts:
     subjects: Conditioning
 
 
+@dataclass(frozen=True)
+class Posed:
+    """Scenes all of whose things are subjects, and a reference picture of each."""
+
+    scenes: Sequence[Scene]
+    references: Tensor  # [N, things, 3, H, W] in 0..1
+
+    @classmethod
+    def some(cls, count: int, things: int, seed: int, split: str = "held_out") -> Posed:
+        scenes = marked_scenes(count, seed, things=things, marked=things, split=split)
+        cut = cut_out([thing for scene in scenes for thing in scene.things], np.random.default_rng((seed, 2)))
+        pictures = before_backdrops(cut, torch.Generator().manual_seed(seed))
+        return cls(scenes, pictures.unflatten(0, (-1, things)))
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def at(self, some: slice) -> Posed:
+        return Posed(self.scenes[some], self.references[some])
+
+
+@dataclass(frozen=True)
+class Made:
+    pictures: Tensor
+    readings: list[Reading]
+    score: Score
+
+
 class Subjects:
-    def __init__(self) -> None:
-        self.scene, self.subject = World.load(), World(*load_tuned("subject"))
-        weights = load_file(WEIGHTS / "subject.safetensors")
-        own = ("image_encoder.", "postfuse_module.")
-        self.encoder = subject_encoder(
-            {name: value for name, value in weights.items() if name.startswith(own)}, torch.float32
-        )
+    def __init__(self, weights: Path) -> None:
+        self.scene = World.load(weights)
+        model, clip, vae, tensors = load_subject(weights)
+        self.subject = replace(self.scene, model=model, clip=clip, vae=vae)
+        self.encoder = subject_encoder(tensors, torch.float32)
         self.sigmas = self.scene.sigmas(STEPS)
 
-    def encode(self, scenes: list[Scene], references: Tensor) -> Prompts:
-        """references: [B, 3, H, W] in 0..1, one for each prompt."""
+    def encode(self, posed: Posed) -> Prompts:
         pairs = [
-            subject_conditioning(self.subject.clip, self.encoder, marked(scene), [Reference(picture.movedim(0, -1))])
-            for scene, picture in zip(scenes, references, strict=True)
+            subject_conditioning(
+                self.subject.clip, self.encoder, marked_text(scene), [Reference(p.movedim(0, -1)) for p in pictures]
+            )
+            for scene, pictures in zip(posed.scenes, posed.references, strict=True)
         ]
         subjects, plain = ([[torch.cat([pair[i][0][0] for pair in pairs]), {}]] for i in (0, 1))
         return Prompts(plain, subjects)
 
-    def guider(self, prompts: Prompts, way: Way):
-        empty = self.scene.prompts([""])
+    def guider(self, posed: Posed, way: Way):
+        prompts, empty = self.encode(posed), self.scene.prompts([""])
         if way.stages is not None:
-            return SubjectFusion.execute(
-                self.scene.model,
-                self.subject.model,
-                prompts.plain,
-                prompts.subjects,
-                empty,
-                way.cfg,
-                *way.stages,
-                SALIENCY[way.saliency],
-            )[0]
+            models, texts = (self.scene.model, self.subject.model), (prompts.plain, prompts.subjects, empty)
+            return SubjectFusion.execute(*models, *texts, CFG, *way.stages, SALIENCY[way.saliency])[0]
         if way.delay is None:
-            return core.CFGGuider.execute(self.scene.model, prompts.plain, empty, way.cfg)[0]
-        return core.CFGGuider.execute(self.subject.model, delayed(prompts, way.delay), empty, way.cfg)[0]
+            return core.CFGGuider.execute(self.scene.model, prompts.plain, empty, CFG)[0]
+        return core.CFGGuider.execute(self.subject.model, delayed(prompts, way.delay), empty, CFG)[0]
 
-    def draw(self, scenes: list[Scene], references: Tensor, way: Way) -> Tensor:
-        images = []
-        for rows, noise in batches(scenes, SEED):
-            prompts = self.encode(rows, references[len(images) * BATCH :][: len(rows)])
-            empty = {"samples": torch.zeros(len(rows), 16, SIZE // 8, SIZE // 8)}
-            euler = core.KSamplerSelect.execute("euler")[0]
-            result = core.SamplerCustomAdvanced.execute(noise, self.guider(prompts, way), euler, self.sigmas, empty)[0]
-            images.append(self.scene.decode(result["samples"]))
-        return torch.cat(images)
+    def make(self, posed: Posed, way: Way) -> Made:
+        latents = drawn(len(posed), NOISE_SEED, self.sigmas, lambda some: self.guider(posed.at(some), way))
+        pictures = torch.cat([self.scene.decode(some) for some in latents])
+        readings = read(pictures)
+        return Made(pictures, readings, score_of(posed.scenes, readings))
 
-    def places(self, scenes: list[Scene], references: Tensor, way: Way, pictures: Tensor) -> Tensor:
-        """[B, H, W]: where the subject model decides at MASK_STEP, on those pictures."""
-        rows, noise = next(batches(scenes, SEED))
-        guider = self.guider(self.encode(rows, references), way)
-        latent = {"samples": self.scene.encode(pictures)}
-        return SaliencyMap.execute(guider, MASK_STEP, 1, latent_image=latent, sigmas=self.sigmas, noise=noise)[0]
+    def areas(self, posed: Posed, way: Way, made: Made) -> Tensor:
+        """[B, H, W]: where the subject model decides in the middle of the fusion stage, on the pictures of the first batch."""
+        few = posed.at(slice(0, BATCH))
+        latent = {"samples": self.scene.encode(made.pictures[: len(few)])}
+        step, noise = round(sum(way.stages) / 2 * STEPS), core.Noise_RandomNoise(NOISE_SEED)
+        return SaliencyMap.execute(
+            self.guider(few, way), step, 1, latent_image=latent, sigmas=self.sigmas, noise=noise
+        )[0]
 
 
-def marked(scene: Scene) -> str:
-    return f"a {scene.shape} <|image|> {POSITIONS[scene.position][1]}, {scene.background} background"
+def text_of(scene: Scene) -> str:
+    """It says neither colours nor markings."""
+    return caption(unmarked(scene), SAID).text
+
+
+def marked_text(scene: Scene) -> str:
+    text = text_of(scene)
+    for thing in scene.things:  # `caption` names the things in their own order
+        text = text.replace(f" {thing.kind}", f" {thing.kind} <|image|>", 1)
+    return text
 
 
 def delayed(prompts: Prompts, delay: float) -> Conditioning:
@@ -145,114 +182,136 @@ def delayed(prompts: Prompts, delay: float) -> Conditioning:
     return ConditioningCombine().combine(first, then)[0]
 
 
-def shares(pictures: Tensor, scenes: list[Scene]) -> dict[str, float]:
-    """Identity: shape, colour and texture of the reference. Scene: position and background of the prompt."""
-    rows = []
-    for reading, scene in zip(judge(pictures)[0], scenes, strict=True):
-        same = {
-            name: getattr(reading, name) == getattr(scene, name)
-            for name in ("shape", "colour", "texture", "position", "background")
-        }
-        identity = same["shape"] and same["colour"] and same["texture"]
-        rows.append({**same, "identity": identity, "scene": same["position"] and same["background"]})
-    table = {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
-    table["both"] = sum(row["identity"] and row["scene"] for row in rows) / len(rows)
-    return table
+def score_of(scenes: Sequence[Scene], readings: Sequence[Reading]) -> Score:
+    """Subject: every subject with kind, colour and marking of its reference. Scene: place, style, and which thing is on which side."""
+    identity, around = [], []
+    for scene, reading in zip(scenes, readings, strict=True):
+        identity.append(all(shows(reading, thing) for thing in scene.things))
+        same = (reading.background, reading.style) == (scene.background, scene.style)
+        around.append(same and in_order(reading, scene))
+    return Score(torch.tensor(identity).float(), torch.tensor(around).float())
 
 
-def subjects_in_scenes(count: int, seed: int, split: str = "held_out") -> tuple[list[Scene], Tensor]:
-    scenes = sample_scenes(count, seed, split=split, backgrounds=OUTDOORS)
-    return scenes, reference_pictures(scenes, random.Random(seed))
+def covered(readings: Sequence[Reading], areas: Tensor) -> Tensor:
+    """[N]: IoU of the subject model's area with all things that are seen, of the pictures that show any."""
+    found = [
+        mask_iou(torch.stack([seen.mask for seen in reading.things]).amax(0), area)
+        for reading, area in zip(readings, areas, strict=False)
+        if reading.things
+    ]
+    return torch.stack(found) if found else torch.zeros(1)
 
 
 @torch.inference_mode()
-def write(docs: Path) -> list[str]:
-    """Write the page and its pictures; returns the bars that were missed."""
-    world, (scenes, references) = Subjects(), subjects_in_scenes(PROMPTS, 1002)
-    pictures = {
-        name: world.draw(scenes, references, way) for name, way in tqdm(WAYS.items(), desc="ways to put a subject in")
-    }
-    tables = {name: shares(drawn, scenes) for name, drawn in pictures.items()}
-    bars = judge_bars(tables)
-    lines = page(bars, tables, scenes[0])
-    (docs / "subject_fusion.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
-    contact_sheet(world, scenes, references, pictures, tables).save(docs / "subject_fusion.webp")
+def write(docs: Path, weights: Path, count: int) -> list[str]:
+    """Writes the page and its sheet, of `count` scenes with one subject and as many with two; returns the bars that were missed."""
+    world, bars = Subjects(weights), Bars(PART)
+    lines: list[str] = []
+    rows = []
+    for number, name in SUBJECTS.items():
+        tuning = Posed.some(min(TUNED, count), number, TUNING_SEED, split="train")
+        tried = {
+            way: world.make(tuning, way).score for way in tqdm([*DELAYED, *HANDED, *FUSED], desc=f"{name}, borders")
+        }
+        delay, handed, fused = (best(tried, ways) for ways in (DELAYED, HANDED, FUSED))
+        posed = Posed.some(count, number, JUDGED_SEED)
+        ways = list(dict.fromkeys([ALONE, SUBJECT, delay, *HANDED, fused, Way(stages=(0.3, 0.6)), *PUBLISHED]))
+        made = {way: world.make(posed, way) for way in tqdm(ways, desc=name)}
+        scores = {way: each.score for way, each in made.items()}
+        areas = {way: world.areas(posed, way, made[way]) for way in (fused, *PUBLISHED)}
+        add_bars(bars, name, scores, fused, {"one model": [SUBJECT, delay], "a bare hand-over": [handed]})
+        lines += section(name, posed, tried, made, areas, (delay, handed, fused))
+        lines += [ceiling(world.scene, posed.scenes, score_of), ""]
+        shown = [ALONE, SUBJECT, delay, handed, fused, PUBLISHED[0]]
+        for i in range(min(SHOWN, count)):
+            row = [
+                (picture, marked_text(posed.scenes[i]) if k == 0 else "")
+                for k, picture in enumerate(posed.references[i])
+            ]
+            row += [
+                cell(made[way].pictures[i], made[way].readings[i], bool(scores[way].both[i]), way.label)
+                for way in shown
+            ]
+            rows.append([*row, *((areas[way][i].expand(3, -1, -1), way.label) for way in (fused, PUBLISHED[0]))])
+    save_page(docs, PART, [*opening("Subject Fusion", PART), *how(count), *bars.table(), *lines, PICTURES])
+    contact_sheet(rows).save(docs / f"{PART}.webp")
     return bars.missed
 
 
-def best_delay(tables: dict[str, dict[str, float]]) -> str:
-    return max((f"delay {delay}" for delay in DELAYS), key=lambda name: tables[name]["both"])
+PICTURES = "![References and the pictures of all ways with the judge's word, and the subject model's area](subject_fusion.webp)"
 
 
-def judge_bars(tables: dict[str, dict[str, float]]) -> Bars:
-    bars = Bars("subject_fusion")
-    for name in ("subject", best_delay(tables)):
-        ahead = tables[CHOSEN]["both"] - tables[name]["both"]
+def add_bars(bars: Bars, name: str, scores: dict[Way, Score], fused: Way, others: dict[str, list[Way]]) -> None:
+    for what, ways in others.items():
+        other = best(scores, ways)
+        gain = float((scores[fused].both - scores[other].both).mean())
+        met = gain > 0 and differ(scores[fused].both, scores[other].both)
+        ahead = scores[fused].ahead(scores[other])
         bars.add(
-            f"identity and scene both right: lead of both models over {WAYS[name].label}",
-            "more than 0 points",
-            f"{100 * ahead:.0f} points",
-            ahead > 0,
+            f"{name}, both right: three stages over {what} ({other.label}), points", "interval above 0", ahead, met
         )
-    return bars
 
 
-def page(bars: Bars, tables: dict[str, dict[str, float]], example: Scene) -> list[str]:
+def how(count: int) -> list[str]:
     return [
-        "# Subject Fusion: measured results",
+        f"A subject is one thing in its own colour and marking, of which the prompt says nothing: it names the kind alone, such as "
+        f"\u201c{marked_text(Posed.some(1, 1, JUDGED_SEED).scenes[0])}\u201d. A reference picture, drawn flat and in another size and turn, shows the rest. "
+        f"The scene model is the general one, which never saw a marking. The subject model was trained from it with FastComposer's architecture on "
+        f"scenes in a {PLACE}, whose captions named places drawn at random: it has lost all others, as the papers' models have by their training on "
+        f"portraits. {count} held-out scenes of one subject and {count} of two, all anywhere but in a {PLACE}.",
         "",
-        "All figures were measured on the CPU with the [toy models](toy.md), small models trained on drawn scenes. "
-        "They are not figures of Stable Diffusion: full-size models can behave differently. `make evidence "
-        "PART=subject_fusion` measures them again and writes this page.",
+        f"All rows: {STEPS} steps of `euler` on `ddim_uniform`, guidance {CFG:g}, the same noise. Borders are fractions of the steps. The border of delayed "
+        "conditioning, that of the bare hand-over which is compared, and both of the three stages were chosen on other scenes, of the training split.",
         "",
-        f"{PROMPTS} held-out scenes. The prompt names the shape, its position and the background, such as \u201c{marked(example)}\u201d. "
-        f"A reference picture shows the colour and the texture; for this prompt it shows {caption(example, position=False, background=False)}. "
-        "The scene model is the general toy model. The subject model was trained from it with FastComposer's "
-        "architecture. Like the models of the papers, which were trained on portraits, it has lost scenes: half of "
-        f"the captions in its training named a background drawn at random, the others none. All rows: {STEPS} steps "
-        f"of `euler` on `ddim_uniform`, guidance {CFG}, the same noise.",
+        f"Identity: the share of pictures with every subject's kind, colour and marking. Scene: place, style, and the right things on the right sides. "
+        f"{JUDGED}",
         "",
-        "Identity: fraction of the pictures with shape, colour and texture of the reference. Scene: with position and "
-        "background of the prompt. A program, the judge, reads them from the pictures.",
-        "",
-        *bars.table(),
-        "| | identity | scene | **both** | shape | colour | texture | position | background |",
-        "|---|---|---|---|---|---|---|---|---|",
-        *(
-            f"| {WAYS[name].label} | "
-            + " | ".join(
-                f"{100 * table[key]:.0f} %"
-                for key in ("identity", "scene", "both", "shape", "colour", "texture", "position", "background")
-            )
-            + " |"
-            for name, table in tables.items()
-        ),
-        "",
-        MASKS,
-        "",
-        "![Reference pictures and the results of the scene model, the subject model and both](subject_fusion.webp)",
     ]
 
 
-def contact_sheet(
-    world: Subjects,
-    scenes: list[Scene],
-    references: Tensor,
-    pictures: dict[str, Tensor],
-    tables: dict[str, dict[str, float]],
-) -> Sheet:
-    alone = ["scene", "subject", best_delay(tables)]
-    headings = ["reference", "scene model", "subject model", "delayed"]
-    headings += ["both models", f"mask, step {MASK_STEP}", "published constants", f"mask, step {MASK_STEP}"]
-    sheet = Sheet("A subject from a picture in a scene from words. White: the subject's area. Toy models.", headings)
-    masks = {
-        name: world.places(scenes[:BATCH], references[:BATCH], WAYS[name], pictures[name][:BATCH])
-        for name in (CHOSEN, PUBLISHED)
-    }
-    for i in range(SHOWN):
-        row = [(references[i], marked(scenes[i])), *((pictures[name][i], "") for name in alone)]
-        for name, mask in masks.items():
-            row += [(pictures[name][i], ""), (mask[i].expand(3, -1, -1), "")]
-        sheet.add(row)
-    return sheet
+def section(
+    name: str,
+    posed: Posed,
+    tried: dict[Way, Score],
+    made: dict[Way, Made],
+    areas: dict[Way, Tensor],
+    chosen: tuple[Way, Way, Way],
+) -> list[str]:
+    fused = chosen[-1]
+    score = made[fused].score
+    rows = [
+        [
+            f"**{way.label}**" if way in chosen else way.label,
+            *each.score.shares(),
+            "" if way == fused else each.score.ahead(score),
+        ]
+        for way, each in made.items()
+    ]
+    covers = [
+        [
+            way.label,
+            mean(covered(made[way].readings, area)) if len(posed) > 1 else "",
+            f"{100 * float(area.mean()):.0f} %",
+        ]
+        for way, area in areas.items()
+    ]
+    return [
+        f"## {name[:1].upper()}{name[1:]}",
+        "",
+        f"{len(posed)} scenes. Bold: chosen on {len(next(iter(tried.values())).both)} other scenes.",
+        "",
+        *table(["", "identity", "scene", "**both**", f"both, against {fused.label}"], rows),
+        f"Where the subject model decides in the middle of the fusion stage, in {min(BATCH, len(posed))} pictures:",
+        "",
+        *table(["", "IoU with the things that the judge sees", "share of the picture"], covers),
+        "On the scenes that the borders were chosen on:",
+        "",
+        *table(["", "identity", "scene", "both"], [[way.label, *each.shares()] for way, each in tried.items()]),
+    ]
+
+
+def contact_sheet(rows: list) -> Sheet:
+    title = (
+        "Subjects from pictures in scenes from words, first one, then two. +: identity and scene are right. Toy models."
+    )
+    return rows_of_cells(title, [], rows)

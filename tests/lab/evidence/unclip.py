@@ -1,208 +1,253 @@
-"""docs/unclip.md: the miniature DALL-E 2, measured."""
+"""unclip.md and its sheet: the toy's miniature DALL-E 2, measured."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from lab.evidence.bars import Bars
+from lab.evidence.edits import held_out_edits
+from lab.evidence.intervals import difference, mean, share
+from lab.evidence.pages import JUDGED, opening, save_page, table
 from lab.evidence.sheet import Sheet
-from lab.evidence.unclip_tables import (
-    CHANGED,
-    DIFF_CFG,
+from lab.evidence.sheets import Cell, cell, rows_of_cells
+from lab.evidence.unclip_models import ALIKE, PRIOR_CFG, UnCLIP, read_small, small
+from lab.evidence.unclip_pictures import (
+    CHANGES,
     MORPH,
-    THETA,
-    THETAS,
-    VARIATION_CFG,
     Again,
-    Between,
+    Morphs,
     Moved,
     Opened,
-    Row,
-    Texts,
     again,
-    between,
     by_words,
-    from_texts,
+    chosen_guidances,
+    is_same,
+    morphs,
 )
-from lab.evidence.unclip_world import CFG, PRIOR_CFG, STEPS, UnCLIP
-from lab.toy.scenes import caption, sample_scenes
-from lab.toy.unclip_scenes import ATTRIBUTES, MEDIUM, SMALL
+from lab.evidence.unclip_texts import (
+    GUIDANCES,
+    MOST,
+    PRIOR,
+    SAMPLES,
+    WAYS,
+    Centres,
+    Drawn,
+    Prompt,
+    Score,
+    drawn,
+    guidances,
+    in_bits,
+    with_interval,
+)
+from lab.world.foreign import plain, polygons
+from lab.world.judge import judge
+from lab.world.render import render
+from lab.world.scenes import sample_scenes
+from lab.world.train.decoder import EMBEDDING_DROPOUT, TEXT_DROPOUT
 
-SCENES = 200
-PAIRS = 15  # for each attribute
-RIGHT, SWITCHED, MOVED = 0.8, 0.8, 0.7
-SHOWN, VARIATIONS = 4, 5
-MORPHS = 4
+PART = "unclip"
+SCENES = 40
+TUNING_SEED, JUDGED_SEED, READ_SEED = 6001, 6002, 6003
+TUNED = 0.3  # as many captions to choose constants with as this share of those that are judged
+TUNING_SAMPLES = 4
+SHOWN = 8  # pictures of a row of the sheet
+UPSAMPLED = 40  # pictures; one takes about five seconds
+MOST_CENTRED = 5  # scenes for the centres, for each caption that is judged
 
 
 @torch.inference_mode()
-def write(docs: Path) -> list[str]:
-    """Write the page and its pictures; returns the bars that were missed."""
-    world = UnCLIP.load()
-    texts = from_texts(world, sample_scenes(SCENES, 1003, split="held_out"))
-    opened = Opened.of(world, sample_scenes(SCENES, 1004, split="held_out"))
-    seen = again(world, opened)
-    middle = between(world, sample_scenes(PAIRS * len(CHANGED), 1005, split="held_out"))
-    moved = by_words(world, opened)
-    bars = judge_bars(texts, seen, middle, moved)
-    lines = page(bars, texts, seen, middle, moved)
-    (docs / "unclip.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
-    contact_sheet(world, texts, opened, seen, middle, moved).save(docs / "unclip.webp")
+def write(docs: Path, weights: Path, count: int) -> list[str]:
+    """Writes the page and its sheet, of `count` captions and as many pictures; returns the bars that were missed."""
+    world = UnCLIP.load(weights)
+    few = max(2, round(TUNED * count))
+    centres = Centres.of(world, 20 * -(-MOST_CENTRED * count // 20))
+    tuning = Prompt.some(few, TUNING_SEED)
+    tuned = {
+        way: {cfg: drawn(world, centres, tuning, way, cfg, TUNING_SAMPLES).score for cfg in GUIDANCES} for way in WAYS
+    }
+    chosen = guidances(tuned)
+    prompts = Prompt.some(count, JUDGED_SEED)
+    told = {way: drawn(world, centres, prompts, way, cfg, SAMPLES) for way, cfg in chosen.items()}
+    variation_cfg, diff_cfg = chosen_guidances(world, few, TUNING_SEED)
+    edits = held_out_edits(count, JUDGED_SEED, CHANGES)
+    opened = Opened.of(world, [edit.source for edit in edits])
+    seen, between, moved = (
+        again(world, opened, variation_cfg),
+        morphs(world, edits),
+        by_words(world, edits, opened, diff_cfg),
+    )
+    bars = judge_bars(told, seen)
+    lines = [
+        *opening("unCLIP", PART),
+        JUDGED,
+        "",
+        *how(world, centres, count, few),
+        *bars.table(),
+        *of_texts(tuned, told, chosen, count),
+        at_full_size(world, prompts, told[PRIOR]),
+        "",
+        *of_pictures(seen, between, moved, diff_cfg),
+        "![Pictures of one caption, variations, morphs, edits by words, with the judge's word](unclip.webp)",
+    ]
+    save_page(docs, PART, lines)
+    contact_sheet(world, prompts, told, opened, seen, between, moved).save(docs / f"{PART}.webp")
     return bars.missed
 
 
-def judge_bars(texts: Texts, seen: Again, middle: Between, moved: Moved) -> Bars:
-    bars = Bars("unclip")
-    prior = texts.rows["prior"].both
-
-    def share(name: str, wanted: float, measured: float) -> None:
-        bars.add(name, f"at least {wanted:.0%}", f"{measured:.1%}", measured >= wanted)
-
-    share("(a) shape and colour right with the prior's embedding", RIGHT, prior)
-    for name, label in (("text", "the text alone"), ("as image", "the text's embedding in place of a picture's")):
-        ahead = 100 * (prior - texts.rows[name].both)
-        bars.add(
-            f"(a) lead of the prior's embedding over {label}", "more than 0 points", f"{ahead:.1f} points", ahead > 0
-        )
-    gain = float(seen.psnr["inverted"].mean() - seen.psnr["random"].mean())
-    bars.add("(b) gain of the inverted x_T over a random one", "more than 0 dB", f"{gain:.1f} dB", gain > 0)
-    share("(d) morphs in which the attribute changes once", SWITCHED, middle.everywhere)
-    share(f"(e) by words, theta {THETA}: the named attribute is changed", MOVED, moved.changed[THETA])
-    return bars
-
-
-def table(rows: list[Row], more: dict[str, list[str]] | None = None) -> list[str]:
-    """more: further columns by their heading."""
-    more = more or {}
-    headings = ["", "**shape and colour**", "all five", *ATTRIBUTES, *more]
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    for i, row in enumerate(rows):
-        shares = [f"{100 * value:.1f} %" for value in (row.both, row.everything, *row.same.values())]
-        lines.append("| " + " | ".join([row.label, *shares, *(column[i] for column in more.values())]) + " |")
-    return [*lines, ""]
-
-
-def page(bars: Bars, texts: Texts, seen: Again, middle: Between, moved: Moved) -> list[str]:
-    varied = ["inverted", "varied"]
-    psnr = {name: values.mean().item() for name, values in seen.psnr.items()}
+def how(world: UnCLIP, centres: Centres, count: int, few: int) -> list[str]:
+    scenes = sample_scenes(2 * count, READ_SEED, split="held_out")
+    pictures = torch.cat([small(render(scenes[i : i + 20]).pictures) for i in range(0, len(scenes), 20)])
+    right = sum(is_same(reading, scene) for reading, scene in zip(read_small(pictures), scenes, strict=True))
+    foreign = small(torch.cat([make(count, READ_SEED) for make in (plain, polygons)]))
+    refused = sum(not reading.is_known for reading in read_small(foreign))
     return [
-        "# unCLIP: measured results",
+        "A CLIP pair, a prior, a decoder of 32 x 32 pixels and two upsamplers, in the published layouts. The decoder's pictures are read enlarged by "
+        f"interpolation; a thing counts as known if the likeness of its edges is {ALIKE:g}, more than of pictures of full size, because these edges are "
+        f"soft. So read, {share(right, len(scenes))} of {len(scenes)} held-out renders, made as small as the decoder's pictures, are wholly right, and "
+        f"{share(refused, len(foreign))} of {len(foreign)} plain pictures and pictures of polygons are refused.",
         "",
-        "All figures were measured on the CPU with a miniature DALL-E 2, trained on drawn scenes. They are not "
-        "figures of Karlo: full-size models can behave differently. `make evidence PART=unclip` measures them again "
-        "and writes this page.",
+        f"Every guidance was chosen on {few} other captions and pictures. Prior and decoder: {world.steps} steps; guidance of the prior: {PRIOR_CFG:g}. The "
+        f"centres of the embeddings of texts and of pictures lie {centres.gap:.2f} apart, where both have length 1.",
         "",
-        "The miniature has a CLIP pair, a prior, a decoder and two upsamplers in the published layouts, trained by "
-        f"`make toy`. The nodes load and run them like the public ones. The decoder makes pictures of {SMALL} x {SMALL} "
-        f"pixels, the upsamplers of {MEDIUM} x {MEDIUM} and {2 * MEDIUM} x {2 * MEDIUM}. Each table has {SCENES} "
-        "held-out scenes unless it says otherwise. What a picture shows is read by a program, "
-        f"tests/lab/toy/judge.py; pictures of {SMALL} x {SMALL} are enlarged by interpolation for it. The training "
-        "of the second upsampler began with other random weights than `make toy` draws.",
-        "",
-        *bars.table(),
-        "## (a) Pictures from a text",
-        "",
-        "The comparison of the paper (section 5.1). The decoder gets the caption in every row; the rows differ in "
-        "the image embedding. The embedding of a text is scaled to the mean length of the embeddings of pictures. "
-        f"Prior: {STEPS} steps, guidance {PRIOR_CFG:g}. Decoder: unCLIP Sampler, {STEPS} steps, guidance {CFG:g}. "
-        "The noise is the same in every row.",
-        "",
-        *table([texts.rows[name] for name in ("text", "as image", "prior", "large")]),
-        "The last training of the decoder used noisy embeddings. Such a decoder draws from the text's embedding as "
-        "well as from the prior's, so that this table does not show what a prior adds.",
-        "",
-        "## (b) Reconstruction of a picture",
-        "",
-        f"From the embedding and the x_T of the picture, without a text: {STEPS} steps of `euler` on `karras`, "
-        "guidance 1. x_T is found by DDIM Invert (`fixed_point`, 3 iterations). Mean PSNR against the picture:",
-        "",
-        "| x_T | PSNR |",
-        "|---|---|",
-        f"| inverted | {psnr['inverted']:.1f} dB |",
-        f"| random | {psnr['random']:.1f} dB |",
-        "",
-        "## (c) Variations",
-        "",
-        "From the same embedding and x_T, with new noise at every step. The embedding was trained to hold what "
-        "captions say, and captions do not say exactly where the object lies and how large it is. Distances are in "
-        f"pixels of a picture of {2 * MEDIUM} x {2 * MEDIUM}.",
-        "",
-        *table(
-            [seen.rows[name] for name in varied],
-            {
-                "centre moved": [f"{seen.moved[name][0]:.2f}" for name in varied],
-                "radius changed": [f"{seen.moved[name][1]:.2f}" for name in varied],
-                "PSNR": [f"{psnr[name]:.1f} dB" for name in varied],
-            },
-        ),
-        "## (d) Morphs between two pictures",
-        "",
-        f"{len(middle.pairs)} pairs of pictures that differ in one attribute. Embedding and x_T are interpolated "
-        f"together on the sphere, at the thetas {MORPH}, with guidance 1. A pair counts if the judge reads the attribute "
-        "of the first picture up to some theta, that of the second from there on, and no other value at any theta. "
-        "The table has the fraction of these pairs, for all and by attribute.",
-        "",
-        f"| {' | '.join(['all', *middle.switched])} |",
-        "|---" * (1 + len(middle.switched)) + "|",
-        "| " + " | ".join(f"{100 * value:.1f} %" for value in (middle.everywhere, *middle.switched.values())) + " |",
-        "",
-        "## (e) Editing by words",
-        "",
-        "unCLIP Embedding Text Diff moves the embedding of the picture from its caption towards the caption with "
-        f"one attribute changed. The picture is then sampled from its own x_T without a text, at guidance {DIFF_CFG:g}. "
-        "Rest kept: all four other attributes are read as before.",
-        "",
-        "| theta | named attribute changed | rest kept | both |",
-        "|---|---|---|---|",
-        *(
-            f"| {theta} | {100 * moved.changed[theta]:.1f} % | {100 * moved.kept[theta]:.1f} % | {100 * moved.both[theta]:.1f} % |"
-            for theta in THETAS
-        ),
-        "",
-        f"Changed at theta {THETA}, by attribute: "
-        + ", ".join(f"{name} {100 * value:.0f} %" for name, value in moved.by_attribute.items())
-        + ".",
-        "",
-        "## (f) Best of n",
-        "",
-        f"As in (a). Of n embeddings, the one nearest to the text is kept. With {SCENES} scenes, a difference of one "
-        "or two points may be chance.",
-        "",
-        *table([texts.rows[name] for name in ("one", "prior", "many")]),
-        f"The guidance was chosen on scenes of the training split, before the last training of the decoder: {CFG:g} "
-        f"for pictures from a text, {VARIATION_CFG:g} for variations, {DIFF_CFG:g} for editing by words.",
-        "",
-        "![Pictures from a text, variations, morphs, and pictures edited by words](unclip.webp)",
     ]
 
 
-def contact_sheet(world: UnCLIP, texts: Texts, opened: Opened, seen: Again, middle: Between, moved: Moved) -> Sheet:
-    sheet = Sheet("Text, prior, decoder, two upsamplers. A miniature DALL-E 2.")
-    columns = 2 * SHOWN + 1
-    sheet.add(
-        [
-            (picture, caption(scene))
-            for picture, scene in zip(texts.pictures["large"][:columns], texts.scenes, strict=False)
-        ]
+def at_full_size(world: UnCLIP, prompts: Sequence[Prompt], made: Drawn) -> str:
+    """One picture of each of the first captions, through both upsamplers, by the judge's own bar."""
+    some = list(prompts)[:UPSAMPLED]
+    readings = judge(world.upsample(made.pictures[: len(some) * SAMPLES : SAMPLES], "upsampling"))
+    right = sum(prompt.seen(reading) is not None for prompt, reading in zip(some, readings, strict=True))
+    known = sum(reading.is_known for reading in readings)
+    return (
+        f"Of the prior's pictures, one of each of {len(some)} captions was brought to 128 x 128 by both upsamplers. By the judge's own bar it is known in "
+        f"{share(known, len(some))}, and all that is said is right in {share(right, len(some))}."
     )
-    for i in range(SHOWN // 2):
-        told = world.tell([""] * (columns - 2), opened.embeds[i].expand(columns - 2, -1))
-        start = opened.start[i].expand(columns - 2, -1, -1, -1)
-        varied = world.paint_from(start, told, VARIATION_CFG, 1.0)
-        large = world.upsample(torch.cat([opened.small[i : i + 1], seen.pictures["inverted"][i : i + 1], varied]))
-        labels = [f"{caption(opened.scenes[i])}", "again, eta 0", *["variation"] * (columns - 2)]
-        sheet.add(list(zip(large, labels, strict=True)))
-    for frames, pair in list(zip(middle.pictures, middle.pairs, strict=True))[:MORPHS]:
-        labels = [caption(pair[0]), *[""] * (len(frames) - 2), caption(pair[1])]
-        sheet.add(list(zip(world.upsample(frames), labels, strict=True)))
-    large = [world.upsample(part[:2]) for part in (opened.small, *moved.pictures.values())]
-    row = []
-    for i in range(2):
-        row += [
-            (large[0][i], caption(opened.scenes[i])),
-            *((part[i], f"theta {t}") for part, t in zip(large[1:], THETAS, strict=True)),
+
+
+def judge_bars(told: dict[str, Drawn], seen: Sequence[Again]) -> Bars:
+    bars = Bars(PART)
+    prior = told[PRIOR].score
+    for way in list(WAYS)[:-1]:
+        ahead, low, high = prior.ahead(told[way].score)
+        gain = difference(prior.fidelity, told[way].score.fidelity)
+        bars.add(
+            f"bits that the prior adds to what a caption leaves unsaid, over {way}",
+            "interval above 0",
+            f"{with_interval(ahead, low, high, '+')}, fidelity {gain}",
+            low > 0,
+        )
+    inverted, random, _ = seen
+    gain = inverted.psnr - random.psnr
+    bars.add("gain of the inverted x_T over a random one", "more than 0 dB", mean(gain, 1, "+"), float(gain.mean()) > 0)
+    return bars
+
+
+def of_texts(
+    tuned: dict[str, dict[float, Score]], told: dict[str, Drawn], chosen: dict[str, float], count: int
+) -> list[str]:
+    names = ["fidelity", "**bits in all**", *MOST]
+    rows = [
+        [way, f"{chosen[way]:g}", mean(100 * made.score.fidelity, 0), *made.score.text()] for way, made in told.items()
+    ]
+    most = ["the most there can be", "", "", f"{sum(MOST.values()):.2f}", *(f"{bits:.2f}" for bits in MOST.values())]
+    sweep = [
+        [way, *(f"{100 * score.mean:.0f} %, {in_bits(score.bits().sum())}" for score in scores.values())]
+        for way, scores in tuned.items()
+    ]
+    return [
+        "## What a prior is worth",
+        "",
+        "The comparison of the paper (section 5.1). The decoder gets the caption in every row; the rows differ in the image embedding. The text's embedding "
+        "is scaled to the mean length of those of pictures; moved: shifted by the difference of the centres before. Each caption names both things, one "
+        f"colour, and the style or the background. {count} captions, {SAMPLES} pictures each. Fidelity: percent of the pictures in which all that is said is "
+        "right. Bits: collision entropy of what is not said, in the pictures in which all that is said is right. Intervals are of captions drawn anew.",
+        "",
+        *table(["image embedding", "guidance", *names], [*rows, most]),
+        f"By the caption alone, without an embedding, the decoder drew in {100 * EMBEDDING_DROPOUT * (1 - TEXT_DROPOUT):.0f} % of its training, as published.",
+        "",
+        "The guidance of the prior's row is the one with the highest fidelity, those of the others have the fidelity nearest to it, on the tuning captions. "
+        "Fidelity and bits there, by guidance:",
+        "",
+        *table(["image embedding", *(f"{cfg:g}" for cfg in GUIDANCES)], sweep),
+    ]
+
+
+def of_pictures(seen: Sequence[Again], between: Morphs, moved: Sequence[Moved], cfg: float) -> list[str]:
+    count = len(between.edits)
+    rows = [
+        [
+            made.label,
+            mean(made.psnr, 1),
+            share(sum(made.same), count),
+            mean(made.moved, 1) if len(made.moved) > 1 else "too few",
         ]
-    sheet.add(row)
-    return sheet
+        for made in seen
+    ]
+    by_change = {
+        change: [ok for edit, ok in zip(between.edits, between.once, strict=True) if edit.change == change]
+        for change in CHANGES
+    }
+    diffs = [
+        [f"{m.theta:g}", *(share(sum(v), count) for v in (m.done, m.kept, [a and b for a, b in zip(m.done, m.kept, strict=True)]))]
+        for m in moved
+    ]  # fmt: skip
+    return [
+        "## Reconstruction and variations",
+        "",
+        f"{count} held-out pictures, from embedding and x_T, without a text. x_T is found by DDIM Invert (`fixed_point`, 3 iterations). Same: things, "
+        "colours, style and background are read as in the picture. Moved: how far things are from where they were, in pixels of a "
+        "picture of 128, where they are the same.",
+        "",
+        *table(["", "PSNR, dB", "same", "moved"], rows),
+        "## Morphs",
+        "",
+        f"{count} pairs of pictures that differ in the style, in one colour or in one kind, at the thetas {', '.join(map(str, MORPH))}, guidance 1. Once: the "
+        "judge reads the first picture's value up to some theta and the second's from there on, nothing else in between.",
+        "",
+        *table(["all", *by_change], [[share(sum(v), len(v)) for v in (between.once, *by_change.values()) if v]]),
+        "## Edits by words",
+        "",
+        "unCLIP Embedding Text Diff moves the embedding from the picture's caption towards the caption with one word changed. The picture is drawn from its "
+        f"own x_T without a text, at guidance {cfg:g}. Kept: all that the words leave alone is read as before.",
+        "",
+        *table(["theta", "done", "rest kept", "both"], diffs),
+    ]
+
+
+def contact_sheet(
+    world: UnCLIP,
+    prompts: Sequence[Prompt],
+    told: dict[str, Drawn],
+    opened: Opened,
+    seen: Sequence[Again],
+    between: Morphs,
+    moved: Sequence[Moved],
+) -> Sheet:
+    rows: list[list[Cell]] = []
+    for way, made in told.items():
+        large = world.upsample(made.pictures[:SHOWN])
+        text = f"{prompts[0].text}: {way.strip('*')}"
+        rows.append(
+            [
+                cell(picture, reading, prompts[0].seen(reading) is not None, text if i == 0 else "")
+                for i, (picture, reading) in enumerate(zip(large, made.readings, strict=False))
+            ]
+        )
+    columns = min(SHOWN, len(opened.scenes))
+    originals = world.upsample(opened.small[:columns])
+    rows.append([(picture, "held-out picture") for picture in originals])
+    for made in (seen[0], seen[-1]):
+        large = world.upsample(made.pictures[:columns])
+        rows.append([cell(p, r, same, made.label) for p, r, same in zip(large, made.readings, made.same, strict=False)])
+    for pictures, readings, edit in list(zip(between.pictures, between.readings, between.edits, strict=True))[:3]:
+        large = world.upsample(pictures)
+        rows.append([cell(p, r, None, edit.words) for p, r in zip(large, readings, strict=True)])
+    for made in moved:
+        large = world.upsample(made.pictures[:columns])
+        labels = [f"{edit.words}, theta {made.theta:g}" for edit in between.edits]
+        rows.append(
+            [cell(p, r, d, label) for p, r, d, label in zip(large, made.readings, made.done, labels, strict=False)]
+        )
+    return rows_of_cells("A miniature DALL-E 2: + and - say whether what was asked is read", [], rows)

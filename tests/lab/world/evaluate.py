@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import comfy.sample
@@ -25,6 +25,7 @@ GUIDANCE = (5.0, 7.5)
 BATCH = 20
 SHOWN = 24  # pictures of the sheet
 ROUND_TRIP = 32  # pictures
+WHOLE = "things, colours, style"
 
 World = tuple[ModelPatcher, comfy.sd.CLIP, comfy.sd.VAE]
 
@@ -58,6 +59,12 @@ def sample(world: World, prompts: Sequence[str], seed: int, guidance: float, ste
     return vae.decode(latents).movedim(-1, 1).float()
 
 
+def drawn(world: World, prompts: Sequence[str], guidance: float) -> Tensor:
+    """A picture for each prompt, in batches that have a seed of their own."""
+    starts = tqdm(range(0, len(prompts), BATCH), desc="sampling")
+    return torch.cat([sample(world, prompts[k : k + BATCH], SEED + k, guidance) for k in starts])
+
+
 @torch.no_grad()
 def decibels(vae: comfy.sd.VAE, pictures: Tensor) -> float:
     """Mean PSNR of pictures [B, 3, H, W] through the autoencoder."""
@@ -81,7 +88,7 @@ def answers(reading: Reading, scene: Scene) -> dict[str, bool]:
         "style": style,
         "background": reading.background == scene.background,
         "side": kinds and order([seen.thing for seen in reading.things]) == order(scene.things),
-        "things, colours, style": coloured and style,
+        WHOLE: coloured and style,
     }
 
 
@@ -96,8 +103,8 @@ def evaluate(
     pages = Sheet(f"{name}: prompts, and what the judge says")
     for guidance in guidances:
         started = time.process_time()
-        pictures = torch.cat(_in_batches(prompts, lambda some, seed, g=guidance: sample(world, some, seed, g)))
-        drawn = time.process_time()
+        pictures = drawn(world, prompts, guidance)
+        sampled = time.process_time()
         readings = judge(pictures)
         read = time.process_time()
         table = [answers(reading, scene) for reading, scene in zip(readings, scenes, strict=True)]
@@ -105,11 +112,11 @@ def evaluate(
         print(f"\n{name}, guidance {guidance}, {STEPS} steps, n = {count}, percent with 95 % intervals (Wilson)")
         print("| " + " | ".join(table[0]) + " |\n|" + "---|" * len(cells) + "\n| " + " | ".join(cells) + " |")
         print(
-            f"{(drawn - started) / count:.2f} s of processor time a picture, {1000 * (read - drawn) / count:.0f} ms to judge it"
+            f"{(sampled - started) / count:.2f} s of processor time a picture, {1000 * (read - sampled) / count:.0f} ms to judge it"
         )
-        shares[guidance] = sum(row["things, colours, style"] for row in table) / count
+        shares[guidance] = sum(row[WHOLE] for row in table) / count
         cells = [
-            (picture, f"{'+' if right['things, colours, style'] else '-'} {prompt}\n{words(reading)}")
+            (picture, f"{'+' if right[WHOLE] else '-'} {prompt}\n{words(reading)}")
             for picture, right, prompt, reading in zip(pictures, table, prompts, readings, strict=True)
         ][:SHOWN]
         for start in range(0, len(cells), 8):
@@ -118,8 +125,3 @@ def evaluate(
     pages.save(sheet)
     print(f"\n{sheet}")
     return shares
-
-
-def _in_batches(prompts: Sequence[str], draw: Callable[[Sequence[str], int], Tensor]) -> list[Tensor]:
-    starts = tqdm(range(0, len(prompts), BATCH), desc="sampling")
-    return [draw(prompts[start : start + BATCH], SEED + start) for start in starts]

@@ -8,7 +8,6 @@ import string
 import numpy as np
 import torch
 from kornia.filters import gaussian_blur2d
-from lab.toy import scenes as first_world
 from lab.world import styles
 from lab.world.backgrounds import SIZE
 from lab.world.kinds import COLOURS
@@ -32,8 +31,32 @@ def plain(count: int, seed: int) -> Tensor:
     return level.expand(-1, -1, SIZE, SIZE).contiguous()
 
 
-def first_world_scenes(count: int, seed: int) -> Tensor:
-    return first_world.render(first_world.sample_scenes(count, seed, split="train"))[0]
+def shapes(count: int, seed: int) -> Tensor:
+    """A circle, a star or a heart of one colour before stripes of two others."""
+    chance, pictures, large = np.random.default_rng(seed), [], SIZE * FINER
+    turns = np.linspace(0, 2 * np.pi, 120, endpoint=False)
+    star = np.pi * np.arange(10) / 5
+    outlines = (
+        (np.cos(turns), np.sin(turns)),
+        (np.where(np.arange(10) % 2, 0.45, 1.0) * np.sin(star), -np.where(np.arange(10) % 2, 0.45, 1.0) * np.cos(star)),
+        (np.sin(turns) ** 3, -(13 * np.cos(turns) - 5 * np.cos(2 * turns) - 2 * np.cos(3 * turns) - np.cos(4 * turns)) / 16),
+    )  # fmt: skip
+    for _ in range(count):
+        one, other, own = (tuple(colour) for colour in chance.integers(0, 256, (3, 3)).tolist())
+        image, width = Image.new("RGB", (large, large), one), int(chance.integers(6, 20)) * FINER
+        pen, upright = ImageDraw.Draw(image), chance.random() < 0.5
+        for start in range(0, large, 2 * width):
+            end = start + width - 1
+            pen.rectangle((start, 0, end, large) if upright else (0, start, large, end), fill=other)
+        x, y, radius = (
+            large * chance.uniform(0.3, 0.7),
+            large * chance.uniform(0.3, 0.7),
+            large * chance.uniform(0.15, 0.28),
+        )
+        across, down = outlines[chance.integers(len(outlines))]
+        pen.polygon([*zip(x + radius * across, y + radius * down, strict=True)], fill=own)
+        pictures.append(torch.from_numpy(np.asarray(image.reduce(FINER), np.float32) / 255).movedim(-1, 0))
+    return torch.stack(pictures)
 
 
 def polygons(count: int, seed: int) -> Tensor:

@@ -26,7 +26,7 @@ SEED = 4242
 FOREIGN: dict[str, Callable[[int, int], Tensor]] = {
     "noise": foreign.noise,
     "one grey or colour": foreign.plain,
-    "the first toy world": foreign.first_world_scenes,
+    "circles, stars and hearts before stripes": foreign.shapes,
     "polygons and stars before the world's backgrounds": foreign.polygons,
     "letters before the world's backgrounds": foreign.letters,
 }
@@ -65,10 +65,10 @@ def write(docs: Path, count: int) -> list[str]:
     spent = {name: median(each for _, each in parts) for name, parts in timed.items()}
     bars = Bars("judge")
     lines = [
-        "# The judge of the second toy world: measured results",
+        "# The judge of the toy world: measured results",
         "",
-        "The second toy world is [drawn by a renderer](world.webp) and read by a judge. No model is trained on it yet: the [first toy world](toy.md) is "
-        "what the other pages measure. `make world` measures the figures again and writes this page.",
+        "The toy world is [drawn by a renderer](world.webp), its models are [trained on the renders](toy.md), and a judge reads what they draw. `make world` "
+        "measures the figures again and writes this page.",
         "The judge fits the renderer to a picture: it finds the background, tries every kind of thing at many sizes and angles, and answers with what "
         "explains the picture best. Models draw outlines that are a little off, which a comparison pixel by pixel punishes more than another shape: so "
         "what is drawn and what is seen are compared by where their edges run. If they run too differently, the judge answers that the picture shows "

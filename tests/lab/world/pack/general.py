@@ -1,4 +1,4 @@
-"""The second world's latent-diffusion model in ComfyUI's own classes: SD1.5's blocks and file layout, thin where there are many pixels."""
+"""The toy world's latent-diffusion model in ComfyUI's own classes: SD1.5's blocks and file layout, thin where there are many pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The second world's transformer in ComfyUI's own classes: a small Stable Diffusion 3.5, told by the general model's text encoder."""
+"""The toy world's transformer in ComfyUI's own classes: a small Stable Diffusion 3.5, told by the general model's text encoder."""
 
 from __future__ import annotations
 

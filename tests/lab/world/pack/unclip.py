@@ -1,4 +1,4 @@
-"""The second world's CLIP pair in ComfyUI's own classes, in the layout of a published CLIP: both encoders in one file.
+"""The toy world's CLIP pair in ComfyUI's own classes, in the layout of a published CLIP: both encoders in one file.
 
 Prior, decoder and upsamplers are files in the published layouts, which the pack's own loaders read.
 """

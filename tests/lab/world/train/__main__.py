@@ -1,4 +1,4 @@
-"""Trains the second toy world from its seed, and goes on where it was stopped: `make second-toy`, or one part with PART=general.
+"""Trains the toy world from its seed, and goes on where it was stopped: `make toy`, or one part with PART=general.
 
 PART=evaluate draws held-out prompts with what is trained and judges them; PART=sizes prints what a training step costs.
 """

@@ -1,4 +1,4 @@
-"""The loop of all trainings of the second world: resumable, with a learning rate whose end can be chosen late."""
+"""The loop of all trainings of the toy world: resumable, with a learning rate whose end can be chosen late."""
 
 from __future__ import annotations
 

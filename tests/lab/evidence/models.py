@@ -1,4 +1,4 @@
-"""The second world's models behind the very nodes an artist wires up, a batch of pictures at a time."""
+"""The toy world's models behind the very nodes an artist wires up, a batch of pictures at a time."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import cycle
 
 import torch
-from lab.evidence.second_world.unclip_models import UnCLIP, read_small
+from lab.evidence.unclip_models import UnCLIP, read_small
 from lab.world.captions import ATTRIBUTES, caption
 from lab.world.judge import Reading
 from lab.world.render import render

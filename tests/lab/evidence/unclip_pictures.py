@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from lab.evidence.second_world.edits import Edit, held_out_edits
-from lab.evidence.second_world.scores import psnr
-from lab.evidence.second_world.unclip_models import UnCLIP, read_small, small
+from lab.evidence.edits import Edit, held_out_edits
+from lab.evidence.scores import psnr
+from lab.evidence.unclip_models import UnCLIP, read_small, small
 from lab.world.judge import Reading
 from lab.world.render import render
 from lab.world.scenes import Scene

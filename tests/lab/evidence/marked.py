@@ -9,7 +9,7 @@ import comfy_extras.nodes_custom_sampler as core
 import numpy as np
 import torch
 from lab.evidence.intervals import differ, difference, share
-from lab.evidence.second_world.models import World
+from lab.evidence.models import World
 from lab.world.judge import Reading, judge
 from lab.world.markings import MARKINGS
 from lab.world.render import render

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from lab.evidence.second_world.edits import Edit
-from lab.evidence.second_world.models import World
-from lab.evidence.second_world.scores import grown, psnr, things_iou
+from lab.evidence.edits import Edit
+from lab.evidence.models import World
+from lab.evidence.scores import grown, psnr, things_iou
 from lab.world.judge import Reading, judge
 from lab.world.render import render
 from palimpsest.nodes.diffusion.conditioning import Conditioning
@@ -82,8 +82,8 @@ class Sources:
     visible: Tensor  # [N, 2, H, W], true masks of the sources
 
     @classmethod
-    def open(cls, world: World, edits: list[Edit], steps: int) -> Sources:
-        """Inverted by `ddim`, with the captions of the sources."""
+    def open(cls, world: World, edits: list[Edit], steps: int, method: str = "ddim") -> Sources:
+        """Inverted with the captions of the sources."""
         drawn = render([edit.source for edit in edits])
         layouts: dict[tuple, list[int]] = defaultdict(list)
         for i, edit in enumerate(edits):
@@ -96,7 +96,7 @@ class Sources:
                 world.prompts([edit.source_text for edit in some]),
                 world.prompts([edit.target_text for edit in some]),
             )
-            opened = world.invert(latent, source, world.sigmas(steps))
+            opened = world.invert(latent, source, world.sigmas(steps), method)
             groups.append(Group(world, rows, some, latent, source, target, *opened))
         unedited = world.decode(world.encode(drawn.pictures))
         return cls(edits, groups, unedited, drawn.pictures, drawn.visible)

@@ -1,0 +1,96 @@
+"""docs/toy.md: how often the models' samples show what held-out prompts ask for, at several guidances."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lab.evidence.bars import Bars
+from lab.evidence.pages import JUDGED, opening, save_page, table
+from lab.evidence.sheets import Cell, cell, rows_of_cells
+from lab.world.captions import caption
+from lab.world.evaluate import ROUND_TRIP, SEED, STEPS, WHOLE, World, answers, decibels, drawn
+from lab.world.judge import judge
+from lab.world.measure import percent
+from lab.world.pack.general import load_general
+from lab.world.pack.transformer import load_transformer
+from lab.world.render import render
+from lab.world.scenes import Scene, sample_scenes
+
+PART = "toy"
+SCENES = 200
+GUIDANCES = (3.0, 5.0, 7.5)
+SHOWN, COLUMNS = 24, 8  # pictures of each sheet, at SHOWN_AT
+SHOWN_AT = 5.0
+BARS = {5.0: 85, 7.5: 85}  # percent of the general model's samples that are wholly right, by guidance
+AUTOENCODER_BAR = 32.0  # dB
+NETWORKS = {"UNet": load_general, "transformer": load_transformer}
+
+
+@torch.inference_mode()
+def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
+    """Writes the page and a sheet for each network; returns the bars that were missed."""
+    held_out, bars = sample_scenes(scenes, SEED, split="held_out"), Bars(PART)
+    renders = render(sample_scenes(ROUND_TRIP, SEED, split="held_out")).pictures
+    loss = decibels(load_general(weights)[2], renders)
+    bars.add(
+        f"PSNR of {ROUND_TRIP} held-out renders through the autoencoder",
+        f"at least {AUTOENCODER_BAR:.0f} dB",
+        f"{loss:.1f} dB",
+        loss >= AUTOENCODER_BAR,
+    )
+    sections: list[str] = []
+    for name, load in NETWORKS.items():
+        rows = []
+        for guidance in GUIDANCES:
+            table_of, cells = measured(load(weights), held_out, guidance)
+            right = sum(row[WHOLE] for row in table_of)
+            if name == "UNet" and guidance in BARS:
+                bars.add(
+                    f"{WHOLE} right in samples of the UNet at guidance {guidance:g}",
+                    f"at least {BARS[guidance]} %",
+                    f"{percent(right, scenes)} %",
+                    100 * right >= BARS[guidance] * scenes,
+                )
+            rows.append([f"{guidance:g}", *(percent(sum(row[key] for row in table_of), scenes) for key in table_of[0])])
+            if guidance == SHOWN_AT:
+                some = [cells[start : start + COLUMNS] for start in range(0, min(SHOWN, len(cells)), COLUMNS)]
+                title = (
+                    f"Prompts, and what the judge says of the samples. {name}, guidance {guidance:g}, {STEPS} steps."
+                )
+                rows_of_cells(title, [], some).save(docs / f"{PART}_{name.lower()}.webp")
+        sections += [
+            f"## {name}",
+            "",
+            *table(["guidance", *table_of[0]], rows),
+            f"![The first samples at guidance {SHOWN_AT:g}]({PART}_{name.lower()}.webp)",
+            "",
+        ]
+    save_page(docs, PART, [*introduction(scenes), *bars.table(), *sections])
+    return bars.missed
+
+
+def measured(world: World, scenes: list[Scene], guidance: float) -> tuple[list[dict[str, bool]], list[Cell]]:
+    """What is right in a sample of each scene's caption, and the first samples with the judge's words."""
+    prompts = [caption(scene).text for scene in scenes]
+    pictures = drawn(world, prompts, guidance)
+    readings = judge(pictures)
+    found = [answers(reading, scene) for reading, scene in zip(readings, scenes, strict=True)]
+    shown = zip(pictures[:SHOWN], readings, found, prompts, strict=False)
+    return found, [cell(picture, reading, right[WHOLE], prompt) for picture, reading, right, prompt in shown]
+
+
+def introduction(count: int) -> list[str]:
+    return [
+        *opening("The toy world", PART),
+        "The toy world is a set of small models in real architectures: a Stable Diffusion 1.5 in small with its autoencoder and text encoder, a Stable "
+        "Diffusion 3 in small of the same latents, an expert, a subject model, and a miniature DALL-E 2. They are trained by `make toy` on scenes that a "
+        "[renderer draws](world.webp): two things before a background, in one of several styles. The weights in the repository were trained on a GPU.",
+        "",
+        f"{count} prompts of scenes whose combinations were held out from training, {STEPS} steps of ComfyUI's `euler` on its `normal` schedule, the empty "
+        "prompt as negative. Percent of the pictures in which the judge reads what the prompt asks for. The expert, the subject model and unCLIP have "
+        "pages of their own: [Saliency Fusion](saliency_fusion.md), [Subject Fusion](subject_fusion.md), [unCLIP](unclip.md).",
+        "",
+        JUDGED,
+        "",
+    ]

@@ -1,4 +1,0 @@
-async def comfy_entrypoint():
-    from .nodes import ToyExtension
-
-    return ToyExtension()
