@@ -85,7 +85,7 @@ def by_words(workflow: Workflow) -> None:
 
 
 def mask_by_word(toy: Toy, name: str) -> Thumbnail:
-    return inpainted(toy, name, MUSHROOM, "orange cat", "red house")
+    return inpainted(toy, name, MUSHROOM, "orange cat", "blue rabbit")
 
 
 def inpainted(toy: Toy, name: str, picture: Scene, old: str, new: str) -> Thumbnail:
