@@ -72,8 +72,9 @@ def reweight_a_word(toy: Toy, name: str) -> Thumbnail:
     workflow = toy.workflow(name, drawn(NEON))
     shows = caption(NEON).text
     workflow.set("PrimitiveStringMultiline", value=shows)
-    workflow.set("PAL_EncodePromptEdit", target_text=shows, reweight="neon: -2")
+    workflow.set("PAL_EncodePromptEdit", target_text=shows, reweight="neon: -8")
     by_words(workflow)
+    workflow.set_all(cross_end=1.0, self_end=0.2)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 
