@@ -18,7 +18,7 @@ def two_checkpoints(toy: Toy, name: str) -> Thumbnail:
 
 
 def checkpoint_and_lora(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "a yellow cat with black stripes", "in a meadow, flat drawing", seed=2)
+    return fused(toy, name, "a red castle with white stripes", "in a meadow, flat drawing", seed=1)
 
 
 def fused(toy: Toy, name: str, thing: str, around: str, seed: int) -> Thumbnail:
