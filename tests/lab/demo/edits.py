@@ -40,7 +40,7 @@ class Picture:
 class Edits:
     """By the toy's UNet, or by the checkpoint of that name, at that size."""
 
-    structure, words = "Plug-and-Play on a photo", "Swap a word in a photo"
+    structure = "Plug-and-Play on a photo"
 
     def __init__(self, shipped: Shipped, checkpoint: str | None = None, size: int = TOY_SIZE) -> None:
         self.shipped = shipped
@@ -97,7 +97,7 @@ class Edits:
         return self.shipped.image(run, before), self.shipped.image(run, after)
 
     def edit_by_words(self, picture: Picture, file: str, words: WordEdit) -> tuple[Image.Image, str]:
-        workflow = self.workflow(self.words, file, picture.by_words)
+        workflow = self.workflow("Swap a word in a photo", file, picture.by_words)
         texts = {"source_text": picture.source_text, "target_text": words.target_text}
         workflow.set("PAL_EncodePromptEdit", **texts, blend_words=words.blend_words)
         run = self.shipped.run(workflow, f"{picture.name}, by words: {words.target_text}")
@@ -123,7 +123,7 @@ class Edits:
 class TransformerEdits(Edits):
     """By the toy's small Stable Diffusion 3.5."""
 
-    structure, words = "Plug-and-Play on a photo, SD3.5", "Swap a word in a photo, Flux"
+    structure = "Plug-and-Play on a photo, SD3.5"
 
     def load(self, workflow: Workflow) -> None:
         workflow.use_toy_transformer()

@@ -63,16 +63,19 @@ def photograph(folder: Path) -> Picture:
     )
 
 
-def for_the_transformer(picture: Picture) -> Picture:
-    """Fewer edits, with a transformer's short windows."""
+def for_the_transformer(scene: Picture) -> Picture:
+    """Restyled alone, with a transformer's short windows."""
+    shows = scene.source_text
     return replace(
-        picture,
+        scene,
         name="a scene, by a transformer",
-        prompts=picture.prompts[1:2],
-        words=picture.words[:1] + picture.words[2:],
-        shown="",
-        structure={"cfg": 4.5, "feature_end": 0.1, "attention_end": 0.2},
-        by_words={"cfg": WORDS_CFG, "cross_end": 0.35, "self_end": 0.2},
+        prompts=(
+            shows.replace("flat drawing", "mosaic"),
+            shows.replace("flat drawing", "pencil drawing"),
+            shows.replace("on a beach", "at night"),
+        ),
+        words=(),
+        structure={"cfg": 5.0, "feature_end": 0.2, "attention_end": 0.4},
     )
 
 
