@@ -82,7 +82,10 @@ class Edits:
         print(f"{picture.name}: reconstruction {psnr}")
         again = self.shipped.image(run, workflow.find("SaveImage"))
         pairs = [self.edit(picture, file, prompt) for prompt in picture.prompts]
-        row = [(pairs[0][0], picture.source_text or picture.name), (again, f"inverted and drawn again\n{psnr}")]
+        row = [
+            (pairs[0][0], picture.source_text or picture.name),
+            (again, f"{picture.name}: inverted and drawn again\n{psnr}"),
+        ]
         labels = [f"Plug-and-Play:\n{prompt}" for prompt in picture.prompts]
         return row + [(edited, label) for (_, edited), label in zip(pairs, labels, strict=True)]
 
@@ -100,7 +103,7 @@ class Edits:
         workflow = self.workflow("Swap a word in a photo", file, picture.by_words)
         texts = {"source_text": picture.source_text, "target_text": words.target_text}
         workflow.set("PAL_EncodePromptEdit", **texts, blend_words=words.blend_words)
-        run = self.shipped.run(workflow, f"{picture.name}, by words: {words.target_text}")
+        run = self.shipped.run(workflow, f"{picture.name}, words: {words.target_text}")
         may = f"only \u201c{words.blend_words}\u201d may change" if words.blend_words else "all may change"
         label = f"Prompt-to-Prompt:\n{words.target_text}\n({may})"
         return self.shipped.image(run, workflow.find("SaveImage")), label

@@ -33,7 +33,7 @@ def scene(folder: Path) -> Picture:
     assert held_out(BEACH)
     shows = caption(BEACH).text
     return Picture(
-        "a scene",
+        "scene",
         saved(render([BEACH]).pictures, folder / "scene.png"),
         prompts=(
             shows.replace("flat drawing", "neon sign"),
@@ -56,7 +56,7 @@ def scene(folder: Path) -> Picture:
 def photograph(folder: Path) -> Picture:
     """Foreign to the toy: all of the structure is injected, with little guidance."""
     return Picture(
-        "a photograph",
+        "photograph",
         saved(central_square("rocket.jpg"), folder / "photograph.png"),
         prompts=(f"{ROCKET}, neon sign", f"{ROCKET}, mosaic", "a yellow rocket on a beach, pencil drawing"),
         structure={"cfg": 2.0, "feature_end": 1.0, "attention_end": 1.0, "blocks": BLOCKS},
@@ -68,7 +68,7 @@ def for_the_transformer(scene: Picture) -> Picture:
     shows = scene.source_text
     return replace(
         scene,
-        name="a scene, by a transformer",
+        name="transformer",
         prompts=(
             shows.replace("flat drawing", "mosaic"),
             shows.replace("flat drawing", "pencil drawing"),
