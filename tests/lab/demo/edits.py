@@ -9,7 +9,7 @@ from pathlib import Path
 from lab.demo.shipped import TOY_CFG, TOY_SIZE, Row, Shipped, Workflow
 from PIL import Image
 
-STEPS, ITERATIONS = 20, 3  # of the toy, and of its inversion; a checkpoint has the workflows' own
+STEPS = 20  # of the toy; a checkpoint has the workflows' own
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Edits:
     def load(self, workflow: Workflow) -> None:
         if self.checkpoint is None:
             workflow.use_toy_model()
-            workflow.set_all(steps=STEPS, iterations=ITERATIONS)
+            workflow.set_all(steps=STEPS)
         else:
             workflow.set("CheckpointLoaderSimple", ckpt_name=self.checkpoint)
 
@@ -130,4 +130,4 @@ class TransformerEdits(Edits):
 
     def load(self, workflow: Workflow) -> None:
         workflow.use_toy_transformer()
-        workflow.set_all(steps=STEPS, iterations=ITERATIONS, scheduler="simple")
+        workflow.set_all(steps=STEPS, scheduler="simple")
