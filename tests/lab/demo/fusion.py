@@ -82,7 +82,7 @@ def fused(general: str, expert: str, shipped: Shipped, share: float) -> Workflow
     for title in ("General model: negative prompt", "Expert: negative prompt"):
         workflow.set("CLIPTextEncode", title, text="")
     workflow.set("PAL_SaliencyFusionGuider", cfg=TOY_CFG, cfg_expert=TOY_CFG, end_percent=share)
-    workflow.set_all(width=EMPTY_SIZE, height=EMPTY_SIZE, steps=STEPS, noise_seed=FUSED_SEED)
+    workflow.set_all(width=EMPTY_SIZE, height=EMPTY_SIZE, steps=STEPS, step=STEPS // 2, noise_seed=FUSED_SEED)
     return workflow
 
 
