@@ -9,7 +9,7 @@ from pathlib import Path
 from lab.demo.shipped import TOY_CFG, TOY_SIZE, Row, Shipped, Workflow
 from PIL import Image
 
-STEPS, ITERATIONS = 20, 3  # of the toy, and of its inversion; a checkpoint has the workflows' own
+STEPS = 20  # of the toy; a checkpoint has the workflows' own
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Picture:
 class Edits:
     """By the toy's UNet, or by the checkpoint of that name, at that size."""
 
-    structure, words = "Plug-and-Play on a photo", "Swap a word in a photo"
+    structure = "Plug-and-Play on a photo"
 
     def __init__(self, shipped: Shipped, checkpoint: str | None = None, size: int = TOY_SIZE) -> None:
         self.shipped = shipped
@@ -61,7 +61,7 @@ class Edits:
     def load(self, workflow: Workflow) -> None:
         if self.checkpoint is None:
             workflow.use_toy_model()
-            workflow.set_all(steps=STEPS, iterations=ITERATIONS)
+            workflow.set_all(steps=STEPS)
         else:
             workflow.set("CheckpointLoaderSimple", ckpt_name=self.checkpoint)
 
@@ -82,7 +82,10 @@ class Edits:
         print(f"{picture.name}: reconstruction {psnr}")
         again = self.shipped.image(run, workflow.find("SaveImage"))
         pairs = [self.edit(picture, file, prompt) for prompt in picture.prompts]
-        row = [(pairs[0][0], picture.source_text or picture.name), (again, f"inverted and drawn again\n{psnr}")]
+        row = [
+            (pairs[0][0], picture.source_text or picture.name),
+            (again, f"{picture.name}: inverted and drawn again\n{psnr}"),
+        ]
         labels = [f"Plug-and-Play:\n{prompt}" for prompt in picture.prompts]
         return row + [(edited, label) for (_, edited), label in zip(pairs, labels, strict=True)]
 
@@ -97,10 +100,10 @@ class Edits:
         return self.shipped.image(run, before), self.shipped.image(run, after)
 
     def edit_by_words(self, picture: Picture, file: str, words: WordEdit) -> tuple[Image.Image, str]:
-        workflow = self.workflow(self.words, file, picture.by_words)
+        workflow = self.workflow("Swap a word in a photo", file, picture.by_words)
         texts = {"source_text": picture.source_text, "target_text": words.target_text}
         workflow.set("PAL_EncodePromptEdit", **texts, blend_words=words.blend_words)
-        run = self.shipped.run(workflow, f"{picture.name}, by words: {words.target_text}")
+        run = self.shipped.run(workflow, f"{picture.name}, words: {words.target_text}")
         may = f"only \u201c{words.blend_words}\u201d may change" if words.blend_words else "all may change"
         label = f"Prompt-to-Prompt:\n{words.target_text}\n({may})"
         return self.shipped.image(run, workflow.find("SaveImage")), label
@@ -123,8 +126,8 @@ class Edits:
 class TransformerEdits(Edits):
     """By the toy's small Stable Diffusion 3.5."""
 
-    structure, words = "Plug-and-Play on a photo, SD3.5", "Swap a word in a photo, Flux"
+    structure = "Plug-and-Play on a photo, SD3.5"
 
     def load(self, workflow: Workflow) -> None:
         workflow.use_toy_transformer()
-        workflow.set_all(steps=STEPS, iterations=ITERATIONS, scheduler="simple")
+        workflow.set_all(steps=STEPS, scheduler="simple")

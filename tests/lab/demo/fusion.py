@@ -18,15 +18,11 @@ MASK_STEPS = (4, 8, 12)
 MARKED = "a red mushroom with white spots"
 PROMPT, EXPERT_PROMPT = f"{MARKED} in a meadow, flat drawing", f"{MARKED}, flat drawing"
 FUSED_SEED = 1
-SUBJECTS = {  # prompts and seeds for each
-    Thing("cat", "purple", 0.0, 0.0, 1.0, marking="white stripes"): {
-        "a cat <|image|> in the snow, flat drawing": 1,
-        "a cat <|image|> in a city, flat drawing": 2,
-    },
-    Thing("rabbit", "orange", 0.0, 0.0, 1.0, marking="black spots"): {
-        "a rabbit <|image|> in a meadow, flat drawing": 1,
-    },
-}
+SUBJECT = Thing("butterfly", "pink", 0.0, 0.0, 1.0, marking="black stripes")
+SUBJECT_PROMPTS = tuple(
+    f"a butterfly <|image|> {where}, flat drawing" for where in ("in a meadow", "on a beach", "in the snow")
+)
+SUBJECT_SEED, SCENE_END, FUSION_END = 3, 0.4, 0.6
 
 
 class Fusion:
@@ -34,7 +30,7 @@ class Fusion:
         self.shipped = shipped
 
     def rows(self, folder: Path) -> dict[str, Row]:
-        return {"two models": self.two_models(), "subjects": self.subjects(folder)}
+        return {"two models": self.two_models(), "a subject": self.subjects(folder)}
 
     def two_models(self) -> Row:
         both = fused("TOY_LoadGeneral", "TOY_LoadExpert", self.shipped, 1.0)
@@ -57,24 +53,20 @@ class Fusion:
         return self.shipped.image(run, workflow.find("SaveImage"))
 
     def subjects(self, folder: Path) -> Row:
-        row: Row = []
-        for thing, prompts in SUBJECTS.items():
-            reference = portrait(thing)
-            file = folder / f"{thing.kind}.png"
-            reference.save(file)
-            row.append((reference, "a picture of a subject"))
-            picture = self.shipped.client.upload_image(file)
-            row += [(self.placed(picture, text, seed), said(text)) for text, seed in prompts.items()]
-        return row
+        reference, file = portrait(SUBJECT), folder / "subject.png"
+        reference.save(file)
+        picture = self.shipped.client.upload_image(file)
+        placed = [(self.placed(picture, text), f"{said(text)}\nSubject Fusion Guider") for text in SUBJECT_PROMPTS]
+        return [(reference, "a picture of a subject"), *placed]
 
-    def placed(self, picture: str, text: str, seed: int) -> Image.Image:
+    def placed(self, picture: str, text: str) -> Image.Image:
         workflow = self.shipped.workflow("A subject in a scene")
         workflow.use_toy_model()
         workflow.use_toy_subject_model()
         workflow.set("LoadImage", image=picture)
         workflow.set("PAL_SubjectConditioning", text=text)
-        workflow.guide(TOY_CFG)
-        workflow.set_all(width=EMPTY_SIZE, height=EMPTY_SIZE, steps=STEPS, step=STEPS // 2, noise_seed=seed)
+        workflow.set("PAL_SubjectFusionGuider", cfg=TOY_CFG, scene_end=SCENE_END, fusion_end=FUSION_END)
+        workflow.set_all(width=EMPTY_SIZE, height=EMPTY_SIZE, steps=STEPS, step=STEPS // 2, noise_seed=SUBJECT_SEED)
         run = self.shipped.run(workflow, f"a subject placed: {said(text)}")
         return self.shipped.image(run, workflow.find("SaveImage"))
 
@@ -90,7 +82,7 @@ def fused(general: str, expert: str, shipped: Shipped, share: float) -> Workflow
     for title in ("General model: negative prompt", "Expert: negative prompt"):
         workflow.set("CLIPTextEncode", title, text="")
     workflow.set("PAL_SaliencyFusionGuider", cfg=TOY_CFG, cfg_expert=TOY_CFG, end_percent=share)
-    workflow.set_all(width=EMPTY_SIZE, height=EMPTY_SIZE, steps=STEPS, noise_seed=FUSED_SEED)
+    workflow.set_all(width=EMPTY_SIZE, height=EMPTY_SIZE, steps=STEPS, step=STEPS // 2, noise_seed=FUSED_SEED)
     return workflow
 
 

@@ -33,7 +33,7 @@ def scene(folder: Path) -> Picture:
     assert held_out(BEACH)
     shows = caption(BEACH).text
     return Picture(
-        "a scene",
+        "scene",
         saved(render([BEACH]).pictures, folder / "scene.png"),
         prompts=(
             shows.replace("flat drawing", "neon sign"),
@@ -56,23 +56,26 @@ def scene(folder: Path) -> Picture:
 def photograph(folder: Path) -> Picture:
     """Foreign to the toy: all of the structure is injected, with little guidance."""
     return Picture(
-        "a photograph",
+        "photograph",
         saved(central_square("rocket.jpg"), folder / "photograph.png"),
         prompts=(f"{ROCKET}, neon sign", f"{ROCKET}, mosaic", "a yellow rocket on a beach, pencil drawing"),
         structure={"cfg": 2.0, "feature_end": 1.0, "attention_end": 1.0, "blocks": BLOCKS},
     )
 
 
-def for_the_transformer(picture: Picture) -> Picture:
-    """Fewer edits, with a transformer's short windows."""
+def for_the_transformer(scene: Picture) -> Picture:
+    """Restyled alone, with a transformer's short windows."""
+    shows = scene.source_text
     return replace(
-        picture,
-        name="a scene, by a transformer",
-        prompts=picture.prompts[1:2],
-        words=picture.words[:1] + picture.words[2:],
-        shown="",
-        structure={"cfg": 4.5, "feature_end": 0.1, "attention_end": 0.2},
-        by_words={"cfg": WORDS_CFG, "cross_end": 0.35, "self_end": 0.2},
+        scene,
+        name="transformer",
+        prompts=(
+            shows.replace("flat drawing", "mosaic"),
+            shows.replace("flat drawing", "pencil drawing"),
+            shows.replace("on a beach", "at night"),
+        ),
+        words=(),
+        structure={"cfg": 5.0, "feature_end": 0.2, "attention_end": 0.4},
     )
 
 

@@ -105,8 +105,8 @@ class Shipped:
 
     def run(self, workflow: dict, label: str) -> Run:
         """A line for it when it is done; on a terminal a bar until then."""
-        started, label, done = time.monotonic(), f"{label:<64.64}", {}
-        with tqdm(desc=label, unit=" steps", leave=False, disable=None, ncols=100) as bar:
+        started, label, done = time.monotonic(), f"{label:<80.80}", {}
+        with tqdm(desc=label, unit=" steps", leave=False, disable=None, ncols=110) as bar:
 
             def show(node: str, value: int, _: int) -> None:
                 done[node] = value

@@ -75,7 +75,7 @@ class UnCLIPDemo:
         for upsampler in loaded.upsamplers:
             picture = upsampled(graph, upsampler, picture)
             shown.append(graph.add("PreviewImage", images=picture[0]))
-        run = self.run(graph, f"prior, decoder, upsamplers: {text}")
+        run = self.run(graph, f"unCLIP: {text}")
         return [self.show(run, node)[0] for node in shown]
 
     def morph(self, folder: Path) -> list[Image.Image]:
