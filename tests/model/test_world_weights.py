@@ -5,17 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lab.evidence.marked import marked_scenes, read, shows
-from lab.evidence.saliency_fusion import marked_number
-from lab.evidence.subject_fusion import Posed, Subjects, Way
-from lab.evidence.unclip_models import UnCLIP, read_small, small
+from lab.evidence.unclip_models import UnCLIP, small
 from lab.world.captions import caption
 from lab.world.evaluate import WHOLE, World, answers, decibels, sample
 from lab.world.judge import judge
 from lab.world.kinds import COLOURS
-from lab.world.pack.general import WEIGHTS, load_general
+from lab.world.pack.general import load_general
 from lab.world.pack.transformer import CONFIG, TEXT_COLUMNS, load_transformer
-from lab.world.pack.tuned import load_expert
 from lab.world.render import render
 from lab.world.scenes import sample_scenes
 from lab.world.styles import STYLES
@@ -122,26 +118,6 @@ def test_core_detects_a_stable_diffusion_3_that_reads_texts_as_the_unet_does(
     assert states.shape[1] == TEXT_COLUMNS and torch.allclose(states, theirs[:, :TEXT_COLUMNS], atol=1e-5)
 
 
-@pytest.mark.long
-def test_the_expert_draws_markings_that_the_general_model_has_never_seen(general: World) -> None:
-    scenes = marked_scenes(6, 205, things=2, marked=1)
-    texts = [caption(scene, ("first colour", "second colour", "side", "style")).text for scene in scenes]
-    found = {}
-    for name, world in {"general": general, "expert": load_expert()}.items():
-        readings = read(sample(world, texts, 0, 5.0))
-        pairs = zip(readings, scenes, strict=True)
-        found[name] = sum(shows(reading, scene.things[marked_number(scene)]) for reading, scene in pairs)
-    assert found["general"] <= 1 and found["expert"] >= 3
-
-
-@pytest.mark.newest
-@pytest.mark.long
-@torch.inference_mode()
-def test_a_subject_from_a_picture_is_drawn_in_a_scene_from_words() -> None:
-    made = Subjects(WEIGHTS).make(Posed.some(6, 1, 206), Way(delay=0.0))
-    assert made.score.subject.sum() >= 3
-
-
 @torch.inference_mode()
 def test_clip_tells_a_picture_from_what_it_is_not(unclip: UnCLIP, pictures: torch.Tensor) -> None:
     """By one word of the caption at a time."""
@@ -160,22 +136,6 @@ def test_the_prior_comes_nearer_to_the_picture_than_the_text_is(unclip: UnCLIP, 
     own, others = F.cosine_similarity(imagined, seen), F.cosine_similarity(imagined.roll(1, 0), seen)
     assert own.mean() > F.cosine_similarity(texts, seen).mean() and own.mean() > others.mean() + 0.1
     assert 0.8 < imagined.norm(dim=1).mean() / seen.norm(dim=1).mean() < 1.2
-
-
-@pytest.mark.long
-@torch.inference_mode()
-def test_held_out_texts_are_painted_by_unclip(unclip: UnCLIP) -> None:
-    words = [caption(scene).text for scene in SCENES]
-    readings = read_small(unclip.draw(unclip.tell(words, unclip.imagine(words)), len(words), 3.0))
-    assert sum(answers(r, s)["things and colours"] for r, s in zip(readings, SCENES, strict=True)) >= 4
-
-
-@pytest.mark.long
-@torch.inference_mode()
-def test_a_picture_comes_back_from_its_embedding_and_noise(unclip: UnCLIP, pictures: torch.Tensor) -> None:
-    shown = small(pictures[:4])
-    told = unclip.tell([""] * 4, unclip.see(pictures[:4]))
-    assert (unclip.draw_from(unclip.start(shown, told), told) - shown).square().mean() < 0.03**2  # 30 dB
 
 
 @torch.inference_mode()

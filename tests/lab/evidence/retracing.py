@@ -116,7 +116,7 @@ def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
         *bars.table(),
         *table(["inversion", "model calls", "PSNR of the source at guidance 1, dB", "worst"], sampled),
         "Done, kept: as on the page of Prompt-to-Prompt. Against exact retracing, background kept by only the new prompt: "
-        f"{_behind(found, FIXED_POINT)} dB with `fixed_point`, {_behind(found, DDIM)} dB with plain `ddim`.",
+        f"{_behind(found, FIXED_POINT)} with `fixed_point`, {_behind(found, DDIM)} with plain `ddim`.",
         "",
         *table(["edit", "inversion", "edits done", "other thing kept, dB", "background kept, dB"], edited),
     ]
@@ -126,7 +126,7 @@ def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
 
 def _behind(found: dict[Way, Result], way: Way) -> str:
     ours, theirs = (found[each].edited["only the new prompt"].background for each in (way, EXACT))
-    return intervals.difference(ours, theirs, 1) + ("" if intervals.differ(ours, theirs) else " (a tie)")
+    return intervals.difference(ours, theirs, 1) + " dB" + ("" if intervals.differ(ours, theirs) else ", a tie,")
 
 
 def calls(way: Way) -> str:
