@@ -18,9 +18,9 @@ from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from torch import Tensor
 from tqdm import tqdm
 
-SCENES, CHOSEN_ON = 120, 40  # edits that are judged, and other ones that SDEdit's strength is chosen on
+SCENES, CHOSEN_ON = 60, 30  # edits that are judged, and other ones that SDEdit's strength is chosen on
 SEED, CHOOSING_SEED = 300, 301
-STEPS, CFG = 50, 7.5
+STEPS, CFG = 25, 7.5
 CHANGES = ("style", "colour", "kind")
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of SDEdit
 SHOWN = 9
@@ -72,14 +72,14 @@ def noised(group: Group, strength: float) -> Tensor:
 
 def equal_strength(world: World, windows: tuple[float, float], count: int) -> float:
     """The strength of SDEdit whose success is nearest to that of Plug-and-Play."""
-    sources = Sources.open(world, held_out_edits(count, CHOOSING_SEED, CHANGES), STEPS)
+    sources = Sources.open(world, held_out_edits(count, CHOOSING_SEED, CHANGES), STEPS, by_words=False)
     wanted = sources.edited(partial(injected, windows=windows)).share
     shares = {strength: sources.edited(partial(noised, strength=strength)).share for strength in STRENGTHS}
     return min(STRENGTHS, key=lambda strength: abs(shares[strength] - wanted))
 
 
 def measure(world: World, windows: Windows, scenes: int) -> Measured:
-    sources = Sources.open(world, held_out_edits(scenes, SEED, CHANGES), STEPS)
+    sources = Sources.open(world, held_out_edits(scenes, SEED, CHANGES), STEPS, by_words=False)
     results = {
         name: sources.edited(partial(injected, windows=ends)) for name, ends in tqdm(windows.items(), desc="windows")
     }

@@ -14,7 +14,7 @@ from lab.evidence.models import NETWORKS, World
 from lab.evidence.pages import JUDGED, opening, save_page, table
 from lab.evidence.scores import MARGIN
 from lab.evidence.sheets import cell, rows_of_cells
-from lab.evidence.sources import Group, Judged, Sources, blend_words, prompt_edit
+from lab.evidence.sources import Group, Judged, Sources, blend_words, prompt_edit, reweighted
 from palimpsest.nodes.plug_and_play.nodes import PlugAndPlay
 from palimpsest.nodes.prompt_to_prompt.nodes import PromptToPrompt
 from torch import Tensor
@@ -61,9 +61,8 @@ CHOSEN, NO_BLEND, PLAIN = "Prompt-to-Prompt, chosen settings", "the same without
 def steered(group: Group, settings: Settings, **optional) -> World:
     """`optional`: sockets of the node."""
     edit = group.edits[0]
-    thing = edit.source.things[edit.changed]
-    reweight = f"{thing.colour}: {settings.factor:g}" if edit.change == "weaken" else ""
-    words = prompt_edit(group.world, edit, reweight, blend_words(edit) if settings.blend else "")
+    reweight, blend = reweighted(edit, settings.factor), blend_words(edit) if settings.blend else ""
+    words = prompt_edit(group.world, edit, reweight, blend)
     ends = settings.cross_end, settings.self_end, 0.2, settings.blend_threshold
     model = PromptToPrompt.execute(group.world.model, group.trajectory, words, *ends, source=group.source, **optional)[
         0

@@ -25,7 +25,7 @@ BATCH = 20
 
 @dataclass(frozen=True)
 class Group:
-    """Edits whose captions have their words in the same columns."""
+    """Edits that one call of a node serves."""
 
     world: World
     rows: list[int]
@@ -82,12 +82,14 @@ class Sources:
     visible: Tensor  # [N, 2, H, W], true masks of the sources
 
     @classmethod
-    def open(cls, world: World, edits: list[Edit], steps: int, method: str = "ddim") -> Sources:
-        """Inverted with the captions of the sources."""
+    def open(
+        cls, world: World, edits: list[Edit], steps: int, method: str = "ddim", *, by_words: bool = True
+    ) -> Sources:
+        """Inverted with the captions of the sources. `by_words`: one PromptEdit fits all edits of a group."""
         drawn = render([edit.source for edit in edits])
         layouts: dict[tuple, list[int]] = defaultdict(list)
         for i, edit in enumerate(edits):
-            layouts[_layout(world, edit)].append(i)
+            layouts[_layout(world, edit) if by_words else ()].append(i)
         batches = [rows[k : k + BATCH] for rows in layouts.values() for k in range(0, len(rows), BATCH)]
         groups = []
         for rows in tqdm(batches, desc="inversions"):
@@ -145,9 +147,15 @@ def blend_words(edit: Edit) -> str:
     return ", ".join(dict.fromkeys(edit.phrases))
 
 
+def reweighted(edit: Edit, factor: float) -> str:
+    return f"{edit.source.things[edit.changed].colour}: {factor:g}" if edit.change == "weaken" else ""
+
+
 def _layout(world: World, edit: Edit) -> tuple:
-    """What a PromptEdit is made of: edits of one layout share one."""
-    found = prompt_edit(world, edit, blend_words="" if edit.number is None else blend_words(edit))
-    alignment = (found.alignment.mapper, found.alignment.aligned)
-    places = (found.source.words, found.target.words, found.source_blend, found.target_blend)
-    return edit.change, *places, *(part.numpy().tobytes() for part in alignment)
+    """What of a PromptEdit control of the attention depends on: edits of one layout share one."""
+    if edit.number is None:
+        found = prompt_edit(world, edit)
+    else:
+        found = prompt_edit(world, edit, reweighted(edit, 0.0), blend_words(edit))
+    tensors = (found.alignment.mapper, found.alignment.aligned, found.equalizer)
+    return edit.change, found.source_blend, found.target_blend, *(part.numpy().tobytes() for part in tensors)
