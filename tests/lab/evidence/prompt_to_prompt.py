@@ -32,7 +32,7 @@ NAMES = {
     "weaken": "a colour reweighted",
 }
 ENOUGH = 40.0  # dB that count as wholly kept, where settings are chosen
-SHOWN = 12
+SHOWN = 6
 
 
 @dataclass(frozen=True)
