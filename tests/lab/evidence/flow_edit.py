@@ -47,7 +47,9 @@ def sdedit(group: Group, strength: float) -> Tensor:
 @torch.inference_mode()
 def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
     """Writes the page and its sheet; there is no bar to miss."""
-    sources = Sources.open(World.load_transformer(weights), held_out_edits(scenes, SEED, CHANGES[:2]), STEPS, by_words=False)
+    sources = Sources.open(
+        World.load_transformer(weights), held_out_edits(scenes, SEED, CHANGES[:2]), STEPS, by_words=False
+    )
     ways = {
         **{
             f"FlowEdit, strength {s}, cfg {CFG:g}, cfg_source {CFG_SOURCE:g}": partial(

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from lab.evidence.bars import Bars
 from lab.evidence.intervals import differ, mean
-from lab.evidence.marked import BATCH, Score, best, ceiling, drawn, in_order, marked_scenes, read, shows
 from lab.evidence.models import World
+from lab.evidence.natural import BATCH, NAMES, Score, best, ceiling, drawn, in_order, natural_scenes, read, shows
 from lab.evidence.pages import JUDGED, opening, save_page, table
 from lab.evidence.sheet import Sheet
 from lab.evidence.sheets import cell, rows_of_cells
@@ -20,7 +20,7 @@ from lab.world.captions import caption
 from lab.world.judge import Reading, mask_iou
 from lab.world.pack.tuned import load_subject
 from lab.world.scenes import Scene
-from lab.world.studio import PLACE, before_backdrops, cut_out, unmarked
+from lab.world.studio import PLACE, before_backdrops, cut_out
 from palimpsest.nodes.diffusion.conditioning import Conditioning
 from palimpsest.nodes.saliency_fusion.nodes import SaliencyMap, SubjectFusion
 from palimpsest.nodes.saliency_fusion.sockets import SHARPNESS
@@ -33,10 +33,10 @@ from tqdm import tqdm
 from nodes import ConditioningCombine, ConditioningSetTimestepRange
 
 PART = "subject_fusion"
-SCENES = 100  # of one subject, and as many of two
+SCENES = 60  # of one subject, and as many of two
 TUNED = 20  # scenes of each number of subjects at most to choose borders with
 TUNING_SEED, JUDGED_SEED, NOISE_SEED = 8001, 8002, 500
-STEPS = 30
+STEPS = 20
 CFG = 5.0
 SHOWN = 4  # scenes of each number of subjects
 SUBJECTS = {1: "one subject", 2: "two subjects"}
@@ -99,7 +99,7 @@ class Posed:
 
     @classmethod
     def some(cls, count: int, things: int, seed: int, split: str = "held_out") -> Posed:
-        scenes = marked_scenes(count, seed, things=things, marked=things, split=split)
+        scenes = natural_scenes(count, seed, things=things, natural=things, split=split)
         cut = cut_out([thing for scene in scenes for thing in scene.things], np.random.default_rng((seed, 2)))
         pictures = before_backdrops(cut, torch.Generator().manual_seed(seed))
         return cls(scenes, pictures.unflatten(0, (-1, things)))
@@ -129,7 +129,10 @@ class Subjects:
     def encode(self, posed: Posed) -> Prompts:
         pairs = [
             subject_conditioning(
-                self.subject.clip, self.encoder, marked_text(scene), [Reference(p.movedim(0, -1)) for p in pictures]
+                self.subject.clip,
+                self.encoder,
+                text_with_markers(scene),
+                [Reference(p.movedim(0, -1)) for p in pictures],
             )
             for scene, pictures in zip(posed.scenes, posed.references, strict=True)
         ]
@@ -162,11 +165,11 @@ class Subjects:
 
 
 def text_of(scene: Scene) -> str:
-    """It says neither colours nor markings."""
-    return caption(unmarked(scene), SAID).text
+    """It says no colours."""
+    return caption(scene, SAID).text
 
 
-def marked_text(scene: Scene) -> str:
+def text_with_markers(scene: Scene) -> str:
     text = text_of(scene)
     for thing in scene.things:  # `caption` names the things in their own order
         text = text.replace(f" {thing.kind}", f" {thing.kind} <|image|>", 1)
@@ -183,7 +186,7 @@ def delayed(prompts: Prompts, delay: float) -> Conditioning:
 
 
 def score_of(scenes: Sequence[Scene], readings: Sequence[Reading]) -> Score:
-    """Subject: every subject with kind, colour and marking of its reference. Scene: place, style, and which thing is on which side."""
+    """Subject: every subject with kind and colour of its reference. Scene: place, style, and which thing is on which side."""
     identity, around = [], []
     for scene, reading in zip(scenes, readings, strict=True):
         identity.append(all(shows(reading, thing) for thing in scene.things))
@@ -225,7 +228,7 @@ def write(docs: Path, weights: Path, count: int) -> list[str]:
         shown = [ALONE, SUBJECT, delay, handed, fused, PUBLISHED[0]]
         for i in range(min(SHOWN, count)):
             row = [
-                (picture, marked_text(posed.scenes[i]) if k == 0 else "")
+                (picture, text_with_markers(posed.scenes[i]) if k == 0 else "")
                 for k, picture in enumerate(posed.references[i])
             ]
             row += [
@@ -254,16 +257,16 @@ def add_bars(bars: Bars, name: str, scores: dict[Way, Score], fused: Way, others
 
 def how(count: int) -> list[str]:
     return [
-        f"A subject is one thing in its own colour and marking, of which the prompt says nothing: it names the kind alone, such as "
-        f"\u201c{marked_text(Posed.some(1, 1, JUDGED_SEED).scenes[0])}\u201d. A reference picture, drawn flat and in another size and turn, shows the rest. "
-        f"The scene model is the general one, which never saw a marking. The subject model was trained from it with FastComposer's architecture on "
+        f"A subject is one thing in a natural colour ({NAMES}), of which the prompt says nothing: it names the kind alone, such as "
+        f"\u201c{text_with_markers(Posed.some(1, 1, JUDGED_SEED).scenes[0])}\u201d. A reference picture, flat, in another size and turn, shows the rest. "
+        f"The scene model is the general one, which never saw such a colour. The subject model was trained from it, with FastComposer's architecture, on "
         f"scenes in a {PLACE}, whose captions named places drawn at random: it has lost all others, as the papers' models have by their training on "
         f"portraits. {count} held-out scenes of one subject and {count} of two, all anywhere but in a {PLACE}.",
         "",
         f"All rows: {STEPS} steps of `euler` on `ddim_uniform`, guidance {CFG:g}, the same noise. Borders are fractions of the steps. The border of delayed "
         "conditioning, that of the bare hand-over which is compared, and both of the three stages were chosen on other scenes, of the training split.",
         "",
-        f"Identity: the share of pictures with every subject's kind, colour and marking. Scene: place, style, and the right things on the right sides. "
+        f"Identity: the share of pictures with every subject's kind and colour. Scene: place, style, and the right things on the right sides. "
         f"{JUDGED}",
         "",
     ]
