@@ -58,7 +58,7 @@ demo:
 	PYTHONPATH=tests $(RUN) -m lab.demo
 
 # Trains the toy models, and goes on where it was stopped. PART=autoencoder, general, transformer, expert, subject, clip,
-# prior, decoder or upsamplers: one alone; PART=evaluate judges samples.
+# prior, decoder or upsamplers: one alone. `make evidence PART=toy` judges samples.
 toy:
 	PYTHONPATH=tests $(RUN) -m lab.world.train $(PART)
 

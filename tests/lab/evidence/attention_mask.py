@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from lab.evidence import intervals
 from lab.evidence.edits import said, with_thing
+from lab.evidence.intervals import ahead
 from lab.evidence.models import NETWORKS, World
-from lab.evidence.pages import JUDGED, opening, save_page, table
+from lab.evidence.pages import JUDGED, claims, opening, save_page, table
 from lab.evidence.sheets import rows_of_cells
 from lab.world.judge import Reading, judge, mask_iou
 from lab.world.measure import words
@@ -194,10 +195,26 @@ def verdict(measured: Measured) -> list[str]:
     gain = intervals.difference(apart.own.mean(1), apart.other.mean(1))
     tie = "" if intervals.differ(apart.own.mean(1), apart.other.mean(1)) else ": a tie"
     return [
+        *claims(
+            {
+                "a phrase's area covers the thing meant better than the other thing": ahead(
+                    phrase_.own.mean(1), phrase_.other.mean(1)
+                ),
+                "and better than a mask of the whole picture would": ahead(phrase_.own.mean(1), whole(measured.two)),
+                "a phrase tells two things of one kind apart by their colours": ahead(
+                    apart.own.mean(1), apart.other.mean(1)
+                ),
+            }
+        ),
         f"- A phrase's area against its noun's: IoU {intervals.difference(phrase_.own.mean(1), noun_.own.mean(1))}.",
         f"- Two things of one kind: IoU with the own thing less that with the other {gain}{tie}.",
         "",
     ]
+
+
+def whole(opened: Opened) -> Tensor:
+    """The IoU that a mask of the whole picture has, [N]."""
+    return mask_iou(torch.ones_like(opened.visible), opened.visible).mean(1)
 
 
 def _table(title: str, side: int, opened: Opened, found: dict[str, Areas]) -> list[str]:

@@ -33,6 +33,11 @@ def differ(a: Tensor, b: Tensor) -> bool:
     return low > 0 or high < 0
 
 
+def ahead(a: Tensor, b: Tensor) -> bool:
+    """Whether a's mean is above b's by more than chance: the interval of the paired difference lies above 0."""
+    return mean_interval(a.double() - b.double())[0] > 0
+
+
 def mean_interval(values: Tensor) -> tuple[float, float]:
     """Of the mean of values [N], resampled with a fixed seed."""
     samples = values.double().numpy()

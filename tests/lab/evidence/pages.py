@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 JUDGED = (
@@ -25,6 +25,19 @@ def opening(title: str, part: str) -> list[str]:
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|", *lines, ""]
+
+
+def claims(found: Mapping[str, bool]) -> list[str]:
+    """One sentence of what these pictures show and what they do not."""
+    parts = [
+        f"{word}: {'; '.join(some)}."
+        for word, some in (
+            ("**Shown**", [claim for claim, shown in found.items() if shown]),
+            ("**Not shown**", [claim for claim, shown in found.items() if not shown]),
+        )
+        if some
+    ]
+    return [" ".join(parts), ""]
 
 
 def save_page(docs: Path, part: str, lines: Sequence[str]) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from lab.evidence import intervals
 from lab.evidence.edits import held_out_edits
+from lab.evidence.intervals import ahead
 from lab.evidence.models import NETWORKS, World
-from lab.evidence.pages import JUDGED, opening, save_page, table
+from lab.evidence.pages import JUDGED, claims, opening, save_page, table
 from lab.evidence.plots import trade_off
 from lab.evidence.sheets import cell, rows_of_cells
 from lab.evidence.sources import Group, Judged, Sources
@@ -130,10 +131,13 @@ def point(result: Judged) -> tuple[float, float]:
 
 
 def verdict(measured: Measured) -> list[str]:
-    """One sentence for each thing that the claim says is worse."""
-    ours, lines = measured.results[OURS], []
+    """What is shown, and a line for each thing that the claim says is worse."""
+    ours = measured.results[OURS]
     rivals = {name: measured.results[name] for name in (PLAIN, "attention only", "features only")}
     rivals[f"SDEdit at strength {measured.equal}"] = measured.sdedit[measured.equal]
+    found = {f"injection keeps more structure than {name}": ahead(ours.iou, r.iou) for name, r in rivals.items()}
+    found["injection does as many edits as plain sampling"] = not ahead(*(r.done for r in (rivals[PLAIN], ours)))
+    lines = claims(found)
     for name, rival in rivals.items():
         words = f"IoU {intervals.difference(ours.iou, rival.iou)}, edits done {100 * (ours.share - rival.share):+.0f} points"
         tie = "" if intervals.differ(ours.iou, rival.iou) else ": a tie in IoU"

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import comfy.sample
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
-from lab.evidence.sheet import Sheet
-from lab.world.captions import caption
-from lab.world.judge import Reading, judge
-from lab.world.measure import percent, words
-from lab.world.render import render
-from lab.world.scenes import SIZE, Scene, sample_scenes
+from lab.world.judge import Reading
+from lab.world.scenes import SIZE, Scene
 from torch import Tensor
 from tqdm import tqdm
 
 SEED = 2024
 STEPS = 30
-GUIDANCE = (5.0, 7.5)
 BATCH = 20
-SHOWN = 24  # pictures of the sheet
 ROUND_TRIP = 32  # pictures
 WHOLE = "things, colours, style"
 
@@ -90,38 +82,3 @@ def answers(reading: Reading, scene: Scene) -> dict[str, bool]:
         "side": kinds and order([seen.thing for seen in reading.things]) == order(scene.things),
         WHOLE: coloured and style,
     }
-
-
-def evaluate(
-    world: World, name: str, count: int, sheet: Path, guidances: Sequence[float] = GUIDANCE
-) -> dict[float, float]:
-    """Prints a table of `count` held-out prompts, and writes a sheet of the first; the share of wholly right ones by guidance."""
-    scenes = sample_scenes(count, SEED, split="held_out")
-    prompts = [caption(scene).text for scene in scenes]
-    print(f"autoencoder: {decibels(world[2], render(scenes[:ROUND_TRIP]).pictures):.2f} dB on held-out renders")
-    shares: dict[float, float] = {}
-    pages = Sheet(f"{name}: prompts, and what the judge says")
-    for guidance in guidances:
-        started = time.process_time()
-        pictures = drawn(world, prompts, guidance)
-        sampled = time.process_time()
-        readings = judge(pictures)
-        read = time.process_time()
-        table = [answers(reading, scene) for reading, scene in zip(readings, scenes, strict=True)]
-        cells = [percent(sum(row[key] for row in table), count) for key in table[0]]
-        print(f"\n{name}, guidance {guidance}, {STEPS} steps, n = {count}, percent with 95 % intervals (Wilson)")
-        print("| " + " | ".join(table[0]) + " |\n|" + "---|" * len(cells) + "\n| " + " | ".join(cells) + " |")
-        print(
-            f"{(sampled - started) / count:.2f} s of processor time a picture, {1000 * (read - sampled) / count:.0f} ms to judge it"
-        )
-        shares[guidance] = sum(row[WHOLE] for row in table) / count
-        cells = [
-            (picture, f"{'+' if right[WHOLE] else '-'} {prompt}\n{words(reading)}")
-            for picture, right, prompt, reading in zip(pictures, table, prompts, readings, strict=True)
-        ][:SHOWN]
-        for start in range(0, len(cells), 8):
-            pages.add(cells[start : start + 8])
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    pages.save(sheet)
-    print(f"\n{sheet}")
-    return shares

@@ -1,6 +1,6 @@
 """Trains the toy world from its seed, and goes on where it was stopped: `make toy`, or one part with PART=general.
 
-PART=evaluate draws held-out prompts with what is trained and judges them; PART=sizes prints what a training step costs.
+PART=sizes prints what a training step costs. `make evidence PART=toy` judges what is trained.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument(
         "part",
         nargs="?",
-        choices=(*PARTS, "evaluate", "sizes"),
+        choices=(*PARTS, "sizes"),
         help="if none is named, all of them are trained, one after the other",
     )
     parser.add_argument("--seed", type=int, default=0)
@@ -35,9 +35,6 @@ def main() -> None:
         "--steps", type=int, help="instead of the part's own number: the last third of them lowers the rate"
     )
     parser.add_argument("--batch", type=int, help="pictures a step, instead of the part's own number")
-    parser.add_argument("--model", choices=("general", "transformer"), default="general", help="which one to evaluate")
-    parser.add_argument("--count", type=int, default=200, help="prompts to evaluate with")
-    parser.add_argument("--guidance", type=float, nargs="+", default=[5.0, 7.5])
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     enter_pack()
@@ -47,8 +44,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     torch.set_float32_matmul_precision("high")
 
-    from lab.world.pack.general import WEIGHTS, load_general
-    from lab.world.pack.transformer import load_transformer
+    from lab.world.pack.general import WEIGHTS
     from lab.world.pack.unclip import FILES
     from lab.world.train import sizes
     from lab.world.train.autoencoder import train_autoencoder
@@ -66,13 +62,6 @@ def main() -> None:
     cache = arguments.cache / str(arguments.seed)
     if arguments.part == "sizes":
         return sizes.report()
-    if arguments.part == "evaluate":
-        from lab.world.evaluate import evaluate
-
-        world = {"general": load_general, "transformer": load_transformer}[arguments.model](weights)
-        sheet = cache / f"{arguments.model}.webp"
-        evaluate(world, arguments.model, arguments.count, sheet, arguments.guidance)
-        return None
     run = Run(cache, arguments.seed, device, torch.get_num_threads(), arguments.steps, arguments.batch)
     autoencoder, general, transformer, expert, subject = (weights / f"{name}.safetensors" for name in PARTS[:5])
     unclip = {name: weights / file for name, file in FILES.items()}
