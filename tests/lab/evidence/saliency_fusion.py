@@ -9,10 +9,10 @@ from pathlib import Path
 import comfy_extras.nodes_custom_sampler as core
 import torch
 from lab.evidence.bars import Bars
-from lab.evidence.intervals import differ
+from lab.evidence.intervals import ahead
 from lab.evidence.models import World
 from lab.evidence.natural import BATCH, NAMES, Score, best, ceiling, drawn, in_order, natural_scenes, read, shows
-from lab.evidence.pages import JUDGED, opening, save_page, table
+from lab.evidence.pages import JUDGED, claims, opening, save_page, table
 from lab.evidence.scores import grown
 from lab.evidence.sheet import Sheet
 from lab.evidence.sheets import Cell, cell, rows_of_cells
@@ -229,6 +229,7 @@ def write(docs: Path, weights: Path, count: int) -> list[str]:
     lines = [
         *opening("Saliency Fusion", PART),
         *how(fusion, scenes, constants, len(tuning)),
+        *verdict(scores),
         *bars.table(),
         *table(
             ["", "subject", "scene", "**both**", "both, against saliency"],
@@ -237,8 +238,6 @@ def write(docs: Path, weights: Path, count: int) -> list[str]:
                 for name, way in WAYS.items()
             ],
         ),
-        verdict(scores),
-        "",
         "## The constants",
         "",
         f"On the {len(tuning)} other scenes, one constant after the other; the first of the best is kept.",
@@ -271,27 +270,21 @@ def judge_bars(scores: dict[str, Score]) -> Bars:
     bars = Bars(PART)
     for others, what in ((SIMPLER, "the best row without a mask"), (GIVEN, "the best given mask")):
         name = best(scores, others)
-        ahead = scores[CHOSEN].ahead(scores[name])
-        gain = float((scores[CHOSEN].both - scores[name].both).mean())
-        met = gain > 0 and differ(scores[CHOSEN].both, scores[name].both)
-        bars.add(f"both right: saliency over {what} ({WAYS[name].label}), points", "interval above 0", ahead, met)
+        lead, met = scores[CHOSEN].ahead(scores[name]), ahead(scores[CHOSEN].both, scores[name].both)
+        bars.add(f"both right: saliency over {what} ({WAYS[name].label}), points", "interval above 0", lead, met)
     return bars
 
 
-def verdict(scores: dict[str, Score]) -> str:
-    """One sentence that says what is shown and what is not."""
+def verdict(scores: dict[str, Score]) -> list[str]:
     chosen = scores[CHOSEN].both
-    behind, tied, ahead = ([], [], [])
-    for name in (*SIMPLER, *GIVEN, "published", BOUND):
-        other = scores[name].both
-        group = tied if not differ(chosen, other) else behind if float(other.mean()) < float(chosen.mean()) else ahead
-        group.append(WAYS[name].label.replace("*", ""))
-    parts = [
-        f"{words}: {'; '.join(names)}"
-        for words, names in (("Saliency beats", behind), ("It ties with", tied), ("It loses to", ahead))
-        if names
-    ]
-    return ". ".join(parts) + ". Nothing is shown here of models that know different styles, or of full-size models."
+    rivals = {name: WAYS[name].label.replace("*", "") for name in (*SIMPLER, *GIVEN, "published")}
+    return claims(
+        {
+            f"saliency makes both right more often than {label}": ahead(chosen, scores[name].both)
+            for name, label in rivals.items()
+        }
+        | {"as often as the bound": not ahead(scores[BOUND].both, chosen)}
+    )
 
 
 def contact_sheet(fusion: Fusion, scenes: Sequence[Scene], constants: Constants, made: dict[str, Made]) -> Sheet:

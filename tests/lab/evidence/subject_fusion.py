@@ -10,7 +10,7 @@ import comfy_extras.nodes_custom_sampler as core
 import numpy as np
 import torch
 from lab.evidence.bars import Bars
-from lab.evidence.intervals import differ, mean
+from lab.evidence.intervals import mean
 from lab.evidence.models import World
 from lab.evidence.natural import BATCH, NAMES, Score, best, ceiling, drawn, in_order, natural_scenes, read, shows
 from lab.evidence.pages import JUDGED, opening, save_page, table
@@ -247,12 +247,8 @@ PICTURES = "![References and the pictures of all ways with the judge's word, and
 def add_bars(bars: Bars, name: str, scores: dict[Way, Score], fused: Way, others: dict[str, list[Way]]) -> None:
     for what, ways in others.items():
         other = best(scores, ways)
-        gain = float((scores[fused].both - scores[other].both).mean())
-        met = gain > 0 and differ(scores[fused].both, scores[other].both)
-        ahead = scores[fused].ahead(scores[other])
-        bars.add(
-            f"{name}, both right: three stages over {what} ({other.label}), points", "interval above 0", ahead, met
-        )
+        lead, met = scores[fused].ahead(scores[other]), ahead(scores[fused].both, scores[other].both)
+        bars.add(f"{name}, both right: three stages over {what} ({other.label}), points", "interval above 0", lead, met)
 
 
 def how(count: int) -> list[str]:
