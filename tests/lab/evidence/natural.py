@@ -60,10 +60,10 @@ def shows(reading: Reading, thing: Thing) -> bool:
 
 
 def in_order(reading: Reading, scene: Scene) -> bool:
-    """Whether the right kinds of things stand on the right sides of each other, and nothing else."""
-    seen, wanted = ([t.kind for t in sorted(things, key=lambda t: t.x)] for things in (
-        [seen.thing for seen in reading.things], scene.things))  # fmt: skip
-    return seen == wanted and not reading.unknown
+    """Whether the scene's kinds of things are there and on the right sides of each other; there may be others."""
+    wanted = [thing.kind for thing in sorted(scene.things, key=lambda thing: thing.x)]
+    seen = sorted((seen.thing for seen in reading.things if seen.thing.kind in wanted), key=lambda thing: thing.x)
+    return [thing.kind for thing in seen] == wanted
 
 
 def drawn(count: int, seed: int, sigmas: Tensor, guider: Callable[[slice], object]) -> Iterator[Tensor]:
