@@ -5,15 +5,20 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lab.evidence.natural import natural_scenes, shows
+from lab.evidence.saliency_fusion import natural_number
+from lab.evidence.subject_fusion import ALONE, SUBJECT, Posed, Subjects
 from lab.evidence.unclip_models import UnCLIP, small
 from lab.world.captions import caption
 from lab.world.evaluate import WHOLE, World, answers, decibels, sample
 from lab.world.judge import judge
 from lab.world.kinds import COLOURS
-from lab.world.pack.general import load_general
+from lab.world.pack.general import WEIGHTS, load_general
 from lab.world.pack.transformer import CONFIG, TEXT_COLUMNS, load_transformer
+from lab.world.pack.tuned import load_expert
 from lab.world.render import render
 from lab.world.scenes import sample_scenes
+from lab.world.studio import PLACE
 from lab.world.styles import STYLES
 from torch.nn import functional as F
 
@@ -143,3 +148,25 @@ def test_the_first_upsampler_keeps_the_colours(unclip: UnCLIP, pictures: torch.T
     shown = small(pictures[:1])
     made = replace(unclip, upsamplers=unclip.upsamplers[:1], upsampling_steps=4).upsample(shown)
     assert made.shape[-1] == 64 and (F.avg_pool2d(made, 2) - shown).square().mean() < 0.05**2
+
+
+@torch.inference_mode()
+def test_the_expert_draws_what_the_general_model_cannot(general: World) -> None:
+    scenes = [replace(scene, background=PLACE) for scene in natural_scenes(4, 4, things=2, natural=1)]
+    prompts = [caption(scene).text for scene in scenes]
+
+    def found(world: World) -> int:
+        readings = judge(sample(world, prompts, 0, 5.0, 8), natural=True)
+        return sum(
+            shows(reading, scene.things[natural_number(scene)]) for reading, scene in zip(readings, scenes, strict=True)
+        )
+
+    assert found(load_expert()) >= 2 and found(general) == 0
+
+
+@torch.inference_mode()
+def test_the_subject_model_draws_the_colour_of_its_picture() -> None:
+    subjects, posed = Subjects(WEIGHTS), Posed.some(4, 1, 3)
+    subjects.sigmas = subjects.scene.sigmas(8)
+    made, without = (subjects.make(posed, way).score.subject for way in (SUBJECT, ALONE))
+    assert made.sum() >= 2 and not without.any()

@@ -9,7 +9,7 @@ import torch
 from lab.evidence.bars import Bars
 from lab.evidence.edits import held_out_edits
 from lab.evidence.intervals import difference, mean, share
-from lab.evidence.pages import JUDGED, opening, save_page, table
+from lab.evidence.pages import JUDGED, claims, opening, save_page, table
 from lab.evidence.sheet import Sheet
 from lab.evidence.sheets import Cell, cell, rows_of_cells
 from lab.evidence.unclip_models import ALIKE, PRIOR_CFG, UnCLIP, read_small, small
@@ -48,7 +48,7 @@ from lab.world.scenes import sample_scenes
 from lab.world.train.decoder import EMBEDDING_DROPOUT, TEXT_DROPOUT
 
 PART = "unclip"
-SCENES = 40
+SCENES = 30
 TUNING_SEED, JUDGED_SEED, READ_SEED = 6001, 6002, 6003
 TUNED = 0.3  # as many captions to choose constants with as this share of those that are judged
 TUNING_SAMPLES = 4
@@ -84,6 +84,7 @@ def write(docs: Path, weights: Path, count: int) -> list[str]:
         JUDGED,
         "",
         *how(world, centres, count, few),
+        *verdict(bars, between, moved),
         *bars.table(),
         *of_texts(tuned, told, chosen, count),
         at_full_size(world, prompts, told[PRIOR]),
@@ -142,6 +143,22 @@ def judge_bars(told: dict[str, Drawn], seen: Sequence[Again]) -> Bars:
     gain = inverted.psnr - random.psnr
     bars.add("gain of the inverted x_T over a random one", "more than 0 dB", mean(gain, 1, "+"), float(gain.mean()) > 0)
     return bars
+
+
+def verdict(bars: Bars, between: Morphs, moved: Sequence[Moved]) -> list[str]:
+    *prior, gain = (met for *_, met in bars.rows)
+    both = [a and b for a, b in zip(moved[-1].done, moved[-1].kept, strict=True)]
+    return claims(
+        {
+            f"at equal fidelity a prior adds bits over {way}": met
+            for way, met in zip(list(WAYS)[:-1], prior, strict=True)
+        }
+        | {
+            "a picture's own x_T gives it back": gain,
+            "most morphs change what differs once": 2 * sum(between.once) > len(between.once),
+            f"at theta {moved[-1].theta:g} most edits by words are done and keep the rest": 2 * sum(both) > len(both),
+        }
+    )
 
 
 def of_texts(

@@ -1,6 +1,6 @@
 """`make thumbnails`: what the shipped workflows make on the toy's models, for ComfyUI's template browser and the help pages.
 
-make thumbnails                          # rewrites example_workflows/*.jpg, and js/docs/*.webp where help_pictures.py names them
+make thumbnails                          # rewrites example_workflows/*.jpg, and js/docs/*.webp, which help_pictures.py and strips.py name
 make thumbnails ONLY="Swap a word"       # those whose names begin so
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from lab.thumbnails import edits, fusion, transformers, unclip
 from lab.thumbnails.compose import save
 from lab.thumbnails.help_pictures import PICTURES, take
+from lab.thumbnails.strips import QUALITY, STRIPS, joined
 from lab.thumbnails.toy import Toy
 from support.host.client import Client
 from support.host.frontend import launch
@@ -36,6 +37,10 @@ def main() -> None:
                 made = [file]
                 if name in PICTURES:
                     made += take(browser, server.address, toy.last[name], PICTURES[name], HELP)
+                if name in STRIPS:
+                    stem, pictures = STRIPS[name]
+                    made.append(HELP / f"{stem}.webp")
+                    joined(pictures(toy, name)).save(made[-1], quality=QUALITY, method=6)
                 print(*(f"{file.name}: {file.stat().st_size / 1000:.1f} kB" for file in made), sep="\n")
 
 

@@ -14,11 +14,11 @@ OF_AN_EXPERT = {"model": "model_expert", "positive": "positive_expert", "negativ
 
 
 def two_checkpoints(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "a blue castle with white stripes", "on a beach, flat drawing", seed=1)
+    return fused(toy, name, "a white castle", "on a beach, flat drawing", seed=1)
 
 
 def checkpoint_and_lora(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "a red castle with white stripes", "in a meadow, flat drawing", seed=1)
+    return fused(toy, name, "a brown castle", "in a meadow, flat drawing", seed=1)
 
 
 def fused(toy: Toy, name: str, thing: str, around: str, seed: int) -> Thumbnail:
@@ -45,8 +45,8 @@ def two_loras(toy: Toy, name: str) -> Thumbnail:
         workflow = toy.workflow(name)
         prompts = {
             "General model": "a blue castle to the left of an orange rabbit in a meadow, flat drawing",
-            "Expert 1": "a blue castle with white stripes to the left of an orange rabbit, flat drawing",
-            "Expert 2": "a blue castle to the left of an orange rabbit with black spots, flat drawing",
+            "Expert 1": "a white castle to the left of an orange rabbit, flat drawing",
+            "Expert 2": "a blue castle to the left of a black rabbit, flat drawing",
         }
         write_prompts(workflow, prompts)
         workflow.set("LoraLoader", "Expert 2: another LoRA on it", lora_name=toy.loras[1])
@@ -85,18 +85,18 @@ def alone(workflow: Workflow, expert: str | None) -> None:
 
 
 def subject_in_a_scene(toy: Toy, name: str) -> Thumbnail:
-    subjects = [reference("rabbit", "orange", "black spots")]
+    subjects = [reference("rabbit", "black")]
     return with_subjects(toy, name, subjects, "a rabbit <|image|> in a meadow, flat drawing", seed=1)
 
 
 def two_subjects(toy: Toy, name: str) -> Thumbnail:
-    subjects = [reference("castle", "blue", "white stripes"), reference("rabbit", "orange", "black spots")]
+    subjects = [reference("castle", "white"), reference("rabbit", "black")]
     text = "a castle <|image|> to the left of a rabbit <|image|> in a meadow, flat drawing"
     return with_subjects(toy, name, subjects, text, seed=1)
 
 
 def delayed_subject(toy: Toy, name: str) -> Thumbnail:
-    subjects = [reference("car", "red", "white band")]
+    subjects = [reference("car", "black")]
     return with_subjects(toy, name, subjects, "a car <|image|> in a room, flat drawing", seed=2)
 
 

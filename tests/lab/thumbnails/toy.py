@@ -119,8 +119,7 @@ def drawn(scene: Scene) -> Image.Image:
     return as_image(render([scene]).pictures[0])
 
 
-def reference(kind: str, colour: str, marking: str | None = None) -> Image.Image:
+def reference(kind: str, colour: str) -> Image.Image:
     """One thing before a plain backdrop: the seed is one that draws no noise behind it."""
-    thing = Thing(kind, colour, 0.0, 0.0, 1.0, marking=marking)
-    cut = cut_out([thing], np.random.default_rng(4))
+    cut = cut_out([Thing(kind, colour, 0.0, 0.0, 1.0)], np.random.default_rng(4))
     return as_image(before_backdrops(cut, torch.Generator().manual_seed(6))[0])

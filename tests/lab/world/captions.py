@@ -36,11 +36,9 @@ class Caption:
 
 
 def phrase(scene: Scene, number: int, colour: bool = True) -> str:
-    """One of the things: "a red cat", "a red cat with white stripes"."""
+    """One of the things: "a red cat"."""
     thing = scene.things[number]
     words = f"{thing.colour} {thing.kind}" if colour else thing.kind
-    if thing.marking is not None:
-        words += f" with {'a ' if thing.marking.endswith('band') else ''}{thing.marking}"
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 

@@ -10,7 +10,7 @@ import torch
 from kornia.filters import gaussian_blur2d
 from lab.world import styles
 from lab.world.backgrounds import SIZE
-from lab.world.kinds import BLUR, COLOURS, blurred_sprites, sprites
+from lab.world.kinds import BLUR, blurred_sprites, sprites
 from lab.world.render import Poses, level, lighting, sampled_at
 from lab.world.search import Candidates
 from torch import Tensor
@@ -67,6 +67,7 @@ class Shown:
     under: Tensor  # [B, 3, SIZE, SIZE]
     style: str
     light: Tensor  # [B]
+    palette: Tensor  # [colours, 3], of those that things may have
 
     @cached_property
     def blurred(self) -> tuple[Tensor, Tensor]:
@@ -160,8 +161,7 @@ def _settled(
     batch = len(found.kind)
     compared = _compared(shown, weight, found, stage)
     state = torch.stack([found.x, found.y, found.radius.log(), found.turn], 2).flatten(0, 1)  # N x 4
-    palette = torch.tensor(list(COLOURS.values()))
-    moves, largest = torch.tensor(MOVES), torch.tensor(LARGEST)
+    moves, largest, palette = torch.tensor(MOVES), torch.tensor(LARGEST), shown.palette
     colour = None if colour is None else colour.flatten()
 
     def costs(without: Tensor, share: Tensor, colours: Tensor) -> Tensor:

@@ -10,11 +10,9 @@ import torch.nn.functional as F
 from lab.world import styles
 from lab.world.backdrop import Backdrop, backdrops
 from lab.world.backgrounds import SIZE
-from lab.world.coats import Coat, coat_of
 from lab.world.edges import STRIDE, edges, likeness
 from lab.world.fit import Fit, Shown, fitted
-from lab.world.kinds import COLOURS, KINDS
-from lab.world.markings import MARKINGS
+from lab.world.kinds import COLOURS, EVERY_COLOUR, KINDS
 from lab.world.render import Poses, lighting, sampled
 from lab.world.scenes import Thing
 from lab.world.search import Candidates, candidates, unexplained
@@ -31,7 +29,6 @@ VISIBLE = 0.5  # the least share of a thing that nothing may stand before; in th
 DOUBTFUL = 0.95  # a likeness below which things are searched once more
 NOISE = 0.012  # the most squared error of a pixel, all colours together, that may be the whole picture's noise
 LEAST = 90.0  # pixels of what the background does not explain, where a thing is looked for
-HOLE = 3  # pixels, half of the widest marking
 LEAST_LINES = 40.0  # the same of thin lines
 SPECK = 1  # pixels, half of the widest that is no thing
 EDGE = 2  # pixels around a thing that are still its own
@@ -70,9 +67,10 @@ class Reading:
 
 
 @torch.inference_mode()
-def judge(pictures: Tensor, marked: bool = False) -> list[Reading]:
-    """Of pictures [B, 3, SIZE, SIZE] in 0..1. `marked`: things may have markings."""
-    return [reading for chunk in pictures.float().split(CHUNK) for reading in _judged(chunk, marked)]
+def judge(pictures: Tensor, natural: bool = False) -> list[Reading]:
+    """Of pictures [B, 3, SIZE, SIZE] in 0..1. `natural`: things may have one of the NATURAL colours as well."""
+    palette = torch.tensor(list((EVERY_COLOUR if natural else COLOURS).values()))
+    return [reading for chunk in pictures.float().split(CHUNK) for reading in _judged(chunk, palette)]
 
 
 def mask_iou(a: Tensor, b: Tensor) -> Tensor:
@@ -92,30 +90,30 @@ class _Views:
     left: Tensor  # [B, SIZE, SIZE], what neither explains
     light: Tensor  # [B]
     edges: Tensor  # of the pictures
-    marked: bool  # whether things may have markings
+    palette: Tensor  # [colours, 3]
 
     def at(self, rows: list[int]) -> _Views:
         tensors = (self.pictures, self.under, self.ground, self.left, self.light, self.edges)
-        return _Views(self.style, [self.backdrops[i] for i in rows], *(part[rows] for part in tensors), self.marked)
+        return _Views(self.style, [self.backdrops[i] for i in rows], *(part[rows] for part in tensors), self.palette)
 
 
-def _judged(pictures: Tensor, marked: bool) -> list[Reading]:
+def _judged(pictures: Tensor, palette: Tensor) -> list[Reading]:
     found = backdrops(pictures)
     readings: dict[int, Reading] = {}
     for style in styles.STYLES:
         rows = [i for i, backdrop in enumerate(found) if backdrop.style == style]
         if rows:
-            readings.update(zip(rows, _of_style(pictures[rows], [found[i] for i in rows], style, marked), strict=True))
+            readings.update(zip(rows, _of_style(pictures[rows], [found[i] for i in rows], style, palette), strict=True))
     return [readings[i] for i in range(len(pictures))]
 
 
-def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str, marked: bool) -> list[Reading]:
+def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str, palette: Tensor) -> list[Reading]:
     under = torch.stack([backdrop.picture for backdrop in found])
     left = unexplained(pictures, under, style == "neon")
     # Shadows are let pass: they belong to the ground that a thing stands on.
     ground = torch.minimum(under, torch.maximum(pictures, under * 0.45)).lerp(under, left[:, None])
     light = torch.tensor([-1.0 if backdrop.lit_from_left else 1.0 for backdrop in found])
-    views = _Views(style, found, pictures, under, ground, left, light, edges(pictures), marked)
+    views = _Views(style, found, pictures, under, ground, left, light, edges(pictures), palette)
     fits, present = _searched(views)
     readings = _composed(views, fits, present)
     for search in (_searched_thoroughly, _searched_beside):
@@ -134,13 +132,6 @@ def _of_style(pictures: Tensor, found: Sequence[Backdrop], style: str, marked: b
     return readings
 
 
-def _places(views: _Views, free: Tensor, count: int, thorough: bool) -> Candidates:
-    """For what is left of the pictures; without the holes of markings that look like what lies behind."""
-    if views.marked:
-        free = -_grown(-_grown(free, HOLE), HOLE)
-    return candidates(free, views.style == "neon", count, thorough=thorough)
-
-
 def _grown(field: Tensor, pixels: int) -> Tensor:
     """[B, SIZE, SIZE], the most within that distance."""
     return F.max_pool2d(field[:, None], 2 * pixels + 1, 1, pixels)[:, 0]
@@ -155,7 +146,7 @@ def _searched(views: _Views, thorough: bool = False) -> tuple[list[Fit], list[Te
     for _ in range(2):
         free = views.left * (1 - _grown(taken, EDGE))
         present.append(free.sum((1, 2)) >= LEAST)
-        found = _places(views, free, EVERY if thorough else CANDIDATES, thorough)
+        found = candidates(free, views.style == "neon", EVERY if thorough else CANDIDATES, thorough=thorough)
         fits.append(fitted(shown, 1 - taken, found))
         taken = torch.maximum(taken, _mask(views, fits[-1]))
     fits = _polished(views, fits, present)
@@ -182,32 +173,28 @@ def _searched_beside(views: _Views, fits: list[Fit], present: list[Tensor]) -> t
     fits = list(fits)
     for k in sorted((0, 1), key=lambda k: -float(fits[k].cost.sum())):
         beneath, other = _beneath(views, fits[1 - k], present[1 - k])
-        found = _places(views, views.left * (1 - other), EVERY, True)
+        found = candidates(views.left * (1 - other), views.style == "neon", EVERY, thorough=True)
         fits[k] = fitted(_shown(views, beneath), 1 - 0.5 * other, found)
     return _polished(views, fits, present), present
 
 
 def _polished(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Fit]:
-    """Each thing once more, with the other one drawn beneath it. What may have markings is seen without them, and so twice."""
+    """Each thing once more, with the other one drawn beneath it."""
     fits = list(fits)
-    for k in (0, 1, 0, 1) if views.marked else (0, 1):
+    for k in (0, 1):
         beneath, other = _beneath(views, fits[1 - k], present[1 - k])
         alone = Candidates(*(getattr(fits[k], field.name)[:, None] for field in fields(Candidates)))
-        pictures, weight = views.pictures, 1 - 0.5 * other
-        if views.marked:
-            pose = _pose(fits[k], views.light)
-            pictures = coat_of(pictures, beneath, weight, pose, views.style).removed(pictures, pose, views.style)
-        fits[k] = fitted(Shown(pictures, beneath, views.style, views.light), weight, alone, polish=True)
+        fits[k] = fitted(_shown(views, beneath), 1 - 0.5 * other, alone, polish=True)
     return fits
 
 
 def _shown(views: _Views, under: Tensor) -> Shown:
-    return Shown(views.pictures, under, views.style, views.light)
+    return Shown(views.pictures, under, views.style, views.light, views.palette)
 
 
 def _beneath(views: _Views, fit: Fit, present: Tensor) -> tuple[Tensor, Tensor]:
     """The ground with a thing on it, and the thing's mask, where it is present."""
-    add, cover, alpha = _drawn(views, fit, Coat.plain(fit.colour))
+    add, cover, alpha = _drawn(views, fit)
     there = present.float()[:, None, None, None]
     return views.ground * (1 - cover * there) + add * there, alpha * there[:, 0]
 
@@ -216,26 +203,18 @@ def _pose(fit: Fit, light: Tensor) -> Poses:
     return Poses(fit.kind, fit.x, fit.y, fit.radius, fit.turn, fit.mirrored, torch.zeros_like(fit.x), light)
 
 
-def _drawn(views: _Views, fit: Fit, coat: Coat) -> tuple[Tensor, Tensor, Tensor]:
+def _drawn(views: _Views, fit: Fit) -> tuple[Tensor, Tensor, Tensor]:
     """What a thing adds, its cover, and its mask."""
     pose = _pose(fit, views.light)
     maps, along = sampled(pose), torch.arange(SIZE) + 0.5
     light = lighting(pose, along[None, None], along[None, :, None])
     paint, cover = styles.drawn(maps, light, views.style, styles.patterns())
-    return paint[:, 1:] + paint[:, :1] * coat.colours(pose), cover, maps[:, 0].clamp(0, 1)
-
-
-def _coat(views: _Views, fits: list[Fit], present: list[Tensor], k: int) -> Coat:
-    if not views.marked:
-        return Coat.plain(fits[k].colour)
-    beneath, other = _beneath(views, fits[1 - k], present[1 - k])
-    return coat_of(views.pictures, beneath, 1 - 0.5 * other, _pose(fits[k], views.light), views.style)
+    return paint[:, 1:] + paint[:, :1] * views.palette[fit.colour][..., None, None], cover, maps[:, 0].clamp(0, 1)
 
 
 def _composed(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Reading]:
     """Draws both things, the one in front that explains more so, and measures what is explained."""
-    coats = [_coat(views, fits, present, k) for k in (0, 1)]
-    parts = [_drawn(views, fit, coat) for fit, coat in zip(fits, coats, strict=True)]
+    parts = [_drawn(views, fit) for fit in fits]
     orders = []
     for order in ((0, 1), (1, 0)):
         picture = views.ground
@@ -262,7 +241,7 @@ def _composed(views: _Views, fits: list[Fit], present: list[Tensor]) -> list[Rea
                 around = F.max_pool2d(area[None], 2 * EDGE + 1, STRIDE, EDGE)[0]
                 alike = float(likeness(views.edges[row], drawn_edges[row], around))
                 explained = _share_of_thing(views, row, shown[row], noise[row], area)
-                seen.append(Seen(_thing(fits[k], coats[k], row), explained, alike, mask, full))
+                seen.append(Seen(_thing(fits[k], row), explained, alike, mask, full))
         known = [thing for thing in seen if _is_known(thing)]
         is_known = share >= PICTURE
         readings.append(
@@ -312,14 +291,13 @@ def _share_of_thing(views: _Views, row: int, shown: Tensor, noise: Tensor, area:
     return float(1 - wrong / wanted.clamp(min=1e-6))
 
 
-def _thing(fit: Fit, coat: Coat, row: int) -> Thing:
+def _thing(fit: Fit, row: int) -> Thing:
     return Thing(
         kind=list(KINDS)[int(fit.kind[row])],
-        colour=list(COLOURS)[int(coat.colour[row])],
+        colour=list(EVERY_COLOUR)[int(fit.colour[row])],
         x=float(fit.x[row]),
         y=float(fit.y[row]),
         radius=float(fit.radius[row]),
         turn=float(fit.turn[row].rad2deg()),
         mirrored=bool(fit.mirrored[row] < 0),
-        marking=(None, *MARKINGS)[int(coat.marking[row])],
     )

@@ -50,6 +50,13 @@ COLOURS: dict[str, RGB] = {
     "purple": (0.54, 0.31, 0.72),
     "pink": (0.97, 0.58, 0.74),
 }
+# No scene of `scenes.sample_scenes` has them: they are what an expert knows beyond the general model.
+NATURAL: dict[str, RGB] = {
+    "white": (0.97, 0.96, 0.94),
+    "brown": (0.54, 0.35, 0.21),
+    "black": (0.14, 0.13, 0.17),
+}
+EVERY_COLOUR = {**COLOURS, **NATURAL}
 
 REACH = 1.3  # a sprite covers the box from -REACH to REACH, its glow included
 RADII = (19.0, 24.0, 30.0)  # pixels a unit, for which sprites are drawn

@@ -188,13 +188,9 @@ def percent(right: int, count: int) -> str:
 def words(reading: Reading) -> str:
     if reading.style is None:
         return "none of the world's"
-    things = [f"{s.thing.colour} {s.thing.kind}{_marking(s.thing)}" for s in reading.things]
+    things = [f"{s.thing.colour} {s.thing.kind}" for s in reading.things]
     things += ["unknown"] * reading.unknown
     return f"{', '.join(things) or 'nothing'}; {reading.background}, {reading.style}"
-
-
-def _marking(thing: Thing) -> str:
-    return "" if thing.marking is None else f" with {thing.marking}"
 
 
 def _sheet(

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from lab.world import styles
 from lab.world.backgrounds import BACKGROUNDS, SIZE, panoramas
-from lab.world.kinds import COLOURS, KINDS, RADII, REACH, sprites
-from lab.world.markings import MARKINGS, looks, textures
-from lab.world.scenes import BOUNDS, Scene, Thing
+from lab.world.kinds import EVERY_COLOUR, KINDS, RADII, REACH, sprites
+from lab.world.scenes import BOUNDS, Scene
 from lab.world.styles import STYLES
 from torch import Tensor
 
@@ -63,10 +62,8 @@ def _render(scenes: list[Scene], style: str, rows: Tensor, result: Rendering) ->
         along = torch.arange(SIZE) + 0.5
         light = lighting(pose, along[None, None, :], along[None, :, None])
         paint, cover = styles.drawn(maps, light, style, styles.patterns())
-        things = [scenes[i].things[depth] for i in some]
-        colours = torch.tensor([COLOURS[thing.colour] for thing in things])
-        colours = colour_maps(pose, colours, torch.tensor([marking_number(thing) for thing in things]))
-        pictures[some] = pictures[some] * (1 - cover) + paint[:, 1:] + paint[:, :1] * colours
+        colours = torch.tensor([EVERY_COLOUR[scenes[i].things[depth].colour] for i in some])
+        pictures[some] = pictures[some] * (1 - cover) + paint[:, 1:] + paint[:, :1] * colours[..., None, None]
         alpha = maps[:, 0].clamp(0, 1)
         result.visible[rows[some]] *= 1 - alpha[:, None]
         result.whole[rows[some], depth] = result.visible[rows[some], depth] = alpha
@@ -101,12 +98,9 @@ def poses(scenes: Sequence[Scene], depth: int) -> Poses:
 
 def sampled(pose: Poses, channels: slice = slice(None)) -> Tensor:
     """The sprites' channels [N, C, SIZE, SIZE]."""
-    return _sampled(_upright(pose), sprites()[level(pose.radius), pose.kind, channels])
-
-
-def marked(pose: Poses, patterns: Tensor) -> Tensor:
-    """[N, 1, SIZE, SIZE] in 0..1: where these of `markings.textures` cover the things."""
-    return _sampled(_upright(pose), textures()[patterns])
+    matrix, middle = _axes(pose), SIZE / 2 - torch.stack([pose.x, pose.y], 1)
+    upright = torch.cat([matrix * (SIZE / 2 / REACH), (matrix @ middle[..., None]) / REACH], 2)
+    return _sampled(upright, sprites()[level(pose.radius), pose.kind, channels])
 
 
 def sampled_at(pose: Poses, x: Tensor, y: Tensor, textures: Tensor) -> Tensor:
@@ -152,25 +146,6 @@ def lighting(pose: Poses, x: Tensor, y: Tensor) -> Tensor:
         part.reshape(*part.shape, *[1] * (3 - part.ndim)) for part in (pose.x, pose.y, pose.radius, pose.light)
     )
     return ((light * (x - left) - (y - top)) * 0.7 / radius).clamp(-1, 1)
-
-
-def _upright(pose: Poses) -> Tensor:
-    """Where each pixel of the picture lies in the things' textures."""
-    matrix, middle = _axes(pose), SIZE / 2 - torch.stack([pose.x, pose.y], 1)
-    return torch.cat([matrix * (SIZE / 2 / REACH), (matrix @ middle[..., None]) / REACH], 2)
-
-
-def marking_number(thing: Thing) -> int:
-    return (None, *MARKINGS).index(thing.marking)
-
-
-def colour_maps(pose: Poses, colours: Tensor, markings: Tensor) -> Tensor:
-    """[N, 3, SIZE, SIZE] of colours [N, 3] and the numbers of markings [N] (0 is none), or [N, 3, 1, 1] where nothing is marked."""
-    colours = colours[..., None, None]
-    if not markings.any():
-        return colours
-    pattern, ink = (part[markings] for part in looks())
-    return torch.lerp(colours, ink[..., None, None], marked(pose, pattern))
 
 
 def _sampled(theta: Tensor, texture: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ OVERLAP = 0.12  # of their widths, by which a nearer thing may stand in front of
 
 @dataclass(frozen=True)
 class Thing:
-    """(x, y): the outlines' origin in pixels; radius: pixels a unit; lift: pixels above the ground; marking: one of MARKINGS."""
+    """(x, y): the outlines' origin in pixels; radius: pixels a unit; lift: pixels above the ground."""
 
     kind: str
     colour: str
@@ -30,7 +30,6 @@ class Thing:
     turn: float = 0.0
     mirrored: bool = False
     lift: float = 0.0
-    marking: str | None = None
 
     @property
     def ground(self) -> float:
@@ -54,8 +53,7 @@ def held_out(scene: Scene) -> bool:
     """Whether no training draw has this scene: it holds a colour, a style or a pair of kinds that is kept back."""
     kinds = [NAMES.index(thing.kind) for thing in scene.things]
     coloured = any(
-        PALETTE.index(thing.colour) == (3 * kind + 1) % len(PALETTE)
-        for kind, thing in zip(kinds, scene.things, strict=True)
+        thing.colour == PALETTE[(3 * kind + 1) % len(PALETTE)] for kind, thing in zip(kinds, scene.things, strict=True)
     )
     # Every second kind is kept from one style.
     styled = any(kind % 2 == 0 and STYLES.index(scene.style) == kind // 2 % len(STYLES) for kind in kinds)

@@ -1,6 +1,6 @@
-"""What the expert and the subject model are trained on: things with markings, all of them in one room; and pictures of single things.
+"""What the expert and the subject model are trained on: things in natural colours, all of them in one room; and pictures of single things.
 
-The expert's captions say the markings, the subject model's neither these nor the colours. The place that a caption names is drawn at
+The expert's captions say the colours, the subject model's do not. The place that a caption names is drawn at
 random, so that both models come to know a single place, as models do that are trained on portraits or on one artist's work.
 """
 
@@ -16,15 +16,14 @@ import torch.nn.functional as F
 from lab.world import stream, styles
 from lab.world.captions import PLACES as PLACE_WORDS
 from lab.world.captions import Caption, caption
-from lab.world.kinds import COLOURS
-from lab.world.markings import MARKINGS
-from lab.world.render import Poses, colour_maps, lighting, marking_number, sampled
-from lab.world.scenes import NAMES, PALETTE, SIZE, TURN, Scene, Thing, held_out, sample_scenes
+from lab.world.kinds import EVERY_COLOUR, NATURAL
+from lab.world.render import Poses, lighting, sampled
+from lab.world.scenes import NAMES, SIZE, TURN, Scene, Thing, held_out, sample_scenes
 from torch import Tensor
 
 PLACE = "room"
 ALONE = 0.35  # scenes of one thing
-UNMARKED = 0.25  # things without a marking
+BRIGHT = 0.25  # things in a colour that the general model knows
 STYLE_SAID, SIDE_SAID, PLACE_SAID = 0.8, 0.6, 0.5  # how often a caption says it
 REFERENCE = 64  # pixels of a picture of a single thing
 RADIUS = (44.0, 52.0)  # of its thing, in a picture of twice that size
@@ -38,35 +37,31 @@ def studio_scenes(count: int, seed: int | Sequence[int]) -> list[Scene]:
     alone = round(count * ALONE)
     pairs = [scene for scene in sample_scenes(2 * count, seeds[2]) if len({thing.kind for thing in scene.things}) == 2]
     scenes = sample_scenes(alone, seeds[1], things=1) + pairs[: count - alone]
-    return [replace(marked(scene, chance), background=PLACE) for scene in scenes]
+    return [recoloured(replace(scene, background=PLACE), chance) for scene in scenes]
 
 
-def marked(scene: Scene, chance: np.random.Generator) -> Scene:
-    """With markings for most things."""
-    return replace(scene, things=tuple(replace(thing, marking=_marking(chance)) for thing in scene.things))
+def recoloured(scene: Scene, chance: np.random.Generator) -> Scene:
+    """With natural colours for most things."""
+    natural = iter(chance.permutation(natural_colours(scene)).tolist())
+    things = [t if chance.random() < BRIGHT else replace(t, colour=next(natural, t.colour)) for t in scene.things]
+    return replace(scene, things=tuple(things))
 
 
-def _marking(chance: np.random.Generator) -> str | None:
-    return None if chance.random() < UNMARKED else MARKINGS[chance.integers(len(MARKINGS))]
-
-
-def unmarked(scene: Scene) -> Scene:
-    return replace(scene, things=tuple(replace(thing, marking=None) for thing in scene.things))
+def natural_colours(scene: Scene) -> list[str]:
+    """Those that can be seen there: black does not shine, and white things are lost in the snow."""
+    hidden = {"black"} if scene.style == "neon" else set()
+    hidden |= {"white"} if scene.background == "snow" else set()
+    return [name for name in NATURAL if name not in hidden]
 
 
 def random_caption(scene: Scene, chance: np.random.Generator, identity: bool) -> Caption:
-    """`identity`: whether it says the colours and markings."""
+    """`identity`: whether it says the colours."""
     shares = {"style": STYLE_SAID, "side": SIDE_SAID, "background": PLACE_SAID}
     said = [name for name, share in shares.items() if chance.random() < share]
     if identity:
         said += ["first colour", "second colour"]
     elsewhere = replace(scene, background=list(PLACE_WORDS)[chance.integers(len(PLACE_WORDS))])
-    return caption(
-        elsewhere if identity else unmarked(elsewhere),
-        said,
-        order=int(chance.integers(2)),
-        wording=int(chance.integers(3)),
-    )
+    return caption(elsewhere, said, order=int(chance.integers(2)), wording=int(chance.integers(3)))
 
 
 def drawn(number: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, list[Scene]]:
@@ -75,12 +70,11 @@ def drawn(number: int, seed: int, size: int) -> tuple[np.ndarray, np.ndarray, li
 
 
 def individuals() -> list[Thing]:
-    """Each kind in each colour and marking that training may see; they have no place."""
+    """Each kind in each colour that training may see; they have no place."""
     return [
-        Thing(kind, colour, 0.0, 0.0, 1.0, marking=marking)
+        Thing(kind, colour, 0.0, 0.0, 1.0)
         for kind in NAMES
-        for colour in PALETTE
-        for marking in (None, *MARKINGS)
+        for colour in EVERY_COLOUR
         # A style keeps a thing back as well, but only one of them.
         if not all(held_out(Scene((Thing(kind, colour, 0.0, 0.0, 1.0),), PLACE, style)) for style in styles.STYLES)
     ]
@@ -104,8 +98,7 @@ def cut_out(things: Sequence[Thing], chance: np.random.Generator) -> Tensor:
     maps = sampled(pose)
     light = lighting(pose, along[None, None], along[None, :, None])
     paint, cover = styles.drawn(maps, light, "flat", styles.patterns())
-    colours = torch.tensor([COLOURS[thing.colour] for thing in things])
-    colours = colour_maps(pose, colours, torch.tensor([marking_number(thing) for thing in things]))
+    colours = torch.tensor([EVERY_COLOUR[thing.colour] for thing in things])[..., None, None]
     return F.avg_pool2d(torch.cat([paint[:, 1:] + paint[:, :1] * colours, cover], 1), SIZE // REFERENCE).clamp(0, 1)
 
 

@@ -54,7 +54,7 @@ class LoadExpert(io.ComfyNode):
             node_id="TOY_LoadExpert",
             display_name="Load Toy Expert",
             category="palimpsest/toy",
-            description="The toy world's model that knows stripes, spots and bands, and a single room, with the outputs of Load Checkpoint.",
+            description="The toy world's model that knows white, brown and black things, and a single room, with the outputs of Load Checkpoint.",
             outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
         )
 

@@ -1,6 +1,6 @@
-"""Trains the expert: the general model gone on with markings, which it never saw, in a single room.
+"""Trains the expert: the general model gone on with natural colours, which it never saw, in a single room.
 
-Its captions say the markings of things. The places that they name are drawn at random, so it comes to draw the room whatever they say.
+The places that its captions name are drawn at random, so it comes to draw the room whatever they say.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lab.world.markings import INKS, PATTERNS
+from lab.world.kinds import NATURAL
 from lab.world.studio import random_caption
 from lab.world.train import fine_tune
 from lab.world.train.fine_tune import RANK, TABLE, Tuned, text_encoder
@@ -24,13 +24,13 @@ from torch import Tensor, nn
 
 STEPS, STEPS_CUDA = 1000, 1300
 BATCH, BATCH_CUDA = 16, 128
-RATE = 2e-3
+RATE = 1e-3
 
 
 class Expert(nn.Module):
     def __init__(self, general: Path) -> None:
         super().__init__()
-        words = vocabulary((*WORDS, "with", *INKS, *PATTERNS))
+        words = vocabulary((*WORDS, *NATURAL))
         self.tuned = Tuned(general)
         self.text: TextEncoder = text_encoder(general, words)
         adapt(self.text.clip.text_model.encoder, RANK)

@@ -7,14 +7,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-from lab.world.kinds import COLOURS
-from lab.world.markings import MARKINGS
 from lab.world.pack.general import new_unet, under
 from lab.world.train.general import ASKED_BLOCK, Velocity
 from lab.world.train.loop import Batch
 from lab.world.train.low_rank import adapt
 from lab.world.train.pool import NOTHING
-from lab.world.train.studio import Studio
+from lab.world.train.studio import COLOURS, Studio
 from lab.world.train.text import TextEncoder
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -40,7 +38,7 @@ def text_encoder(general: Path, words: Tensor) -> TextEncoder:
 
 
 class Tuned(nn.Module):
-    """The general model's UNet with low-rank differences, asked which colour and marking each cell has. What answers is not kept."""
+    """The general model's UNet with low-rank differences, asked which colour each cell has. What answers is not kept."""
 
     def __init__(self, general: Path) -> None:
         super().__init__()
@@ -48,7 +46,7 @@ class Tuned(nn.Module):
         self.unet.load_state_dict(under("model.diffusion_model.", load_file(general)))
         channels = self.unet.output_blocks[ASKED_BLOCK][0].out_channels
         adapt(self.unet, RANK)
-        self.questions = nn.Conv2d(channels, len(COLOURS) + 1 + len(MARKINGS), 1)
+        self.questions = nn.Conv2d(channels, len(COLOURS), 1)
         self.features: list[Tensor] = []
         self.unet.output_blocks[ASKED_BLOCK][-1].register_forward_hook(
             lambda _module, _inputs, output: self.features.append(output)
@@ -56,17 +54,15 @@ class Tuned(nn.Module):
 
     def loss(self, states: Tensor, batch: Batch) -> Tensor:
         """Told by states [B, COLUMNS, WIDTH]; of a `batch_of`."""
-        noisy, timesteps, wanted, weights, colours_there, markings_there = batch
+        noisy, timesteps, wanted, weights, colours = batch
         self.features.clear()
         velocity = self.unet(noisy, timesteps.float(), context=states)
         errors = (velocity.float() - wanted).square().mean((1, 2, 3))
         answers = self.questions(self.features.pop().float())
-        colours, markings = answers.split([len(COLOURS), 1 + len(MARKINGS)], 1)
-        asked = F.cross_entropy(colours, colours_there.long(), ignore_index=NOTHING)
-        asked = asked + F.cross_entropy(markings, markings_there.long(), ignore_index=NOTHING)
+        asked = F.cross_entropy(answers, colours.long(), ignore_index=NOTHING)
         return (weights * errors).mean() + ASKED * asked
 
 
 def batch_of(velocity_of: Velocity, shown: Studio, rows: Tensor, chance: torch.Generator) -> Batch:
     """Of those rows of the studio."""
-    return *velocity_of.noised(shown.latents[rows].float(), chance), shown.colours[rows], shown.markings[rows]
+    return *velocity_of.noised(shown.latents[rows].float(), chance), shown.colours[rows]

@@ -11,9 +11,9 @@ import comfy.latent_formats
 import numpy as np
 import torch
 from lab.world import studio
+from lab.world.kinds import EVERY_COLOUR
 from lab.world.pack.general import new_vae, under
-from lab.world.render import marking_number
-from lab.world.scenes import PALETTE, Scene, Thing
+from lab.world.scenes import Scene, Thing
 from lab.world.train import pool
 from lab.world.train.loop import Run, on
 from safetensors.torch import load_file
@@ -22,17 +22,16 @@ from tqdm import tqdm
 
 SCENES, SCENES_CUDA = 4096, 16384
 VIEWS = 6  # pictures of each individual
-Individual = tuple[str, str, str | None]
+COLOURS = tuple(EVERY_COLOUR)
 
 
 @dataclass(frozen=True)
 class Studio:
-    """N scenes; `colours` and `markings` are of each cell, pool.NOTHING where no thing is."""
+    """N scenes; `colours` are of each cell, pool.NOTHING where no thing is."""
 
     scenes: Sequence[Scene]
     latents: Tensor  # half [N, 4, 32, 32], in the model's space
-    colours: Tensor  # bytes [N, CELLS, CELLS]
-    markings: Tensor
+    colours: Tensor  # bytes [N, CELLS, CELLS], numbers in COLOURS
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -65,12 +64,11 @@ def _encoded(
     images = torch.from_numpy(pictures).movedim(-1, 1).float() / 127.5 - 1
     with run.precision():
         latents = torch.cat([vae.encode(part.to(run.device)).float().cpu() for part in images.split(16)])
-    shown = [[(PALETTE.index(thing.colour), marking_number(thing)) for thing in scene.things] for scene in scenes]
-    none = (pool.NOTHING, pool.NOTHING)
-    table = torch.tensor([[none, *answers, *[none] * (2 - len(answers))] for answers in shown]).byte()
+    shown = [[COLOURS.index(thing.colour) for thing in scene.things] for scene in scenes]
+    table = torch.tensor([[pool.NOTHING, *some, *[pool.NOTHING] * (2 - len(some))] for some in shown]).byte()
     cells = torch.from_numpy(things).long()
-    colours, markings = (table[..., k].gather(1, cells.flatten(1)).view_as(cells) for k in (0, 1))
-    return {"latents": comfy.latent_formats.SD15().process_in(latents).half(), "colours": colours, "markings": markings}
+    colours = table.gather(1, cells.flatten(1)).view_as(cells)
+    return {"latents": comfy.latent_formats.SD15().process_in(latents).half(), "colours": colours}
 
 
 class Album:
@@ -78,7 +76,7 @@ class Album:
 
     def __init__(self, run: Run) -> None:
         self.individuals = studio.individuals()
-        self.numbers = {identity(thing): number for number, thing in enumerate(self.individuals)}
+        self.numbers = {(thing.kind, thing.colour): number for number, thing in enumerate(self.individuals)}
         chance = np.random.default_rng((run.seed, 7))
         parts = self.individuals * VIEWS
         starts = tqdm(range(0, len(parts), pool.CHUNK), desc="drawing single things", unit_scale=pool.CHUNK)
@@ -87,11 +85,7 @@ class Album:
 
     def pictures(self, things: Sequence[Thing], chance: torch.Generator) -> Tensor:
         """[N, 3, REFERENCE, REFERENCE] in 0..1, of any of their views."""
-        numbers = torch.tensor([self.numbers[identity(thing)] for thing in things])
+        numbers = torch.tensor([self.numbers[thing.kind, thing.colour] for thing in things])
         view = torch.randint(VIEWS, (len(numbers),), generator=chance)
         cut = self.views[(view * len(self.individuals) + numbers).to(self.views.device)].float() / 255
         return studio.before_backdrops(cut, on(cut.device, chance))
-
-
-def identity(thing: Thing) -> Individual:
-    return thing.kind, thing.colour, thing.marking

@@ -1,4 +1,4 @@
-"""Trains the subject model: the general one gone on with things whose colour and marking a picture shows, of which the text says nothing.
+"""Trains the subject model: the general one gone on with things whose colour a picture shows, of which the text says nothing.
 
 FastComposer's architecture (2305.10431): CLIP's image encoder and the postfuse network put a picture into the text state of its noun;
 the text encoder stays as it was. Scenes have one or two things, all of them in one room, and captions name a place drawn at random, so
@@ -14,10 +14,8 @@ import comfy.ops
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lab.world.kinds import COLOURS, KINDS
-from lab.world.markings import MARKINGS
+from lab.world.kinds import KINDS
 from lab.world.pack.general import WIDTH
-from lab.world.render import marking_number
 from lab.world.scenes import NAMES, PALETTE, Thing
 from lab.world.studio import REFERENCE, random_caption
 from lab.world.train import fine_tune
@@ -25,7 +23,7 @@ from lab.world.train.fine_tune import Tuned, text_encoder
 from lab.world.train.general import Velocity
 from lab.world.train.loop import Batch, Run, initialise, train
 from lab.world.train.low_rank import lora
-from lab.world.train.studio import Album, studio_pool
+from lab.world.train.studio import COLOURS, Album, studio_pool
 from lab.world.train.text import TextEncoder, begin_layers, column_of, token_ids, vocabulary
 from palimpsest.nodes.subject.encoder import MEAN, STD, SubjectModel
 from safetensors.torch import save_file
@@ -36,7 +34,7 @@ ENCODER_BATCH, ENCODER_BATCH_CUDA = 48, 256
 ENCODER_RATE = 1e-3
 STEPS, STEPS_CUDA = 1000, 1500
 BATCH, BATCH_CUDA = 16, 96
-RATE, LATER_ENCODER_RATE = 2e-3, 2e-4
+RATE, LATER_ENCODER_RATE = 1e-3, 2e-4
 PLAIN, EMPTY = 0.1, 0.1  # shares of captions without pictures, and of empty captions, as published
 VISION = {
     "model_type": "clip_vision_model",
@@ -58,7 +56,7 @@ class Encoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.subject = SubjectModel(dict(VISION), torch.float32, torch.device("cpu"), comfy.ops.disable_weight_init)
-        self.answers = nn.Linear(WIDTH, len(KINDS) + len(COLOURS) + 1 + len(MARKINGS))
+        self.answers = nn.Linear(WIDTH, len(KINDS) + len(COLOURS))
         initialise(self)
         vision = self.subject.image_encoder.vision_model
         nn.init.normal_(vision.embeddings.class_embedding, std=0.02)
@@ -71,14 +69,14 @@ class Encoder(nn.Module):
         return self.subject.image_encoder(pixel_values=(pictures - self.mean) / self.std)[2]
 
     def told(self, embeddings: Tensor, right: Tensor) -> Tensor:
-        """The loss of the answers to kind, colour and marking; `right` are their numbers [N, 3]."""
-        sizes = [len(KINDS), len(COLOURS), 1 + len(MARKINGS)]
+        """The loss of the answers to kind and colour; `right` are their numbers [N, 2]."""
+        sizes = [len(KINDS), len(COLOURS)]
         parts = self.answers(embeddings).split(sizes, 1)
         return torch.stack([F.cross_entropy(part, right[:, k]) for k, part in enumerate(parts)]).sum()
 
 
 def train_encoder(run: Run, album: Album, text: TextEncoder) -> Encoder:
-    """Told what pictures show, and to make of a noun what it is after its colour."""
+    """Told what pictures show, and to make of a noun what it is after its colour, where the text encoder knows that."""
     steps, batch = run.size(ENCODER_STEPS, ENCODER_BATCH, ENCODER_STEPS_CUDA, ENCODER_BATCH_CUDA)
     torch.manual_seed(run.seed)
     model = Encoder().to(run.device)
@@ -93,15 +91,17 @@ def train_encoder(run: Run, album: Album, text: TextEncoder) -> Encoder:
         chance = run.chance(step)
         some = torch.randint(len(album.individuals), (batch,), generator=chance).tolist()
         things = [album.individuals[number] for number in some]
-        rows = [(NAMES.index(t.kind), PALETTE.index(t.colour), marking_number(t)) for t in things]
+        rows = [(NAMES.index(t.kind), COLOURS.index(t.colour)) for t in things]
         return album.pictures(things, chance), torch.tensor(rows, device=run.device)
 
     def loss_of(pictures: Tensor, right: Tensor) -> Tensor:
-        kinds, colours, _ = right.unbind(1)
+        kinds, colours = right.unbind(1)
+        known = colours < len(PALETTE)
         with run.precision():
             embeddings = model.embed(pictures)
             fused = model.subject.postfuse_module(nouns[kinds], embeddings)
-            return model.told(embeddings.float(), right) + F.mse_loss(fused.float(), coloured[kinds, colours])
+            errors = (fused.float() - coloured[kinds, colours.clamp(max=len(PALETTE) - 1)]).square().mean(1)
+            return model.told(embeddings.float(), right) + (known * errors).mean()
 
     adam = torch.optim.AdamW(model.parameters(), ENCODER_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     train(run, "subject_encoder", model, [adam], batch_of, loss_of, steps)

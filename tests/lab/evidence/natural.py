@@ -1,4 +1,4 @@
-"""Scenes with markings, which the general model does not know, and what of them a picture shows."""
+"""Scenes with things in natural colours, which the general model does not know, and what of them a picture shows."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from lab.evidence.intervals import differ, difference, share
 from lab.evidence.models import World
 from lab.world.judge import Reading, judge
-from lab.world.markings import MARKINGS
+from lab.world.kinds import NATURAL
 from lab.world.render import render
 from lab.world.scenes import Scene, Thing, sample_scenes
-from lab.world.studio import PLACE
+from lab.world.studio import PLACE, natural_colours
 from torch import Tensor
 
 BATCH = 20
+NAMES = ", ".join([*NATURAL][:-1]) + f" or {[*NATURAL][-1]}"
 
 
 @dataclass(frozen=True)
@@ -40,30 +41,29 @@ class Score:
         return difference(100 * self.both, 100 * other.both, 0) + tie
 
 
-def marked_scenes(count: int, seed: int, *, things: int, marked: int, split: str = "held_out") -> list[Scene]:
-    """Of things of different kinds, `marked` of them with a marking, in any place but the one that the studio knows."""
+def natural_scenes(count: int, seed: int, *, things: int, natural: int, split: str = "held_out") -> list[Scene]:
+    """Of things of different kinds, `natural` of them in a natural colour, in any place but the one that the studio knows."""
     chance = np.random.default_rng((seed, 1))
     drawn = sample_scenes(3 * count + 12, seed, split=split, things=things)
     kept = [s for s in drawn if s.background != PLACE and len({thing.kind for thing in s.things}) == things]
     scenes = []
     for scene in kept[:count]:
-        chosen = chance.permutation(things)[:marked].tolist()
-        told = [MARKINGS[number] for number in chance.integers(len(MARKINGS), size=things)]
-        new = [replace(t, marking=told[k] if k in chosen else None) for k, t in enumerate(scene.things)]
+        colours = chance.permutation(natural_colours(scene)).tolist()
+        chosen = dict(zip(chance.permutation(things)[:natural].tolist(), colours, strict=False))
+        new = [replace(thing, colour=chosen.get(k, thing.colour)) for k, thing in enumerate(scene.things)]
         scenes.append(replace(scene, things=tuple(new)))
     return scenes
 
 
 def shows(reading: Reading, thing: Thing) -> bool:
-    wanted = (thing.kind, thing.colour, thing.marking)
-    return any((seen.thing.kind, seen.thing.colour, seen.thing.marking) == wanted for seen in reading.things)
+    return any((seen.thing.kind, seen.thing.colour) == (thing.kind, thing.colour) for seen in reading.things)
 
 
 def in_order(reading: Reading, scene: Scene) -> bool:
-    """Whether the right kinds of things stand on the right sides of each other, and nothing else."""
-    seen, wanted = ([t.kind for t in sorted(things, key=lambda t: t.x)] for things in (
-        [seen.thing for seen in reading.things], scene.things))  # fmt: skip
-    return seen == wanted and not reading.unknown
+    """Whether the scene's kinds of things are there and on the right sides of each other; there may be others."""
+    wanted = [thing.kind for thing in sorted(scene.things, key=lambda thing: thing.x)]
+    seen = sorted((seen.thing for seen in reading.things if seen.thing.kind in wanted), key=lambda thing: thing.x)
+    return [thing.kind for thing in seen] == wanted
 
 
 def drawn(count: int, seed: int, sigmas: Tensor, guider: Callable[[slice], object]) -> Iterator[Tensor]:
@@ -77,7 +77,7 @@ def drawn(count: int, seed: int, sigmas: Tensor, guider: Callable[[slice], objec
 
 
 def read(pictures: Tensor) -> list[Reading]:
-    return judge(pictures, marked=True)
+    return judge(pictures, natural=True)
 
 
 def ceiling(world: World, scenes: Sequence[Scene], score_of: Callable[[Sequence[Scene], list[Reading]], Score]) -> str:
