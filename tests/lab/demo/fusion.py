@@ -14,13 +14,13 @@ from PIL import Image
 STEPS = 20
 PAPER = 0.85  # how light a subject's backdrop is
 MASK_STEPS = (4, 8, 12)
-# Neither model knows all of it: the general model nothing white, and the expert no place but a room.
-THING = "a white elephant"
-PROMPT, EXPERT_PROMPT = f"{THING} in a meadow, flat drawing", f"{THING}, flat drawing"
+# Neither model knows all of it: the general model nothing black, and the expert no place but a room.
+THING = "a black house"
+PROMPT, EXPERT_PROMPT = f"{THING} in the snow, flat drawing", f"{THING}, flat drawing"
 FUSED_SEED = 1
-SUBJECT = Thing("butterfly", "white", 0.0, 0.0, 1.0)
+SUBJECT = Thing("duck", "brown", 0.0, 0.0, 1.0)
 SUBJECT_PROMPTS = tuple(
-    f"a butterfly <|image|> {where}, flat drawing" for where in ("in a meadow", "on a beach", "in the snow")
+    f"a duck <|image|> {where}, flat drawing" for where in ("in a meadow", "on a beach", "in the snow")
 )
 SUBJECT_SEED, SCENE_END, FUSION_END = 3, 0.4, 0.6
 

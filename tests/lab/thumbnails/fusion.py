@@ -14,11 +14,11 @@ OF_AN_EXPERT = {"model": "model_expert", "positive": "positive_expert", "negativ
 
 
 def two_checkpoints(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "a white castle", "on a beach, flat drawing", seed=1)
+    return fused(toy, name, "a black house", "in the snow, flat drawing", seed=1)
 
 
 def checkpoint_and_lora(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "a brown castle", "in a meadow, flat drawing", seed=1)
+    return fused(toy, name, "a brown mushroom", "in a meadow, flat drawing", seed=1)
 
 
 def fused(toy: Toy, name: str, thing: str, around: str, seed: int) -> Thumbnail:
@@ -44,9 +44,9 @@ def two_loras(toy: Toy, name: str) -> Thumbnail:
     def drawn(**who: str | None) -> Image.Image:
         workflow = toy.workflow(name)
         prompts = {
-            "General model": "a blue castle to the left of an orange rabbit in a meadow, flat drawing",
-            "Expert 1": "a white castle to the left of an orange rabbit, flat drawing",
-            "Expert 2": "a blue castle to the left of a black rabbit, flat drawing",
+            "General model": "a house to the left of a mushroom in the snow, flat drawing",
+            "Expert 1": "a black house to the left of a red mushroom, flat drawing",
+            "Expert 2": "a green house to the left of a brown mushroom, flat drawing",
         }
         write_prompts(workflow, prompts)
         workflow.set("LoraLoader", "Expert 2: another LoRA on it", lora_name=toy.loras[1])
@@ -85,26 +85,26 @@ def alone(workflow: Workflow, expert: str | None) -> None:
 
 
 def subject_in_a_scene(toy: Toy, name: str) -> Thumbnail:
-    subjects = [reference("rabbit", "black")]
-    return with_subjects(toy, name, subjects, "a rabbit <|image|> in a meadow, flat drawing", seed=1)
+    subjects = [reference("duck", "brown")]
+    return with_subjects(toy, name, subjects, "a duck <|image|> on a beach, flat drawing", seed=1)
 
 
 def two_subjects(toy: Toy, name: str) -> Thumbnail:
-    subjects = [reference("castle", "white"), reference("rabbit", "black")]
-    text = "a castle <|image|> to the left of a rabbit <|image|> in a meadow, flat drawing"
+    subjects = [reference("house", "black"), reference("mushroom", "brown")]
+    text = "a house <|image|> to the left of a mushroom <|image|> in a meadow, flat drawing"
     return with_subjects(toy, name, subjects, text, seed=1)
 
 
 def delayed_subject(toy: Toy, name: str) -> Thumbnail:
-    subjects = [reference("car", "black")]
-    return with_subjects(toy, name, subjects, "a car <|image|> in a room, flat drawing", seed=2)
+    subjects = [reference("balloon", "black")]
+    return with_subjects(toy, name, subjects, "a balloon <|image|> in a room, flat drawing", seed=2)
 
 
 def with_subjects(toy: Toy, name: str, subjects: list[Image.Image], text: str, seed: int) -> Thumbnail:
     workflow = toy.workflow(name, *subjects)
     workflow.set("PAL_SubjectConditioning", text=text)
     workflow.guide(TOY_CFG)
-    workflow.set_all(steps=STEPS, noise_seed=seed, scene_end=0.4, fusion_end=0.8)
+    workflow.set_all(steps=STEPS, noise_seed=seed, scene_end=0.3, fusion_end=0.6)
     return Thumbnail(subjects, *toy.pictures(workflow, name, SAVED))
 
 
