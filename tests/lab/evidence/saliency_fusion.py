@@ -107,6 +107,11 @@ class Fusion:
     def guider(self, scenes: Sequence[Scene], way: Way, constants: Constants, masks: Tensor | None):
         constants = way.constants or constants
         said = [part for part in ATTRIBUTES if part != "background" or constants.place]
+        general = self.general.prompts([general_text(scene) for scene in scenes])
+        expert = self.expert.prompts([caption(scene, said).text for scene in scenes])
+        if way.share in (0.0, 1.0):
+            world, positive = (self.expert, expert) if way.share else (self.general, general)
+            return core.CFGGuider.execute(world.model, positive, world.prompts([""]), CFG)[0]
         settings = {
             **DEFAULTS,
             "saliency": {
@@ -124,11 +129,11 @@ class Fusion:
             settings |= {"mask_use": "decide", "mask": masks}
         return SaliencyFusionGuider.execute(
             model=self.general.model,
-            positive=self.general.prompts([general_text(scene) for scene in scenes]),
+            positive=general,
             negative=self.general.prompts([""]),
             cfg=CFG,
             model_expert=self.expert.model,
-            positive_expert=self.expert.prompts([caption(scene, said).text for scene in scenes]),
+            positive_expert=expert,
             negative_expert=self.expert.prompts([""]),
             **settings,
         )[0]
