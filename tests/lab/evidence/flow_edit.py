@@ -26,7 +26,7 @@ PUBLISHED = (13.5, 3.5)  # for SD3, of full size
 STRENGTHS = (0.5, 0.65, 0.85, 1.0)
 SDEDIT_CFG = 5.0
 SDEDIT_STRENGTHS = (0.4, 0.5, 0.65, 0.8)
-SHOWN = 9
+SHOWN = 6
 
 
 def flow_edit(group: Group, strength: float, cfgs: tuple[float, float]) -> Tensor:
