@@ -200,7 +200,9 @@ def verdict(measured: Measured) -> list[str]:
                 "a phrase's area covers the thing meant better than the other thing": ahead(
                     phrase_.own.mean(1), phrase_.other.mean(1)
                 ),
-                "and better than a mask of the whole picture would": ahead(phrase_.own.mean(1), whole(measured.two)),
+                "and better than a mask of the whole picture would": ahead(
+                    phrase_.own.mean(1), iou_of_whole_picture(measured.two)
+                ),
                 "a phrase tells two things of one kind apart by their colours": ahead(
                     apart.own.mean(1), apart.other.mean(1)
                 ),
@@ -212,7 +214,7 @@ def verdict(measured: Measured) -> list[str]:
     ]
 
 
-def whole(opened: Opened) -> Tensor:
+def iou_of_whole_picture(opened: Opened) -> Tensor:
     """The IoU that a mask of the whole picture has, [N]."""
     return mask_iou(torch.ones_like(opened.visible), opened.visible).mean(1)
 

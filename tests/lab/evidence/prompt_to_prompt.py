@@ -163,9 +163,9 @@ def verdict(measured: Measured) -> list[str]:
                 free.other, plain_.other
             ),
             "and the background": ahead(free.background, plain_.background),
-            "it does as many edits as only the new prompt": not ahead(plain_.done, free.done),
+            "it does no fewer edits than only the new prompt, within chance": not ahead(plain_.done, free.done),
             "local blend keeps the background better still": ahead(chosen.background, free.background),
-            "at as many edits": not ahead(free.done, chosen.done),
+            "with no fewer edits, within chance": not ahead(free.done, chosen.done),
         }
     )
     for name in (NO_BLEND, PLAIN, "Plug-and-Play, automatic settings"):

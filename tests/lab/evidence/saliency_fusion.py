@@ -288,7 +288,7 @@ def verdict(scores: dict[str, Score]) -> list[str]:
             f"saliency makes both right more often than {label}": ahead(chosen, scores[name].both)
             for name, label in rivals.items()
         }
-        | {"as often as the bound": not ahead(scores[BOUND].both, chosen)}
+        | {"no less often than the bound, within chance": not ahead(scores[BOUND].both, chosen)}
     )
 
 
