@@ -29,7 +29,7 @@ SCENES = 100
 SEED = 700
 STEPS, CFG = 20, 7.5
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)  # of `fast`
-SHOWN = 8
+SHOWN = 4
 OPTIMISED = "`null_text`, constants of the code"
 DDIM, ALIGNED = "`ddim` pivot, the empty negative", "aligned: inverted at this guidance, retraced exactly"
 

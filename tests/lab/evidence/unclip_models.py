@@ -35,7 +35,7 @@ BATCH = 16
 STEPS = 20
 PRIOR_CFG = 1.0
 # The least likeness of a thing's edges. Enlarged pictures have none but soft ones, which are more alike: the judge's own bar lets more of them pass.
-ALIKE = 0.87
+ALIKE = 0.85
 
 
 @dataclass(frozen=True)
