@@ -143,6 +143,18 @@ def test_dpm_2_in_ksampler_is_told_what_ksampler_does_R10():
         ksampler_advanced(edited, trajectory.positive, trajectory.positive, latent, 6, sampler_name="dpm_2")
 
 
+@torch.inference_mode()
+def test_steps_that_ddim_uniform_cannot_take_are_named():
+    """BasicScheduler gives the 30 that it is told, KSampler takes 31."""
+    model = tiny_models.two_level()
+    positive, picture = tiny_models.conditioning(model, 1), tiny_models.latent(model, 2)
+    sigmas = core.BasicScheduler.execute(model, "ddim_uniform", 30, 1.0)[0]
+    trajectory, _, latent, _ = DDIMInvert.execute(model, positive, picture, sigmas, "ddim", 1).args
+    edited = PlugAndPlay.execute(model, trajectory, 0.8, 0.5, "features 1; attention 1-3")[0]
+    with pytest.raises(ValueError, match=r"got 31 steps with 1 other levels, .* Use 20, 25, 40 or 50 steps for both"):
+        ksampler_advanced(edited, positive, positive, latent, 30)
+
+
 @pytest.mark.parametrize("sampler", cases(["dpm_2", "uni_pc"], "dpm_2"))
 @torch.inference_mode()
 def test_samplers_for_which_ksampler_leaves_out_a_level_start_on_an_inversion_R10(sampler: str):
