@@ -27,10 +27,10 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|", *lines, ""]
 
 
-def claims(found: Mapping[str, bool]) -> list[str]:
-    """One sentence of what these pictures show and what they do not."""
+def claims(found: Mapping[str, bool], lead: str = "") -> list[str]:
+    """One sentence of what these pictures show and what they do not. `lead`: words with which every claim begins."""
     parts = [
-        f"{word}: {'; '.join(some)}."
+        f"{word}: {lead}{'; '.join(some)}."
         for word, some in (
             ("**Shown**", [claim for claim, shown in found.items() if shown]),
             ("**Not shown**", [claim for claim, shown in found.items() if not shown]),
