@@ -19,7 +19,7 @@ from lab.evidence.sheets import cell, rows_of_cells
 from lab.world.captions import caption
 from lab.world.judge import Reading, mask_iou
 from lab.world.pack.tuned import load_subject
-from lab.world.scenes import Scene
+from lab.world.scenes import SIZE, Scene
 from lab.world.studio import PLACE, before_backdrops, cut_out
 from palimpsest.nodes.diffusion.conditioning import Conditioning
 from palimpsest.nodes.saliency_fusion.nodes import SaliencyMap, SubjectFusion
@@ -28,6 +28,7 @@ from palimpsest.nodes.subject.conditioning import subject_conditioning
 from palimpsest.nodes.subject.encoder import subject_encoder
 from palimpsest.nodes.subject.reference_pictures import Reference
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from nodes import ConditioningCombine, ConditioningSetTimestepRange
@@ -155,13 +156,14 @@ class Subjects:
         return Made(pictures, readings, score_of(posed.scenes, readings))
 
     def areas(self, posed: Posed, way: Way, made: Made) -> Tensor:
-        """[B, H, W]: where the subject model decides in the middle of the fusion stage, on the pictures of the first batch."""
+        """[B, SIZE, SIZE]: where the subject model decides in the middle of the fusion stage, on the pictures of the first batch."""
         few = posed.at(slice(0, BATCH))
         latent = {"samples": self.scene.encode(made.pictures[: len(few)])}
         step, noise = round(sum(way.stages) / 2 * STEPS), core.Noise_RandomNoise(NOISE_SEED)
-        return SaliencyMap.execute(
+        areas = SaliencyMap.execute(
             self.guider(few, way), step, 1, latent_image=latent, sigmas=self.sigmas, noise=noise
         )[0]
+        return F.interpolate(areas[:, None], (SIZE, SIZE), mode="area")[:, 0]
 
 
 def text_of(scene: Scene) -> str:
