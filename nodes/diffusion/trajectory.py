@@ -21,8 +21,8 @@ TEXT_WIDTHS = ("context_dim", "context_in_dim", "cap_feat_dim", "text_dim", "con
 SAME_LATENT = 3e-3  # relative distance up to which two latents are one: float16 between two nodes costs 5e-4
 SAME_DIRECTION = 1 - 1e-5  # cosine from which two latents differ by a factor at most
 BESIDE = 0.5  # relative distance up to which a noisy start was meant to be the trajectory's
-TRAINING_STEPS = 1000  # of Stable Diffusion, from which ddim_uniform takes every n-th
 OTHER_NOISE = 0.3  # cosine below which a start has nothing of the trajectory's noise: a choice, not a mistake
+TRAINING_STEPS = 1000  # of Stable Diffusion, from which ddim_uniform takes every n-th
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Trajectory:
             )
         elif len(sigmas) > len(self.sigmas) and TRAINING_STEPS % self.steps:
             what_to_do += (
-                f" With ddim_uniform, KSampler takes more steps than it is told if their number does not divide "
+                " With ddim_uniform, KSampler takes more steps than it is told if their number does not divide "
                 f"{TRAINING_STEPS}. Use 20, 25, 40 or 50 steps for both."
             )
         raise ValueError(
