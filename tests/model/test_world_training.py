@@ -195,7 +195,7 @@ def test_general_s_file_has_the_names_of_sd15(weights: Path) -> None:
     assert text == own - {"cond_stage_model.transformer.text_projection.weight"}
     found = comfy.model_detection.detect_unet_config(file, "model.diffusion_model.")
     assert found["in_channels"] == 4 and found["num_res_blocks"] == [2, 2, 2, 2]
-    assert found["channel_mult"] == [1, 2, 4, 4] and found["context_dim"] == 128
+    assert found["channel_mult"] == [1, 1, 2, 2] and found["context_dim"] == 128
     assert len(new_unet().diffusion_model.output_blocks) == 12
 
 

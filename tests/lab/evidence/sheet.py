@@ -41,7 +41,7 @@ class Sheet:
                 image.paste(as_image(picture).resize((TILE, TILE), Image.Resampling.LANCZOS), (x, y))
                 pen.multiline_text((x, y + TILE + 3), "\n".join(lines), INK, font, spacing=2)
             y += TILE + foot + GAP
-        image.save(file, quality=72, method=6)  # of WebP: a tenth of a PNG, and no palette can hold these colours
+        image.save(file, quality=62, method=6)  # of WebP: a tenth of a PNG, and no palette can hold these colours
 
 
 def as_image(picture: Tensor) -> Image.Image:

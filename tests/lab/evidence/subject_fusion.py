@@ -35,15 +35,15 @@ from nodes import ConditioningCombine, ConditioningSetTimestepRange
 
 PART = "subject_fusion"
 SCENES = 60  # of one subject, and as many of two
-TUNED = 20  # scenes of each number of subjects at most to choose borders with
+TUNED = 40  # scenes of each number of subjects at most to choose borders with
 TUNING_SEED, JUDGED_SEED, NOISE_SEED = 8001, 8002, 500
 STEPS = 20
 CFG = 5.0
 SHOWN = 4  # scenes of each number of subjects
 SUBJECTS = {1: "one subject", 2: "two subjects"}
 SAID = ("side", "background", "style")
-BORDERS = (0.1, 0.2, 0.3, 0.4, 0.5)
-STAGES = ((0.1, 0.4), (0.2, 0.4), (0.2, 0.6), (0.3, 0.6), (0.3, 0.8))
+BORDERS = (0.2, 0.3, 0.4, 0.5, 0.6)
+STAGES = ((0.2, 0.6), (0.3, 0.6), (0.4, 0.6), (0.4, 0.7), (0.4, 0.8), (0.5, 0.8))
 SALIENCY = {
     "sharpness": {
         "saliency": "sharpness",

@@ -85,8 +85,9 @@ def introduction(count: int) -> list[str]:
         *opening("The toy world", PART),
         "The toy world is a set of small models in real architectures: a Stable Diffusion 1.5 in small with its autoencoder and text encoder, a Stable "
         "Diffusion 3 in small of the same latents, an expert, a subject model, and a miniature DALL-E 2. They are trained by `make toy` on scenes that a "
-        "[renderer draws](world.webp): two things before a background, in one of several styles. The weights in the repository were trained on a GPU, but "
-        "for those of the expert and the subject model, which were trained on a CPU.",
+        "[renderer draws](world.webp): two things before a background, in one of several styles. The weights in the repository were trained on a GPU. "
+        "The UNet, and the expert and the subject model with it, were trained once more, wider and longer; meanwhile the text encoder was held, since "
+        "the transformer was trained with it.",
         "",
         f"{count} prompts of scenes whose combinations were held out from training, {STEPS} steps of ComfyUI's `euler` on its `normal` schedule, the empty "
         "prompt as negative. Percent of the pictures in which the judge reads what the prompt asks for. The expert, the subject model and unCLIP have "

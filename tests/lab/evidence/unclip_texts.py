@@ -113,7 +113,7 @@ class Score:
 
 
 def in_bits(value: Tensor | float, sign: str = "") -> str:
-    return "none to measure" if math.isnan(value) else f"{float(value):{sign}.2f}"
+    return "none to measure" if math.isnan(value) else f"{float(value) + 0.0:{sign}.2f}"  # no -0.00
 
 
 def with_interval(value: Tensor | float, low: float, high: float, sign: str = "") -> str:

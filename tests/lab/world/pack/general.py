@@ -1,4 +1,4 @@
-"""The toy world's latent-diffusion model in ComfyUI's own classes: SD1.5's blocks and file layout, thin where there are many pixels."""
+"""The toy world's latent-diffusion model in ComfyUI's own classes: SD1.5's blocks and file layout, much narrower."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ WIDTH = 128  # of the text encoder, and so of the UNet's cross-attention
 VOCABULARY = 49408
 GROUPS = 8  # of the norms: 32 would be one for each channel, and take away its mean
 
-# As ComfyUI detects SD1.5, but for model_channels (320), context_dim (768), and attention at the first level, where
-# 1024 places that all look at each other would take half of the time.
+# As ComfyUI detects SD1.5, but for model_channels (320) and their multiples (1, 2, 4, 4), context_dim (768), and attention
+# at the first level, where 1024 places that all look at each other would take half of the time.
 UNET_CONFIG = {
     "image_size": 32,
     "in_channels": LATENT_CHANNELS,
     "out_channels": LATENT_CHANNELS,
-    "model_channels": 24,
-    "channel_mult": [1, 2, 4, 4],
+    "model_channels": 48,
+    "channel_mult": [1, 1, 2, 2],
     "num_res_blocks": [2, 2, 2, 2],
     "transformer_depth": [0, 0, 1, 1, 1, 1, 0, 0],
     "transformer_depth_output": [0, 0, 0, 1, 1, 1, 1, 1, 1, 0, 0, 0],
@@ -150,6 +150,7 @@ def model_of(weights: dict[str, Tensor]) -> ModelPatcher:
     """The UNet of the general model's file."""
     model = new_unet()
     model.load_model_weights(under("model.diffusion_model.", weights), "")
+    model.diffusion_model.to(memory_format=torch.channels_last)  # a quarter faster on a CPU
     device = comfy.model_management.get_torch_device()
     return ModelPatcher(model, load_device=device, offload_device=comfy.model_management.unet_offload_device())
 

@@ -17,7 +17,7 @@ from lab.world.train.text import TextEncoder
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-RANK = 16
+RANK = 12
 ASKED = 0.1  # weight of the questions
 TABLE = "text_model.embeddings.token_embedding.weight"
 

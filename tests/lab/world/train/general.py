@@ -25,9 +25,9 @@ from lab.world.train.text import TextEncoder, vocabulary
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 4600, 2400
+STEPS, STEPS_CUDA = 4600, 6000
 BATCH, BATCH_CUDA = 32, 256
-SCENES, SCENES_CUDA = 24576, 49152
+SCENES, SCENES_CUDA = 24576, 131072
 RATE, OTHER_RATE = 2e-3, 2e-3
 CAPTION_DROPOUT = 0.12
 ASKED_BLOCK = 7  # of the output blocks, of CELLS x CELLS places
