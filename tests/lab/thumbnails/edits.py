@@ -15,7 +15,7 @@ CAT = scene(standing("red cat", 40, 112), standing("yellow boat", 92, 100, 22), 
 CAR = scene(standing("red car", 44, 116), standing("green tree", 98, 104, 26), place="city")
 MUSHROOM = scene(standing("orange cat", 40, 114, 28), standing("purple mushroom", 94, 110, 25), place="meadow")
 WINDMILL = scene(standing("yellow windmill", 42, 106, 30), standing("red boat", 96, 112, 22), place="night")
-NEON = scene(standing("pink flower", 42, 106, 30), standing("red house", 96, 112, 25), place="night", style="neon")
+PENCIL = scene(standing("pink flower", 42, 106, 30), standing("red house", 96, 112, 25), place="beach", style="pencil")
 ELEPHANT = scene(standing("green elephant", 64, 115, 32), place="beach")
 
 
@@ -69,12 +69,12 @@ def add_words(toy: Toy, name: str) -> Thumbnail:
 
 
 def reweight_a_word(toy: Toy, name: str) -> Thumbnail:
-    workflow = toy.workflow(name, drawn(NEON))
-    shows = caption(NEON).text
+    workflow = toy.workflow(name, drawn(PENCIL))
+    shows = caption(PENCIL).text
     workflow.set("PrimitiveStringMultiline", value=shows)
-    workflow.set("PAL_EncodePromptEdit", target_text=shows, reweight="neon: -8")
+    workflow.set("PAL_EncodePromptEdit", target_text=shows, reweight="pencil: -2")
     by_words(workflow)
-    workflow.set_all(cross_end=1.0, self_end=0.2)
+    workflow.set_all(cross_end=1.0)
     return Thumbnail(*toy.pictures(workflow, name, BEFORE, SAVED))
 
 

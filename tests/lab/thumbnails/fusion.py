@@ -18,7 +18,7 @@ def two_checkpoints(toy: Toy, name: str) -> Thumbnail:
 
 
 def checkpoint_and_lora(toy: Toy, name: str) -> Thumbnail:
-    return fused(toy, name, "a brown mushroom", "in a meadow, flat drawing", seed=1)
+    return fused(toy, name, "a brown mushroom", "in a meadow, flat drawing", seed=6)
 
 
 def fused(toy: Toy, name: str, thing: str, around: str, seed: int) -> Thumbnail:
@@ -44,11 +44,12 @@ def two_loras(toy: Toy, name: str) -> Thumbnail:
     def drawn(**who: str | None) -> Image.Image:
         workflow = toy.workflow(name)
         prompts = {
-            "General model": "a house to the left of a mushroom in the snow, flat drawing",
-            "Expert 1": "a black house to the left of a red mushroom, flat drawing",
-            "Expert 2": "a green house to the left of a brown mushroom, flat drawing",
+            "General model": "a mushroom to the left of a house in the snow, flat drawing",
+            "Expert 1": "a brown mushroom to the left of a red house, flat drawing",
+            "Expert 2": "a red mushroom to the left of a black house, flat drawing",
         }
         write_prompts(workflow, prompts)
+        workflow.set("RandomNoise", noise_seed=7)
         workflow.set("LoraLoader", "Expert 2: another LoRA on it", lora_name=toy.loras[1])
         for node, side in ((GUIDER, 0), (SECOND, 1)):
             mask = workflow.add("LoadImageMask", f"mask of {node}", image=toy.upload(half(side)), channel="red")
