@@ -10,7 +10,7 @@ import torch
 from lab.evidence import intervals
 from lab.evidence.edits import Edit, held_out_edits
 from lab.evidence.intervals import ahead
-from lab.evidence.models import NETWORKS, World
+from lab.evidence.models import BLOCKS, NETWORKS, World
 from lab.evidence.pages import JUDGED, claims, opening, save_page, table
 from lab.evidence.plots import trade_off
 from lab.evidence.sheets import cell, rows_of_cells
@@ -20,30 +20,49 @@ from torch import Tensor
 from tqdm import tqdm
 
 SCENES, SEED = 60, 300
+CHOSEN_ON, CHOOSING_SEED = 24, 301  # other edits that settings are chosen on
 STEPS, CFG = 25, 7.5
 CHANGES = ("style", "colour", "kind")
 STRENGTHS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # of SDEdit
 SHOWN = 6
 OURS, PLAIN = "Plug-and-Play", "plain sampling"
 CAPTION = "Plug-and-Play, inverted with the source's caption"
-Windows = dict[str, tuple[float, float]]  # feature_end and attention_end; -1 is the node's own choice
-WINDOWS: dict[str, Windows] = {
-    "UNet": {  # as published
-        OURS: (0.8, 0.5),
-        "half as long": (0.4, 0.25),
-        "all steps": (1.0, 1.0),
-        "attention only": (0.0, 0.5),
-        "features only": (0.8, 0.0),
-        PLAIN: (0.0, 0.0),
-    },
-    "transformer": {
-        OURS: (-1.0, -1.0),
-        "the UNet's windows": (0.8, 0.5),
-        "attention only": (0.0, -1.0),
-        "features only": (-1.0, 0.0),
-        PLAIN: (0.0, 0.0),
-    },
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of Plug-and-Play; -1 is the node's own choice."""
+
+    feature_end: float = -1.0
+    attention_end: float = -1.0
+    blocks: str = "auto"
+
+    def __str__(self) -> str:
+        ends = (f"{end:g}" if end >= 0 else "automatic" for end in (self.feature_end, self.attention_end))
+        return "feature_end {}, attention_end {}, blocks {}".format(*ends, self.blocks)
+
+
+PUBLISHED = Settings(0.8, 0.5, BLOCKS)  # 2211.12572
+# Also the blocks whose features have as many places as those of the published one on Stable Diffusion, 16 x 16.
+TRIED = {
+    "UNet": [
+        Settings(*ends, blocks)
+        for blocks in (BLOCKS, "features 6-8; attention 4-8", "features 4-8; attention 4-8")
+        for ends in ((0.8, 0.5), (0.6, 0.5), (0.5, 0.3))
+    ],
+    "transformer": [Settings()],
 }
+OTHERS = {"UNet": {"published settings": PUBLISHED}, "transformer": {"the UNet's windows": Settings(0.8, 0.5)}}
+
+
+def ways(network: str, chosen: Settings) -> dict[str, Settings]:
+    return {
+        OURS: chosen,
+        **OTHERS[network],
+        "attention only": replace(chosen, feature_end=0.0),
+        "features only": replace(chosen, attention_end=0.0),
+        PLAIN: replace(chosen, feature_end=0.0, attention_end=0.0),
+    }
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,7 @@ class Measured:
     """One network's edits."""
 
     sources: Sources
+    settings: Settings
     results: dict[str, Judged]
     sdedit: dict[float, Judged]  # by strength
 
@@ -62,14 +82,15 @@ class Measured:
         return min(strength for strength, result in self.sdedit.items() if result.share >= wanted)
 
 
-def injected(group: Group, windows: tuple[float, float]) -> Tensor:
-    model = PlugAndPlay.execute(group.world.model, group.trajectory, *windows, group.world.blocks)[0]
+def injected(group: Group, settings: Settings) -> Tensor:
+    ends = settings.feature_end, settings.attention_end
+    model = PlugAndPlay.execute(group.world.model, group.trajectory, *ends, settings.blocks)[0]
     return group.sample(group.world.with_model(model), CFG)
 
 
-def from_caption(group: Group, windows: tuple[float, float], edits: list[Edit]) -> Tensor:
+def from_caption(group: Group, settings: Settings, edits: list[Edit]) -> Tensor:
     texts = [edits[row].source_text for row in group.rows]
-    return injected(group.inverted_with(group.world.prompts(texts)), windows)
+    return injected(group.inverted_with(group.world.prompts(texts)), settings)
 
 
 def noised(group: Group, strength: float) -> Tensor:
@@ -77,28 +98,44 @@ def noised(group: Group, strength: float) -> Tensor:
     return group.world.decode(group.world.sdedit(latent, group.target, CFG, strength, sigmas))
 
 
-def measure(world: World, windows: Windows, scenes: int) -> Measured:
-    """As published, sources are inverted with the empty prompt."""
+def inverted(world: World, edits: list[Edit]) -> Sources:
+    """As published, with the empty prompt."""
+    return Sources.open(world, [replace(edit, source_text="") for edit in edits], STEPS, by_words=False)
+
+
+def choose(world: World, tried: list[Settings], count: int) -> Settings:
+    """The most edits done, plus IoU."""
+    if len(tried) == 1:
+        return tried[0]
+    sources = inverted(world, held_out_edits(count, CHOOSING_SEED, CHANGES))
+    results = {s: sources.edited(partial(injected, settings=s)) for s in tqdm(tried, desc="settings")}
+    return max(tried, key=lambda settings: results[settings].share + float(results[settings].iou.mean()))
+
+
+def measure(world: World, network: str, scenes: int) -> Measured:
+    settings = choose(world, TRIED[network], max(min(scenes, CHOSEN_ON), len(CHANGES)))
     edits = held_out_edits(scenes, SEED, CHANGES)
-    sources = Sources.open(world, [replace(edit, source_text="") for edit in edits], STEPS, by_words=False)
+    sources = inverted(world, edits)
     results = {
-        name: sources.edited(partial(injected, windows=ends)) for name, ends in tqdm(windows.items(), desc="windows")
+        name: sources.edited(partial(injected, settings=some))
+        for name, some in tqdm(ways(network, settings).items(), desc="ways")
     }
-    results[CAPTION] = sources.edited(partial(from_caption, windows=windows[OURS], edits=edits))
+    results[CAPTION] = sources.edited(partial(from_caption, settings=settings, edits=edits))
     results["unedited"] = sources.judged(sources.unedited)
     sdedit = {s: sources.edited(partial(noised, strength=s)) for s in tqdm(STRENGTHS, desc="SDEdit")}
-    return Measured(sources, results, sdedit)
+    return Measured(sources, settings, results, sdedit)
 
 
 @torch.inference_mode()
 def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
     """Writes the page, its plot and its sheets; there is no bar to miss."""
-    found = {name: measure(load(weights), WINDOWS[name], scenes) for name, load in NETWORKS.items()}
+    found = {name: measure(load(weights), name, scenes) for name, load in NETWORKS.items()}
     lines = [
         *opening("Plug-and-Play", "plug_and_play"),
         f"{scenes} held-out scenes of two things. The prompt changes the style, or the colour or the kind of one thing, and is the whole caption of "
         f"the edited scene, which does not say what is to the left. Sources were inverted by `ddim` with the empty prompt, as published. All methods: {STEPS} "
-        f"steps, `euler`, guidance {CFG}, the empty prompt as negative.",
+        f"steps, `euler`, guidance {CFG}, the empty prompt as negative. The UNet's settings were chosen on {CHOSEN_ON} other edits, by edits done plus "
+        f"IoU, of {len(TRIED['UNet'])}: the published ones, and windows and blocks near them.",
         "",
         JUDGED,
         "",
@@ -108,7 +145,15 @@ def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
         "",
     ]
     for name, measured in found.items():
-        lines += [f"## {name}", "", *verdict(measured), *_table(measured), *_by_change(measured)]
+        lines += [
+            f"## {name}",
+            "",
+            f"Plug-and-Play: {measured.settings}.",
+            "",
+            *verdict(measured),
+            *_table(measured),
+            *_by_change(measured),
+        ]
         _sheet(name, measured).save(docs / f"plug_and_play_{name.lower()}.webp")
         lines += [f"![Sources and results](plug_and_play_{name.lower()}.webp)", ""]
     trade_off(
@@ -180,7 +225,7 @@ def _by_change(measured: Measured) -> list[str]:
 
 def _sheet(network: str, measured: Measured):
     """The first edits as they come."""
-    names = [*WINDOWS[network]]
+    names = [*ways(network, measured.settings)]
     columns = [measured.results[name] for name in names] + [measured.sdedit[measured.equal]]
     sources, unedited = measured.sources, measured.results["unedited"]
     rows = [

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 PART = "saliency_fusion"
 SCENES = 200
-TUNED = 24  # scenes at most to choose constants with
+TUNED = 40  # scenes at most to choose constants with
 TUNING_SEED, JUDGED_SEED, NOISE_SEED = 7001, 7002, 500
 STEPS = 20
 CFG = 5.0
@@ -207,7 +207,7 @@ def chosen_constants(fusion: Fusion, scenes: Sequence[Scene]) -> tuple[Constants
     constants, tried = Constants(), []
     for name, values in (
         ("place", (False, True)),
-        ("sharpness", (SHARPNESS["expert"], 1.0, 2.0, 5.0)),
+        ("sharpness", (SHARPNESS["expert"], 1.0, 2.0, 5.0, 10.0)),
         ("start", (0.0, 0.15, 0.3)),
     ):
         scores = {}
