@@ -27,7 +27,7 @@ from palimpsest.nodes.unclip.respaced_schedule import squaredcos_cap_v2
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 1200, 6700
+STEPS, STEPS_CUDA = 1000, 6700
 BATCH, BATCH_CUDA = 16, 128
 RATE, OTHER_RATE = 2e-3, 2e-3
 TEXT_DROPOUT, EMBEDDING_DROPOUT = 0.5, 0.1  # each on its own, as published

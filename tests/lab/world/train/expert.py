@@ -22,7 +22,7 @@ from lab.world.train.text import WORDS, TextEncoder, token_ids, vocabulary
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 1000, 1400
+STEPS, STEPS_CUDA = 800, 1400
 BATCH, BATCH_CUDA = 16, 128
 RATE = 1e-3
 

@@ -25,7 +25,7 @@ from lab.world.train.text import TextEncoder, vocabulary
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 4600, 6000
+STEPS, STEPS_CUDA = 2400, 6000
 BATCH, BATCH_CUDA = 32, 256
 SCENES, SCENES_CUDA = 24576, 131072
 RATE, OTHER_RATE = 2e-3, 2e-3

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 ENCODER_STEPS, ENCODER_STEPS_CUDA = 800, 2400
 ENCODER_BATCH, ENCODER_BATCH_CUDA = 48, 256
 ENCODER_RATE = 1e-3
-STEPS, STEPS_CUDA = 1000, 1300
+STEPS, STEPS_CUDA = 800, 1300
 BATCH, BATCH_CUDA = 16, 96
 RATE, LATER_ENCODER_RATE = 1e-3, 2e-4
 PLAIN, EMPTY = 0.1, 0.1  # shares of captions without pictures, and of empty captions, as published

@@ -18,7 +18,7 @@ from lab.world.train.text import TextEncoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-STEPS, STEPS_CUDA = 3600, 7700
+STEPS, STEPS_CUDA = 2600, 7700
 BATCH, BATCH_CUDA = 64, 256
 RATE, OTHER_RATE = 2e-3, 2e-3
 # Of the logit of a step's time. What is where is decided where there is more noise than picture.
