@@ -71,6 +71,7 @@ class Measured:
 
     sources: Sources
     settings: Settings
+    tried: dict[Settings, Judged]  # on other edits
     results: dict[str, Judged]
     sdedit: dict[float, Judged]  # by strength
 
@@ -103,17 +104,22 @@ def inverted(world: World, edits: list[Edit]) -> Sources:
     return Sources.open(world, [replace(edit, source_text="") for edit in edits], STEPS, by_words=False)
 
 
-def choose(world: World, tried: list[Settings], count: int) -> Settings:
-    """The most edits done, plus IoU."""
-    if len(tried) == 1:
-        return tried[0]
+def tried_settings(world: World, network: str, count: int) -> dict[Settings, Judged]:
+    """None where there is nothing to choose."""
+    if len(TRIED[network]) == 1:
+        return {}
     sources = inverted(world, held_out_edits(count, CHOOSING_SEED, CHANGES))
-    results = {s: sources.edited(partial(injected, settings=s)) for s in tqdm(tried, desc="settings")}
-    return max(tried, key=lambda settings: results[settings].share + float(results[settings].iou.mean()))
+    return {s: sources.edited(partial(injected, settings=s)) for s in tqdm(TRIED[network], desc="settings")}
+
+
+def value(result: Judged) -> float:
+    """What settings are chosen by."""
+    return result.share + float(result.iou.mean())
 
 
 def measure(world: World, network: str, scenes: int) -> Measured:
-    settings = choose(world, TRIED[network], max(min(scenes, CHOSEN_ON), len(CHANGES)))
+    tried = tried_settings(world, network, max(min(scenes, CHOSEN_ON), len(CHANGES)))
+    settings = max(TRIED[network], key=lambda some: value(tried[some]) if tried else 0)
     edits = held_out_edits(scenes, SEED, CHANGES)
     sources = inverted(world, edits)
     results = {
@@ -123,7 +129,7 @@ def measure(world: World, network: str, scenes: int) -> Measured:
     results[CAPTION] = sources.edited(partial(from_caption, settings=settings, edits=edits))
     results["unedited"] = sources.judged(sources.unedited)
     sdedit = {s: sources.edited(partial(noised, strength=s)) for s in tqdm(STRENGTHS, desc="SDEdit")}
-    return Measured(sources, settings, results, sdedit)
+    return Measured(sources, settings, tried, results, sdedit)
 
 
 @torch.inference_mode()
@@ -155,7 +161,7 @@ def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
             *_by_change(measured),
         ]
         _sheet(name, measured).save(docs / f"plug_and_play_{name.lower()}.webp")
-        lines += [f"![Sources and results](plug_and_play_{name.lower()}.webp)", ""]
+        lines += [f"![Sources and results](plug_and_play_{name.lower()}.webp)", "", *_tried(measured)]
     trade_off(
         docs / "plug_and_play.png",
         ("edits done", "IoU of both things with the source's"),
@@ -205,6 +211,13 @@ def _table(measured: Measured) -> list[str]:
             for name, r in rows.items()
         ],
     )
+
+
+def _tried(measured: Measured) -> list[str]:
+    if not measured.tried:
+        return []
+    rows = [(str(some), intervals.mean(r.iou), intervals.share(*r.counts)) for some, r in measured.tried.items()]
+    return [f"Settings tried on {CHOSEN_ON} other edits:", "", *table(["settings", "IoU", "edits done"], rows)]
 
 
 def _by_change(measured: Measured) -> list[str]:
