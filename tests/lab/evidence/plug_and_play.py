@@ -105,7 +105,7 @@ def inverted(world: World, edits: list[Edit]) -> Sources:
 
 
 def tried_settings(world: World, network: str, count: int) -> dict[Settings, Judged]:
-    """None where there is nothing to choose."""
+    """Empty where there is nothing to choose."""
     if len(TRIED[network]) == 1:
         return {}
     sources = inverted(world, held_out_edits(count, CHOOSING_SEED, CHANGES))
@@ -119,7 +119,7 @@ def value(result: Judged) -> float:
 
 def measure(world: World, network: str, scenes: int) -> Measured:
     tried = tried_settings(world, network, max(min(scenes, CHOSEN_ON), len(CHANGES)))
-    settings = max(TRIED[network], key=lambda some: value(tried[some]) if tried else 0)
+    settings = max(tried, key=lambda some: value(tried[some]), default=TRIED[network][0])
     edits = held_out_edits(scenes, SEED, CHANGES)
     sources = inverted(world, edits)
     results = {
