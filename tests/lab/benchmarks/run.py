@@ -209,10 +209,11 @@ def machine() -> str:
     import torch
 
     gib = psutil.virtual_memory().total / 2**30
+    where = f" on {torch.cuda.get_device_name()}" if torch.cuda.is_available() else " --cpu"
     return (
         f"Machine: {cpu_name()}, {os.cpu_count()} cores, torch threads: {torch.get_num_threads()} "
         f"({torch.backends.cpu.get_cpu_capability()}), {gib:.0f} GiB; {platform.system()}, "
-        f"Python {platform.python_version()}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__} --cpu."
+        f"Python {platform.python_version()}, torch {torch.__version__}, ComfyUI {comfyui_version.__version__}{where}."
     )
 
 
