@@ -1,4 +1,4 @@
-"""What the demo edits on the toy: a drawn scene that its models were not trained on, and a photograph of what they only know drawn."""
+"""What the demo edits on the toy: a drawn scene that its models were not trained on, and a photograph of what they have never seen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BEACH = Scene(
     tilt=13,
     lit_from_left=True,
 )
-ROCKET = "a yellow rocket at night"
+CUP = "a red cupcake"
 BY_WORDS = {"cfg": WORDS_CFG, "cross_end": CROSS_END, "self_end": SELF_END}
 
 
@@ -57,9 +57,9 @@ def photograph(folder: Path) -> Picture:
     """Foreign to the toy: all of the structure is injected, with little guidance."""
     return Picture(
         "photograph",
-        saved(central_square("rocket.jpg"), folder / "photograph.png"),
-        prompts=(f"{ROCKET}, neon sign", f"{ROCKET}, mosaic", "a yellow rocket on a beach, pencil drawing"),
-        structure={"cfg": 2.0, "feature_end": 1.0, "attention_end": 1.0, "blocks": BLOCKS},
+        saved(central_square("coffee.png"), folder / "photograph.png"),
+        prompts=(f"{CUP} in the city, neon sign", f"{CUP} in a room, mosaic", f"{CUP} in the snow, pencil drawing"),
+        structure={"cfg": 3.5, "feature_end": 1.0, "attention_end": 1.0, "blocks": BLOCKS},
     )
 
 

@@ -9,7 +9,7 @@ from lab.evidence.bars import Bars
 from lab.evidence.pages import JUDGED, opening, save_page, table
 from lab.evidence.sheets import Cell, cell, rows_of_cells
 from lab.world.captions import caption
-from lab.world.evaluate import ROUND_TRIP, SEED, STEPS, WHOLE, World, answers, decibels, drawn
+from lab.world.evaluate import ROUND_TRIP, SAMPLER, SEED, STEPS, WHOLE, World, answers, decibels, drawn
 from lab.world.judge import judge
 from lab.world.measure import percent
 from lab.world.pack.general import load_general
@@ -19,7 +19,7 @@ from lab.world.scenes import Scene, sample_scenes
 
 PART = "toy"
 SCENES = 200
-GUIDANCES = (3.0, 5.0, 7.5)
+WAYS = ((3.0, SAMPLER), (5.0, SAMPLER), (7.5, SAMPLER), (7.5, "euler"))  # guidances and samplers
 SHOWN, COLUMNS = 24, 8  # pictures of each sheet, at SHOWN_AT
 SHOWN_AT = 5.0
 BARS = {5.0: 85, 7.5: 85}  # percent of the general model's samples that are wholly right, by guidance
@@ -42,17 +42,23 @@ def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
     sections: list[str] = []
     for name, load in NETWORKS.items():
         rows = []
-        for guidance in GUIDANCES:
-            table_of, cells = measured(load(weights), held_out, guidance)
+        for guidance, sampler in WAYS:
+            table_of, cells = measured(load(weights), held_out, guidance, sampler)
             right = sum(row[WHOLE] for row in table_of)
-            if name == "UNet" and guidance in BARS:
+            if name == "UNet" and guidance in BARS and sampler == SAMPLER:
                 bars.add(
                     f"{WHOLE} right in samples of the UNet at guidance {guidance:g}",
                     f"at least {BARS[guidance]} %",
                     f"{percent(right, scenes)} %",
                     100 * right >= BARS[guidance] * scenes,
                 )
-            rows.append([f"{guidance:g}", *(percent(sum(row[key] for row in table_of), scenes) for key in table_of[0])])
+            rows.append(
+                [
+                    f"{guidance:g}",
+                    f"`{sampler}`",
+                    *(percent(sum(row[key] for row in table_of), scenes) for key in table_of[0]),
+                ]
+            )
             if guidance == SHOWN_AT:
                 some = [cells[start : start + COLUMNS] for start in range(0, min(SHOWN, len(cells)), COLUMNS)]
                 title = (
@@ -62,7 +68,7 @@ def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
         sections += [
             f"## {name}",
             "",
-            *table(["guidance", *table_of[0]], rows),
+            *table(["guidance", "sampler", *table_of[0]], rows),
             f"![The first samples at guidance {SHOWN_AT:g}]({PART}_{name.lower()}.webp)",
             "",
         ]
@@ -70,10 +76,12 @@ def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
     return bars.missed
 
 
-def measured(world: World, scenes: list[Scene], guidance: float) -> tuple[list[dict[str, bool]], list[Cell]]:
+def measured(
+    world: World, scenes: list[Scene], guidance: float, sampler: str
+) -> tuple[list[dict[str, bool]], list[Cell]]:
     """What is right in a sample of each scene's caption, and the first samples with the judge's words."""
     prompts = [caption(scene).text for scene in scenes]
-    pictures = drawn(world, prompts, guidance)
+    pictures = drawn(world, prompts, guidance, sampler)
     readings = judge(pictures)
     found = [answers(reading, scene) for reading, scene in zip(readings, scenes, strict=True)]
     shown = zip(pictures[:SHOWN], readings, found, prompts, strict=False)
@@ -89,8 +97,8 @@ def introduction(count: int) -> list[str]:
         "The UNet, and the expert and the subject model with it, were trained once more, wider and longer; meanwhile the text encoder was held, since "
         "the transformer was trained with it.",
         "",
-        f"{count} prompts of scenes whose combinations were held out from training, {STEPS} steps of ComfyUI's `euler` on its `normal` schedule, the empty "
-        "prompt as negative. Percent of the pictures in which the judge reads what the prompt asks for. The expert, the subject model and unCLIP have "
+        f"{count} prompts of scenes whose combinations were held out from training, {STEPS} steps on ComfyUI's `normal` schedule, the empty prompt as "
+        "negative. Percent of the pictures in which the judge reads what the prompt asks for. The expert, the subject model and unCLIP have "
         "pages of their own: [Saliency Fusion](saliency_fusion.md), [Subject Fusion](subject_fusion.md), [unCLIP](unclip.md).",
         "",
         JUDGED,

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 SEED = 2024
 STEPS = 30
+SAMPLER = "euler_ancestral"
 BATCH = 20
 ROUND_TRIP = 32  # pictures
 WHOLE = "things, colours, style"
@@ -31,8 +32,10 @@ def encoded(clip: comfy.sd.CLIP, prompts: Sequence[str]) -> list:
 
 
 @torch.no_grad()
-def sample(world: World, prompts: Sequence[str], seed: int, guidance: float, steps: int = STEPS) -> Tensor:
-    """Pictures [B, 3, SIZE, SIZE] in 0..1 by Euler steps on ComfyUI's normal schedule."""
+def sample(
+    world: World, prompts: Sequence[str], seed: int, guidance: float, steps: int = STEPS, sampler: str = "euler"
+) -> Tensor:
+    """Pictures [B, 3, SIZE, SIZE] in 0..1, on ComfyUI's normal schedule."""
     model, clip, vae = world
     empty = torch.zeros(len(prompts), 4, SIZE // 4, SIZE // 4)
     latents = comfy.sample.sample(
@@ -40,7 +43,7 @@ def sample(world: World, prompts: Sequence[str], seed: int, guidance: float, ste
         comfy.sample.prepare_noise(empty, seed),
         steps,
         guidance,
-        "euler",
+        sampler,
         "normal",
         encoded(clip, prompts),
         encoded(clip, [""]),
@@ -51,10 +54,10 @@ def sample(world: World, prompts: Sequence[str], seed: int, guidance: float, ste
     return vae.decode(latents).movedim(-1, 1).float()
 
 
-def drawn(world: World, prompts: Sequence[str], guidance: float) -> Tensor:
+def drawn(world: World, prompts: Sequence[str], guidance: float, sampler: str = SAMPLER) -> Tensor:
     """A picture for each prompt, in batches that have a seed of their own."""
     starts = tqdm(range(0, len(prompts), BATCH), desc="sampling")
-    return torch.cat([sample(world, prompts[k : k + BATCH], SEED + k, guidance) for k in starts])
+    return torch.cat([sample(world, prompts[k : k + BATCH], SEED + k, guidance, sampler=sampler) for k in starts])
 
 
 @torch.no_grad()
