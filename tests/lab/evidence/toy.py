@@ -9,7 +9,7 @@ from lab.evidence.bars import Bars
 from lab.evidence.pages import JUDGED, opening, save_page, table
 from lab.evidence.sheets import Cell, cell, rows_of_cells
 from lab.world.captions import caption
-from lab.world.evaluate import ROUND_TRIP, SAMPLER, SEED, STEPS, WHOLE, World, answers, decibels, drawn
+from lab.world.evaluate import ROUND_TRIP, SEED, STEPS, WHOLE, World, answers, decibels, drawn
 from lab.world.judge import judge
 from lab.world.measure import percent
 from lab.world.pack.general import load_general
@@ -19,6 +19,7 @@ from lab.world.scenes import Scene, sample_scenes
 
 PART = "toy"
 SCENES = 200
+SAMPLER = "euler_ancestral"
 WAYS = ((3.0, SAMPLER), (5.0, SAMPLER), (7.5, SAMPLER), (7.5, "euler"))  # guidances and samplers
 SHOWN, COLUMNS = 24, 8  # pictures of each sheet, at SHOWN_AT
 SHOWN_AT = 5.0
@@ -47,7 +48,7 @@ def write(docs: Path, weights: Path, scenes: int = SCENES) -> list[str]:
             right = sum(row[WHOLE] for row in table_of)
             if name == "UNet" and guidance in BARS and sampler == SAMPLER:
                 bars.add(
-                    f"{WHOLE} right in samples of the UNet at guidance {guidance:g}",
+                    f"{WHOLE} right in samples of the UNet at guidance {guidance:g} by `{sampler}`",
                     f"at least {BARS[guidance]} %",
                     f"{percent(right, scenes)} %",
                     100 * right >= BARS[guidance] * scenes,
@@ -98,8 +99,9 @@ def introduction(count: int) -> list[str]:
         "the transformer was trained with it.",
         "",
         f"{count} prompts of scenes whose combinations were held out from training, {STEPS} steps on ComfyUI's `normal` schedule, the empty prompt as "
-        "negative. Percent of the pictures in which the judge reads what the prompt asks for. The expert, the subject model and unCLIP have "
-        "pages of their own: [Saliency Fusion](saliency_fusion.md), [Subject Fusion](subject_fusion.md), [unCLIP](unclip.md).",
+        f"negative. `{SAMPLER}` was chosen on other prompts. Percent of the pictures in which the judge reads what the prompt asks "
+        "for. The expert, the subject model and unCLIP have pages of their own: "
+        "[Saliency Fusion](saliency_fusion.md), [Subject Fusion](subject_fusion.md), [unCLIP](unclip.md).",
         "",
         JUDGED,
         "",

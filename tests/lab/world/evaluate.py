@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 SEED = 2024
 STEPS = 30
-SAMPLER = "euler_ancestral"
 BATCH = 20
 ROUND_TRIP = 32  # pictures
 WHOLE = "things, colours, style"
@@ -54,7 +53,7 @@ def sample(
     return vae.decode(latents).movedim(-1, 1).float()
 
 
-def drawn(world: World, prompts: Sequence[str], guidance: float, sampler: str = SAMPLER) -> Tensor:
+def drawn(world: World, prompts: Sequence[str], guidance: float, sampler: str) -> Tensor:
     """A picture for each prompt, in batches that have a seed of their own."""
     starts = tqdm(range(0, len(prompts), BATCH), desc="sampling")
     return torch.cat([sample(world, prompts[k : k + BATCH], SEED + k, guidance, sampler=sampler) for k in starts])
