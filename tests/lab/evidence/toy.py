@@ -97,7 +97,7 @@ def introduction(count: int) -> list[str]:
         "[renderer draws](world.webp): two things before a background, in one of several styles. The weights in the repository were trained on a GPU. "
         "The UNet, and the expert and the subject model with it, were trained once more, wider and longer; meanwhile the text encoder was held, since "
         "the transformer was trained with it. `make toy` on two CPU cores shows the UNet 77,000 pictures in one hour and a half, where the committed "
-        "one saw 1.5 million. Backgrounds and most styles are right then, things are not: of the samples below, 0.5 % (0.1 to 2.8) are right at "
+        "one saw 1.5 million. Most backgrounds and styles are right then, things are not: of the same samples, 0.5 % (0.1 to 2.8) are wholly right at "
         'guidance 5, and as many at 7.5 (`PART="toy --weights <folder>"`).',
         "",
         f"{count} prompts of scenes whose combinations were held out from training, {STEPS} steps on ComfyUI's `normal` schedule, the empty prompt as "
