@@ -98,7 +98,7 @@ def introduction(count: int) -> list[str]:
         "The UNet, and the expert and the subject model with it, were trained once more, wider and longer; meanwhile the text encoder was held, since "
         "the transformer was trained with it. `make toy` on two CPU cores shows the UNet 77,000 pictures in one hour and a half, where the committed "
         "one saw 1.5 million. Most backgrounds and styles are right then, things are not: of the same samples, 0.5 % (0.1 to 2.8) are wholly right at "
-        'guidance 5, and as many at 7.5 (`PART="toy --weights <folder>"`).',
+        'guidance 5, and as many at 7.5 (`make toy`, then `make evidence PART="toy --weights <folder> --docs <folder>"`).',
         "",
         f"{count} prompts of scenes whose combinations were held out from training, {STEPS} steps on ComfyUI's `normal` schedule, the empty prompt as "
         f"negative. `{SAMPLER}` was chosen on other prompts. Percent of the pictures in which the judge reads what the prompt asks "
