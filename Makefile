@@ -57,9 +57,9 @@ lint:
 demo:
 	PYTHONPATH=tests $(RUN) -m lab.demo
 
-# Trains the toy models, and goes on where it was stopped: some 3.6 hours on two CPU cores, by the time of 100 steps of each
-# part. That is too little for things one recognises; on CUDA steps are more and larger. PART=autoencoder, general, transformer,
-# expert, subject, clip, prior, decoder or upsamplers: one alone. `make evidence PART=toy` judges samples.
+# Trains the toy models, and goes on where it was stopped. On two CPU cores it takes 3.5 hours, which is too little for things one
+# recognises (docs/toy.md); on CUDA steps are more and larger. PART=autoencoder, general, transformer, expert, subject, clip, prior,
+# decoder or upsamplers: one alone. `make evidence PART=toy` judges samples.
 toy:
 	PYTHONPATH=tests $(RUN) -m lab.world.train $(PART)
 
