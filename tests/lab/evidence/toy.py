@@ -98,11 +98,11 @@ def introduction(count: int) -> list[str]:
         "The UNet, and the expert and the subject model with it, were trained once more, wider and longer; meanwhile the text encoder was held, since "
         "the transformer was trained with it.",
         "",
-        "So the weights in the repository are not what `make toy` makes on a CPU. On two cores it took 3.5 hours from start to end, stopped and "
-        "resumed once. It showed the UNet 77,000 pictures; the one in the repository has seen 1.5 million. Most backgrounds and styles are right then, "
+        "So the weights in the repository are not what `make toy` makes on a CPU. On two cores it took 3.5 hours from start to end, pauses not counted, "
+        "and showed the UNet 77,000 pictures; the one in the repository has seen 1.5 million. Most backgrounds and styles are right then, "
         "things are not. With the prompts and the sampler of the tables below, the UNet of that run draws 0.5 % (0.1 to 2.8) wholly right at guidance 5 "
-        "and 0.5 % at 7.5, the transformer 2.0 (0.8 to 5.0) and 0 % (0 to 1.9). The autoencoder has 32.6 dB "
-        '(`make toy`, then `make evidence PART="toy --weights <folder> --docs <folder>"`).',
+        "and 0.5 % at 7.5, the transformer 2.0 (0.8 to 5.0) and 0 % (0 to 1.9). The autoencoder of that run has 32.6 dB "
+        '(`make toy`, then `make evidence PART="toy --docs <folder>"`).',
         "",
         f"{count} prompts of scenes whose combinations were held out from training, {STEPS} steps on ComfyUI's `normal` schedule, the empty prompt as "
         f"negative. `{SAMPLER}` was chosen on other prompts. Percent of the pictures in which the judge reads what the prompt asks "
