@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 from lab.world import measure, sheet
+from support.host.in_process import enter
+from torch import Tensor
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 
@@ -24,10 +27,19 @@ def main() -> None:
     if part in (None, "judge"):
         torch.set_num_threads(1)  # a second one waits more than it works, and its waiting counts as processor time
         torch.set_flush_denormal(True)  # as in every other measurement
-        missed = measure.write(DOCS, arguments.scenes)
+        with tempfile.TemporaryDirectory(prefix="palimpsest-judge-") as base:
+            enter(base)
+            missed = measure.write(DOCS, arguments.scenes, through_autoencoder)
     for bar in missed:
         print(f"MISSED: {bar}")
     sys.exit(bool(missed))
+
+
+def through_autoencoder(pictures: Tensor) -> Tensor:
+    from lab.world.evaluate import through  # once ComfyUI has been told how to set it up
+    from lab.world.pack.general import WEIGHTS, load_general
+
+    return through(load_general(WEIGHTS)[2], pictures)
 
 
 if __name__ == "__main__":

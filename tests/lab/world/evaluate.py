@@ -60,10 +60,14 @@ def drawn(world: World, prompts: Sequence[str], guidance: float, sampler: str) -
 
 
 @torch.no_grad()
+def through(vae: comfy.sd.VAE, pictures: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W], encoded and decoded."""
+    return torch.cat([vae.decode(vae.encode(part.movedim(1, -1))) for part in pictures.split(8)]).movedim(-1, 1)
+
+
 def decibels(vae: comfy.sd.VAE, pictures: Tensor) -> float:
     """Mean PSNR of pictures [B, 3, H, W] through the autoencoder."""
-    shown = torch.cat([vae.decode(vae.encode(part.movedim(1, -1))) for part in pictures.split(8)]).movedim(-1, 1)
-    return (-10 * (shown - pictures).square().mean((1, 2, 3)).log10()).mean().item()
+    return (-10 * (through(vae, pictures) - pictures).square().mean((1, 2, 3)).log10()).mean().item()
 
 
 def answers(reading: Reading, scene: Scene) -> dict[str, bool]:

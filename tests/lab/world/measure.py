@@ -45,7 +45,7 @@ class Compared:
     iou: float
 
 
-def write(docs: Path, count: int) -> list[str]:
+def write(docs: Path, count: int, through_autoencoder: Callable[[Tensor], Tensor]) -> list[str]:
     """Of `count` scenes, and half as many foreign pictures of each sort; returns the goals that were missed."""
     scenes = sample_scenes(count, SEED, split="held_out")
     started = time.process_time()
@@ -58,6 +58,7 @@ def write(docs: Path, count: int) -> list[str]:
         "as rendered": rendering.pictures,
         f"blurred and noisy, {foreign.DECIBELS:.0f} dB": foreign.blurred_and_noisy(rendering.pictures, SEED),
         "JPEG of quality 60": foreign.jpeg(rendering.pictures, 60),
+        "through the toy's autoencoder": through_autoencoder(rendering.pictures),
     }
     judge(rendering.pictures[:BATCH])  # draws what it compares with, once
     timed = {name: [_timed(part) for part in shown.split(BATCH)] for name, shown in pictures.items()}
